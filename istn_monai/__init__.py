@@ -1,0 +1,31 @@
+"""Image-and-spatial transformer networks (Lee et al., MICCAI 2019) as MONAI components.
+
+Where things are:
+
+- :mod:`istn_monai.spatial`: parameters to displacement field (affine, B-spline, compositions)
+- :mod:`istn_monai.warp`: sampling; :mod:`istn_monai.world`: affines, initial alignment, registration grid
+- :mod:`istn_monai.networks`: ITN, STN, ISTN; :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i
+- :mod:`istn_monai.dictionary`: MONAI dictionary transforms; :mod:`istn_monai.data`: datalists
+- :mod:`istn_monai.synthetic`: the paper's toy
+- :mod:`istn_monai.metrics`, :mod:`istn_monai.evaluation`: figures
+- :mod:`istn_monai.checks`, :mod:`istn_monai.settings`, :mod:`istn_monai.training`, :mod:`istn_monai.inference`: what
+  the bundle's configs call
+"""
+
+from istn_monai import checks, data, dictionary, evaluation, inference, settings, training, world
+from istn_monai.losses import DiceMSELoss, ISTNLoss
+from istn_monai.networks import ISTN, ITN, STN, BackboneITN, DisplacementNetwork, ISTNOutput, PyramidSTN
+from istn_monai.spatial import (
+    AffineTransformation,
+    BSplineTransformation,
+    CompositeTransformation,
+    Transformation,
+    spatial_transformation,
+)
+from istn_monai.warp import Warp
+
+__all__ = [
+    "ISTN", "ITN", "STN", "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation",
+    "DiceMSELoss", "DisplacementNetwork", "ISTNLoss", "ISTNOutput", "PyramidSTN", "Transformation", "Warp", "checks",
+    "data", "dictionary", "evaluation", "inference", "settings", "spatial_transformation", "training", "world",
+]  # fmt: skip

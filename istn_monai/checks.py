@@ -1,0 +1,191 @@
+"""Checks of what users give: images, labels, datalists, settings. Each error says what, where, and what to do."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
+from torch import Tensor
+from tqdm import tqdm
+
+SIDES = ("moving", "fixed")
+
+
+def source(image: Tensor, key: str) -> str:
+    """How an error names an image: its key and, where known, its file."""
+    file = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
+    return f"{key} ({file})" if file else key
+
+
+def check_dims(image: Tensor, key: str, spatial_dims: int) -> None:
+    """ValueError unless ``image`` is ``(C, *S)`` with as many axes as the configuration, 2 voxels along each."""
+    found = image.ndim - 1
+    if found != spatial_dims:
+        raise ValueError(
+            f"{source(image, key)} is {found}-D, of size {tuple(image.shape[1:])}, but the configuration is "
+            f"{spatial_dims}-D: spatial_size and spacing must have {found} numbers each for such images"
+        )
+    if min(image.shape[1:]) < 2:
+        raise ValueError(f"{source(image, key)} needs 2 voxels along each axis, got size {tuple(image.shape[1:])}")
+
+
+def check_affine(image: Tensor, key: str) -> None:
+    """ValueError unless the header's affine is finite and can be inverted."""
+    affine = torch.as_tensor(image.affine, dtype=torch.float64) if isinstance(image, MetaTensor) else torch.eye(2)
+    if not torch.isfinite(affine).all() or abs(torch.linalg.det(affine).item()) < 1e-12:
+        raise ValueError(f"{source(image, key)} has a header without a usable affine: {affine.tolist()}; repair it")
+
+
+def check_image(image: Tensor, key: str, spatial_dims: int) -> None:
+    """Refuses what cannot be registered: wrong dimension, bad affine, NaN or Inf, a constant image.
+
+    Args:
+        image: ``(C, *S)``.
+        key: its name in errors.
+        spatial_dims: of the configuration.
+    """
+    check_dims(image, key, spatial_dims)
+    check_affine(image, key)
+    values = torch.as_tensor(image)
+    bad = (~torch.isfinite(values)).sum().item()
+    if bad:
+        raise ValueError(f"{source(image, key)} has {bad} voxels that are NaN or infinite; mend the file first")
+    if values.min() == values.max():
+        raise ValueError(f"{source(image, key)} is constant ({values.min().item():g}): there is nothing to register")
+
+
+def check_label(
+    label: Tensor, key: str, image: Tensor, soi_labels: Sequence[Sequence[int]] | None, need_soi: bool = True
+) -> None:
+    """Refuses a label that is on another grid than its image, has several channels, NaN or Inf, or no SoI at all.
+
+    Args:
+        label: ``(1, *S)``.
+        key: its name in errors.
+        image: ``(C, *S)``, the image it belongs to.
+        soi_labels: groups of label values that make up the SoI; None for a real-valued map.
+        need_soi: whether an empty SoI is an error.
+    """
+    name = source(label, key)
+    if label.shape[0] != 1:
+        raise ValueError(f"{name} must have one channel, a label map, got {label.shape[0]}")
+    if label.shape[1:] != image.shape[1:]:
+        raise ValueError(
+            f"{name} has size {tuple(label.shape[1:])}, its image {source(image, 'image')} {tuple(image.shape[1:])}: "
+            "a label must be on the grid of its image; resample it with nearest neighbour"
+        )
+    if isinstance(label, MetaTensor) and isinstance(image, MetaTensor):
+        difference = (torch.as_tensor(label.affine) - torch.as_tensor(image.affine)).abs().max().item()
+        if difference > 1e-2:
+            raise ValueError(
+                f"{name} and its image {source(image, 'image')} have affines that differ by up to {difference:g}: a "
+                "label must be on the grid of its image; correct the header or resample the label"
+            )
+    values = torch.as_tensor(label)
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{name} has NaN or infinite voxels; mend the file first")
+    if need_soi and soi_labels is None and values.max() <= 0:
+        raise ValueError(f"{name} is empty: a map of structures of interest needs values above 0")
+    if need_soi and soi_labels is not None:
+        wanted = sorted({value for group in soi_labels for value in group})
+        present = sorted(int(value) for value in values.round().unique())
+        if not set(wanted) & set(present):
+            raise ValueError(f"{name} has an empty SoI: none of soi_labels {wanted} is in it, only {present}")
+
+
+def check_soi_labels(soi_labels: Any) -> None:
+    """ValueError unless ``soi_labels`` is None or groups of whole numbers, e.g. [[1, 2]] or [[1], [2]]."""
+    if soi_labels is None:
+        return
+    groups_ok = isinstance(soi_labels, (list, tuple)) and len(soi_labels) > 0
+    if not groups_ok or not all(
+        isinstance(g, (list, tuple)) and g and all(isinstance(v, int) and v != 0 for v in g) for g in soi_labels
+    ):
+        raise ValueError(
+            "soi_labels must be a list of groups of label values other than 0, one group for each SoI channel, such "
+            f'as "[[1,2]]" (merged) or "[[1],[2]]" (two channels), or null for real-valued maps; got {soi_labels!r}'
+        )
+
+
+def check_datalist(
+    items: Mapping[str, Sequence[Mapping[str, str]]],
+    spatial_dims: int,
+    soi_labels: Sequence[Sequence[int]] | None = None,
+    need_labels: bool = True,
+) -> None:
+    """Reads every file of a datalist once and refuses, by part, index, key and file, what training would stumble on.
+
+    Args:
+        items: ``{part: [{key: path}]}``, as :func:`istn_monai.data.read_datalist` gives them.
+        spatial_dims: of the configuration.
+        soi_labels: groups of label values that make up the SoI; None for real-valued maps.
+        need_labels: whether pairs without labels are an error.
+    """
+    check_soi_labels(soi_labels)
+    subjects: dict[tuple[str, str | None], str] = {}
+    for part, pairs in items.items():
+        for index, pair in enumerate(pairs):
+            for side in SIDES:
+                image, label = f"{side}_image", f"{side}_label"
+                for key in [image, label] if need_labels else [image]:
+                    if key not in pair:
+                        raise ValueError(f"{part}[{index}] has no key {key!r}, only {sorted(pair)}")
+                subjects.setdefault((pair[image], pair.get(label)), f"{part}[{index}] {side}")
+    for files, place in subjects.items():
+        for file in files:
+            if file is not None and not Path(file).exists():
+                raise FileNotFoundError(f"{place}: no such file: {file}")
+    load = LoadImage(image_only=True, ensure_channel_first=True)
+    present: set[int] = set()
+    for (image, label), place in tqdm(subjects.items(), desc="checking data", unit="image", leave=False):
+        loaded = read_or_explain(load, image, place)
+        check_image(loaded, place, spatial_dims)
+        if label is not None:
+            loaded_label = read_or_explain(load, label, place)
+            check_label(loaded_label, place, loaded, soi_labels)
+            present.update(int(value) for value in loaded_label.unique())
+    unknown = sorted({value for group in soi_labels or () for value in group} - present)
+    if unknown and present:
+        raise ValueError(f"soi_labels {unknown} are in no label file of the datalist; there are {sorted(present)}")
+
+
+def read_or_explain(load: LoadImage, file: str, place: str) -> MetaTensor:
+    """The image in ``file``, or a ValueError that names it."""
+    try:
+        return load(file)
+    except Exception as error:
+        raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({last_line(error)})") from error
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text: MONAI's reader errors are pages long."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def check_output_dir(path: str | os.PathLike) -> Path:
+    """Makes a folder for results and tries to write in it.
+
+    Returns:
+        The folder's absolute path.
+    """
+    folder = Path(path).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"output_dir is not writable: {folder} ({error.strerror or error}); choose another") from error
+    return folder
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")

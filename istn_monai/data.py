@@ -1,0 +1,182 @@
+"""Datalists of pairs: MONAI's JSON (``training`` / ``validation`` / ``testing``, paths relative to the file)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PARTS = ("training", "validation", "testing")
+PATH_KEYS = tuple(f"{side}_{kind}" for kind in ("image", "label", "points") for side in ("moving", "fixed"))
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png")
+
+Item = dict[str, str]
+
+
+def read_datalist(file: str | Path, parts: Sequence[str] = PARTS) -> dict[str, list[Item]]:
+    """The pairs of a datalist, with absolute paths.
+
+    Args:
+        file: the JSON file.
+        parts: which lists it must have.
+    """
+    path = Path(file).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"datalist not found: {path}; give dataset_dir and data_list_file")
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"datalist {path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"datalist {path} must be a JSON object with lists {PARTS}, got {type(content).__name__}")
+    return {part: part_items(content, part, path) for part in parts}
+
+
+def part_items(content: Mapping[str, Any], part: str, path: Path) -> list[Item]:
+    """One part of a datalist, checked, with absolute paths."""
+    pairs = content.get(part)
+    if not isinstance(pairs, list) or not pairs:
+        lists = sorted(key for key, value in content.items() if isinstance(value, list) and value)
+        raise ValueError(f"datalist {path} needs a list {part!r} with at least one pair; its lists are {lists}")
+    items = []
+    for index, pair in enumerate(pairs):
+        missing = [k for k in ("moving_image", "fixed_image") if not isinstance(pair, dict) or k not in pair]
+        if missing:
+            found = sorted(pair) if isinstance(pair, dict) else type(pair).__name__
+            raise ValueError(f"datalist {path}: {part}[{index}] has no key {missing[0]!r}, only {found}")
+        items.append({k: str(path.parent / v) for k, v in pair.items() if k in PATH_KEYS and isinstance(v, str)})
+    return items
+
+
+def pair_item(**files: str | None) -> Item:
+    """The item of one pair: the files that are given, by their keys."""
+    return {key: str(Path(file).expanduser()) for key, file in files.items() if file is not None}
+
+
+def datalist_file(dataset_dir: str | None, data_list_file: str, synthetic_dir: str = "synthetic") -> str:
+    """Path of a bundle's datalist; without a ``dataset_dir`` the embedded synthetic set is made first."""
+    if dataset_dir is None:
+        from istn_monai.synthetic import synthesize
+
+        return str(synthesize(synthetic_dir))
+    return str(Path(dataset_dir).expanduser() / data_list_file)
+
+
+def image_files(folder: str | Path, name: str) -> dict[str, Path]:
+    """Image files of a folder by their names without suffix."""
+    path = Path(folder).expanduser().absolute()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{name}: no such folder: {path}")
+    files = {}
+    for file in sorted(path.iterdir()):
+        suffix = next((s for s in SUFFIXES if file.name.endswith(s)), None)
+        if suffix and not file.name.startswith("."):
+            files[file.name.removesuffix(suffix)] = file
+    if not files:
+        raise ValueError(f"{name}: no image ({', '.join(SUFFIXES)}) in {path}")
+    return files
+
+
+def fewest_subjects(pairs: int) -> int:
+    """The smallest n with ``n (n - 1)`` ordered pairs or more; 0 for no pair."""
+    subjects = 0
+    while subjects * (subjects - 1) < pairs:
+        subjects += 1
+    return subjects
+
+
+def split_subjects(names: Sequence[str], counts: Mapping[str, int], rng: np.random.Generator) -> dict[str, list[str]]:
+    """Shares subjects among parts, none in two, each part enough of them for its number of pairs.
+
+    What is left over after each part's fewest goes to training, or to the first part that has any pair.
+    """
+    needed = {part: fewest_subjects(number) for part, number in counts.items()}
+    if sum(needed.values()) > len(names):
+        raise ValueError(
+            f"{len(names)} subjects are too few for {dict(counts)} pairs with no subject in two parts: "
+            f"at least {needed} subjects are needed; ask for fewer pairs"
+        )
+    # a part gets more subjects than its fewest if there are many: 2 pairs of each subject are variety enough
+    wanted = {part: max(needed[part], min(number, len(names) // 5)) for part, number in counts.items() if number}
+    largest = next(iter(wanted))
+    rest = {part: number for part, number in wanted.items() if part != largest}
+    while sum(rest.values()) + needed[largest] > len(names):
+        widest = max(rest, key=lambda part: rest[part] - needed[part])
+        rest[widest] -= 1
+    order = [names[i] for i in rng.permutation(len(names))]
+    split, start = {}, 0
+    for part, number in rest.items():
+        split[part] = order[start : start + number]
+        start += number
+    split[largest] = order[start:]
+    return split
+
+
+def draw_pairs(subjects: Sequence[str], number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Different ordered pairs (moving, fixed) of different subjects."""
+    possible = len(subjects) * (len(subjects) - 1)
+    pairs = []
+    for code in rng.choice(possible, size=number, replace=False):
+        moving, fixed = divmod(int(code), len(subjects) - 1)
+        pairs.append((subjects[moving], subjects[fixed + (fixed >= moving)]))
+    return pairs
+
+
+def make_datalist(
+    images: str | Path,
+    output: str | Path,
+    labels: str | Path | None = None,
+    train: int = 100,
+    validation: int = 10,
+    test: int = 100,
+    seed: int = 0,
+) -> Path:
+    """Draws random pairs from a folder of subjects and writes them as a datalist.
+
+    Args:
+        images: folder with one image for each subject.
+        output: JSON file to write; must not exist.
+        labels: folder with the label maps, named as the images.
+        train: number of training pairs.
+        validation: number of validation pairs.
+        test: number of test pairs. No subject is in two parts.
+        seed: of the draw.
+
+    Returns:
+        The file's absolute path.
+    """
+    path = Path(output).expanduser().absolute()
+    if path.exists():
+        raise FileExistsError(f"output exists and is left alone: {path}; choose another name or remove it")
+    counts = dict(zip(PARTS, (train, validation, test), strict=True))
+    if not all(isinstance(n, int) and n >= 0 for n in counts.values()) or not sum(counts.values()):
+        raise ValueError(f"train, val and test must be whole numbers of at least 0, not all 0, got {counts}")
+    image_of = image_files(images, "images")
+    label_of = {} if labels is None else image_files(labels, "labels")
+    unmatched = sorted(set(image_of) - set(label_of)) if labels is not None else []
+    if unmatched:
+        raise ValueError(
+            f"{len(unmatched)} images have no label of the same name in {labels}, for example {unmatched[:3]}"
+        )
+    rng = np.random.default_rng(seed)
+    split = split_subjects(sorted(image_of), counts, rng)
+    content: dict[str, Any] = {"name": Path(images).absolute().parent.name, "seed": seed}
+    for part, subjects in split.items():
+        content[part] = []
+        for moving, fixed in draw_pairs(subjects, counts[part], rng):
+            files = {"moving_image": image_of[moving], "fixed_image": image_of[fixed]}
+            if labels is not None:
+                files |= {"moving_label": label_of[moving], "fixed_label": label_of[fixed]}
+            content[part].append({key: relative_to(file, path.parent) for key, file in files.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1))
+    return path
+
+
+def relative_to(file: Path, folder: Path) -> str:
+    """Path of a file as seen from a folder, if need be upwards."""
+    return Path(os.path.relpath(file, folder)).as_posix()

@@ -1,0 +1,310 @@
+"""MONAI dictionary transforms for pairs of images: usable in any ``Compose``.
+
+Keys of a pair: ``moving_image``, ``fixed_image`` and, where there are any, ``moving_label``, ``fixed_label``; each
+channel-first MetaTensors on grids of their own. The order that the bundle uses: :class:`CheckPaird`,
+``ScaleIntensityRangePercentilesd``, :class:`SoIGroupsd`, :class:`InitialAlignmentd`, :class:`RegistrationGridd`,
+:class:`ConcatPaird`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform, Transform
+from torch import Tensor
+
+from istn_monai.checks import check_image, check_label
+from istn_monai.spatial import (
+    AffineTransformation,
+    BSplineTransformation,
+    CompositeTransformation,
+    checked_size,
+    per_axis,
+)
+from istn_monai.warp import resample, sample, warp
+from istn_monai.world import (
+    INITIAL_ALIGNMENTS,
+    initial_alignment,
+    pull_back_points,
+    registration_grid,
+    square,
+    warp_labels,
+)
+
+IMAGE_KEYS = ("moving_image", "fixed_image")
+LABEL_KEYS = ("moving_label", "fixed_label")
+PAIR_KEYS = IMAGE_KEYS + LABEL_KEYS
+#: where a pair's images and labels are kept as they came from their files (the moving ones with the affine that the
+#: initial alignment gave them), while the keys themselves go onto the registration grid
+ORIGINAL_KEYS = tuple(f"{key}_original" for key in PAIR_KEYS)
+Pair = dict[Hashable, Any]
+
+
+def affine_of(image: MetaTensor) -> Tensor:
+    """The affine of a channel-first image as ``(D+1, D+1)`` float64."""
+    return square(image.affine, image.ndim - 1)
+
+
+def with_affine(image: Tensor, affine: Tensor, like: MetaTensor) -> MetaTensor:
+    """An image with the metadata of another and an affine of its own."""
+    result = MetaTensor(image, meta=dict(like.meta))
+    result.affine = affine  # after meta, which holds the old one
+    return result
+
+
+class CheckPaird(Transform):
+    """Refuses what would give a wrong result without a word: see :func:`istn_monai.checks.check_image` and
+    :func:`istn_monai.checks.check_label`.
+
+    Args:
+        spatial_dims: that the configuration is for.
+        soi_labels: groups of label values; None if labels are real-valued maps.
+        need_soi: whether a label without any SoI is refused; where labels are only carried along it is not.
+    """
+
+    def __init__(
+        self, spatial_dims: int, soi_labels: Sequence[Sequence[int]] | None = None, need_soi: bool = True
+    ) -> None:
+        self.spatial_dims = spatial_dims
+        self.soi_labels = soi_labels
+        self.need_soi = need_soi
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        for key in IMAGE_KEYS:
+            check_image(data[key], key, self.spatial_dims)
+        for key, image_key in zip(LABEL_KEYS, IMAGE_KEYS, strict=True):
+            if key in data:
+                check_label(data[key], key, data[image_key], self.soi_labels, self.need_soi)
+        return dict(data)
+
+
+class SoIGroupsd(MapTransform):
+    """Label maps to structure-of-interest (SoI) channels.
+
+    Args:
+        keys: label maps ``(1, *S)``.
+        soi_labels: K groups of label values, e.g. ``[[1, 2]]`` (merged) or ``[[1], [2]]`` (two channels); None takes
+            the map as it is, real-valued, and scales its maximum to 1 (landmark or distance maps).
+        allow_missing_keys: skip pairs without labels.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str] = LABEL_KEYS,
+        soi_labels: Sequence[Sequence[int]] | None = ((1,),),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.soi_labels = soi_labels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        """Each key ``(1, *S)`` to ``(K, *S)`` float32 in [0, 1]."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            result[key] = with_affine(self.channels(data[key].as_tensor()), affine_of(data[key]), data[key])
+        return result
+
+    def channels(self, label: Tensor) -> Tensor:
+        """``(1, *S)`` to ``(K, *S)``."""
+        if self.soi_labels is None:
+            return label.float() / label.max()
+        whole = label.round().long()
+        return torch.cat([torch.isin(whole, whole.new_tensor(list(group))) for group in self.soi_labels]).float()
+
+
+class InitialAlignmentd(Transform):
+    """Moves the moving image and label into the fixed image's world by editing their affines.
+
+    Writes ``T0`` ``(D+1, D+1)``, fixed world to moving world in RAS mm, under ``initial_alignment``.
+
+    Args:
+        name: "world", "center" or "moments", see :func:`istn_monai.world.initial_alignment`.
+        keys: what to move along; those that are absent are skipped.
+    """
+
+    def __init__(self, name: str = "world", keys: Sequence[str] = ("moving_image", "moving_label")) -> None:
+        if name not in INITIAL_ALIGNMENTS:
+            raise ValueError(f"initial_alignment must be one of {INITIAL_ALIGNMENTS}, got {name!r}")
+        self.name = name
+        self.keys = tuple(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        result = dict(data)
+        moving, fixed = (data[key] for key in IMAGE_KEYS)
+        matrix = initial_alignment(
+            self.name, moving.as_tensor(), affine_of(moving), fixed.as_tensor(), affine_of(fixed)
+        )
+        result["initial_alignment"] = matrix
+        for key in self.keys:
+            if key in data:
+                image = data[key]
+                result[key] = with_affine(image.as_tensor(), torch.linalg.solve(matrix, affine_of(image)), image)
+        return result
+
+
+class RegistrationGridd(Transform):
+    """Resamples a pair once, linearly, onto one registration grid built from the fixed image.
+
+    Before it goes to a coarser grid an image is smoothed by a Gaussian of ``sigma^2 = (1 - 1/k^2) (k v)^2 / (8 ln 2)``
+    mm for a factor k and voxels v (Cardoso et al., "Scale factor point spread function matching", MICCAI 2015);
+    otherwise fine structures alias. Beyond an image's border the grid holds 0.
+
+    Args:
+        spatial_size: of the grid.
+        spacing: of the grid in mm.
+        keys: what to resample in place; those that are absent are skipped.
+    """
+
+    def __init__(
+        self, spatial_size: Sequence[int], spacing: float | Sequence[float] = 1.0, keys: Sequence[str] = PAIR_KEYS
+    ) -> None:
+        self.spatial_size = checked_size(spatial_size)
+        self.spacing = per_axis("spacing", spacing, len(self.spatial_size))
+        self.keys = tuple(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        result = dict(data)
+        fixed = data[IMAGE_KEYS[1]]
+        grid = registration_grid(fixed.shape[1:], affine_of(fixed), self.spatial_size, self.spacing)
+        for key in self.keys:
+            if key in data:
+                result[key] = self.on_grid(data[key], grid)
+        return result
+
+    def on_grid(self, image: MetaTensor, grid: Tensor) -> MetaTensor:
+        """``(C, *S)`` to ``(C, *spatial_size)``."""
+        to_image = torch.linalg.solve(affine_of(image), grid)
+        smooth = smoothed(image.as_tensor().float(), to_image)
+        return with_affine(resample(smooth[None], to_image, self.spatial_size)[0], grid, image)
+
+
+def smoothed(image: Tensor, to_image: Tensor) -> Tensor:
+    """``image`` ``(C, *S)`` ready for sampling in steps of ``to_image`` ``(D+1, D+1)``, in voxels of the image."""
+    steps = to_image[:-1, :-1].abs().amax(dim=1)  # voxels of the image for a voxel of the grid, along the image's axes
+    sigmas = [max(float(k) ** 2 - 1.0, 0.0) ** 0.5 / (8 * 0.6931471805599453) ** 0.5 for k in steps]
+    return GaussianSmooth(sigmas)(image) if max(sigmas) > 0.1 else image
+
+
+class RandDeformd(RandomizableTransform, MapTransform):
+    """Random affine and B-spline deformation of an image and its SoI together, in one interpolation and never folding.
+
+    Parameters are drawn in the unbounded space of :mod:`istn_monai.spatial`, normal with standard deviation
+    ``strength``, and bounded by it.
+
+    Args:
+        keys: what is deformed together, ``(C, *S)`` each on the registration grid.
+        spatial_size: of the grid.
+        spacing: of the grid in mm.
+        prob: probability of a deformation.
+        strength: standard deviation of the parameters; at 0.4 most stay below 0.4 of their bounds.
+        max_translation: bound in mm; likewise, in their units, ``max_rotation``, ``max_log_scale``, ``max_shear``.
+        control_spacing: of the B-spline in mm.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        spatial_size: Sequence[int],
+        spacing: float | Sequence[float] = 1.0,
+        prob: float = 0.8,
+        strength: float = 0.4,
+        max_translation: float = 6.0,
+        max_rotation: float = 0.25,
+        max_log_scale: float = 0.2,
+        max_shear: float = 0.3,
+        control_spacing: float | Sequence[float] = 16.0,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.strength = strength
+        affine = AffineTransformation(spatial_size, spacing, max_translation, max_rotation, max_log_scale, max_shear)
+        bspline = BSplineTransformation(spatial_size, spacing, control_spacing)
+        self.transformation = CompositeTransformation([affine, bspline])
+
+    def randomize(self, data: Any = None) -> Tensor:
+        """Draws theta ``(1, P)``."""
+        super().randomize(None)
+        theta = self.R.normal(scale=self.strength, size=(1, self.transformation.num_parameters))
+        return torch.as_tensor(theta, dtype=torch.float32)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        """Each key ``(C, *S)`` to the same shape; beyond the border lies 0."""
+        result = dict(data)
+        theta = self.randomize()
+        if not self._do_transform:
+            return result
+        ddf = self.transformation(theta)
+        for key in self.key_iterator(data):
+            warped = warp(data[key].as_tensor()[None], ddf, padding_mode="zeros")[0]
+            result[key] = with_affine(warped, affine_of(data[key]), data[key])
+        return result
+
+
+class ConcatPaird(Transform):
+    """Joins a pair for the network: ``image`` ``(2C, *S)`` and, if there are labels, ``label`` ``(2K, *S)``.
+
+    Moving channels first, then fixed; the metadata is the fixed image's (MONAI's ``ConcatItemsd`` keeps the first).
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        result = dict(data)
+        for name, (moving, fixed) in (("image", IMAGE_KEYS), ("label", LABEL_KEYS)):
+            if moving in data and fixed in data:
+                both = torch.cat([data[moving].as_tensor(), data[fixed].as_tensor()])
+                result[name] = with_affine(both, affine_of(data[fixed]), data[fixed])
+        return result
+
+
+class WarpPaird(Transform):
+    """Samples the original moving image and label once, straight on the fixed image's own grid.
+
+    Adds ``warped`` and, if there is a moving label, ``warped_label``, on the fixed image's grid. The originals are
+    under ``ORIGINAL_KEYS``; ``pred`` is the ddf ``(D, *S)``; ``image`` has the registration grid's affine.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        result = dict(data)
+        moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
+        points = pull_back_points(
+            torch.as_tensor(data["pred"])[None],
+            affine_of(data["image"]),
+            affine_of(fixed),
+            fixed.shape[1:],
+            affine_of(moving),
+        )
+        warped = sample(moving.as_tensor()[None].float().to(points.device), points, padding_mode="zeros")[0]
+        result["warped"] = with_affine(in_range_of(warped, moving.as_tensor()), affine_of(fixed), fixed)
+        if ORIGINAL_KEYS[2] in data:
+            label = data[ORIGINAL_KEYS[2]].as_tensor()[None].round().int().to(points.device)
+            values = label.unique()[label.unique() != 0].tolist()
+            result["warped_label"] = with_affine(warp_labels(label, points, values)[0], affine_of(fixed), fixed)
+        return result
+
+
+def in_range_of(image: Tensor, original: Tensor) -> Tensor:
+    """``image`` in the dtype of ``original``: rounded if that holds whole numbers."""
+    return image if original.is_floating_point() else image.round().to(original.dtype)
+
+
+class Representd(Transform):
+    """Adds the representations M' and F' of ``image``, as ``moving_representation`` and ``fixed_representation``.
+
+    Args:
+        network: a :class:`istn_monai.networks.DisplacementNetwork`.
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        result = dict(data)
+        image = data["image"]
+        device = next(self.network.parameters()).device
+        with torch.no_grad():
+            representations = self.network.istn.represent(image.as_tensor()[None].to(device))
+        for name, representation in zip(("moving", "fixed"), representations, strict=True):
+            result[f"{name}_representation"] = with_affine(representation[0].cpu(), affine_of(image), image)
+        return result

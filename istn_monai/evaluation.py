@@ -1,0 +1,198 @@
+"""Evaluation of a network on annotated pairs: figures for each pair and in summary, as a table, CSV and JSON.
+
+Labels are compared on the fixed image's own grid, where a user meets them: the moving label is sampled once, as linear
+one-hot, then 0.5 (merged SoI) or the largest (single labels). Regularity is that of the field on the registration grid.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from istn_monai.dictionary import LABEL_KEYS, affine_of
+from istn_monai.metrics import folding_fraction, overlap, sd_log_jacobian
+from istn_monai.warp import sample
+from istn_monai.world import pull_back_points, warp_labels
+
+Figures = dict[str, float]
+COLUMNS = ("dice_merged", "dice_labels", "asd_merged", "hd95_merged", "folding", "sdlogj", "seconds")
+IDENTITY, ONE_PASS = "Id", "one-pass"
+
+
+def soi_values(soi_labels: Sequence[Sequence[int]] | None) -> list[int]:
+    """All label values of the groups, sorted; [1] for a real-valued map, which is cut at half its maximum."""
+    return [1] if soi_labels is None else sorted({value for group in soi_labels for value in group})
+
+
+def label_map(label: MetaTensor, soi_labels: Sequence[Sequence[int]] | None) -> Tensor:
+    """``(1, 1, *S)``: label values as they are, a real-valued map scaled to a maximum of 1."""
+    values = label.as_tensor()[None].float()
+    return values / values.max() if soi_labels is None else values
+
+
+def box_of(mask: Tensor, margin: int = 2) -> tuple[slice, ...]:
+    """The box around a mask ``(*S)``, with a margin."""
+    where = mask.nonzero()
+    low, high = where.amin(0) - margin, where.amax(0) + margin + 1
+    return tuple(slice(max(int(a), 0), int(b)) for a, b in zip(low, high, strict=True))
+
+
+def label_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Figures:
+    """Dice, ASD and HD95 (mm) of the merged SoI and of each label, on the fixed image's own grid.
+
+    Args:
+        pair: preprocessed; moving and fixed label under ``*_label_original``, ``image`` on the registration grid.
+        ddf: ``(1, D, *S)`` on the registration grid.
+        soi_labels: groups of label values; None for real-valued maps.
+    """
+    moving, fixed = (pair[f"{side}_label_original"] for side in ("moving", "fixed"))
+    points = pull_back_points(ddf, affine_of(pair["image"]), affine_of(fixed), fixed.shape[1:], affine_of(moving))
+    values = soi_values(soi_labels)
+    moving_map, fixed_map = label_map(moving, soi_labels), label_map(fixed, soi_labels)[0, 0]
+
+    def merged(labels: Tensor) -> Tensor:
+        return labels if soi_labels is None else torch.isin(labels, labels.new_tensor(values)).float()
+
+    warped_soi = sample(merged(moving_map), points, padding_mode="zeros")[0, 0] > 0.5
+    fixed_soi = merged(fixed_map) > 0.5
+    box = box_of(warped_soi | fixed_soi)  # nothing is to be seen elsewhere, and a brain is large
+    spacing = affine_of(fixed)[:-1, :-1].norm(dim=0).tolist()
+    figures = {f"{k}_merged": v for k, v in overlap(warped_soi[box], fixed_soi[box], spacing).items()}
+    if soi_labels is None:
+        return figures | {"dice_labels": figures["dice_merged"]}
+    warped_labels = warp_labels(moving_map, points[(..., *box)], values)[0, 0]
+    for value in values:
+        single = overlap(warped_labels == value, fixed_map[box] == value, spacing)
+        figures |= {f"{name}_{value}": figure for name, figure in single.items()}
+    figures["dice_labels"] = float(np.mean([figures[f"dice_{value}"] for value in values]))
+    return figures
+
+
+def pair_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Figures:
+    """All figures of one pair and one field; arguments as in :func:`label_figures`."""
+    figures = label_figures(pair, ddf, soi_labels)
+    return figures | {"folding": folding_fraction(ddf).item(), "sdlogj": sd_log_jacobian(ddf).item()}
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """``{method: {figure: {mean, std, median, n}}}`` over pairs, ignoring nan."""
+    summary: dict[str, dict[str, dict[str, float]]] = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        names = [name for name, value in own[0].items() if isinstance(value, float)]
+        summary[method] = {name: statistics([row[name] for row in own]) for name in names}
+    return summary
+
+
+def statistics(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation over pairs, median and number of what is not nan."""
+    known = np.array([value for value in values if not np.isnan(value)])
+    if not known.size:
+        return {"mean": float("nan"), "std": float("nan"), "median": float("nan"), "n": 0}
+    return {
+        "mean": float(known.mean()), "std": float(known.std()), "median": float(np.median(known)), "n": len(known)
+    }  # fmt: skip
+
+
+def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The summary as text, mean +- standard deviation over pairs."""
+    titles = ("Dice merged", "Dice labels", "ASD mm", "HD95 mm", "folding %", "SDlogJ", "s")
+    lines = [f"{'':10}" + "".join(f"{title:>16}" for title in titles)]
+    for method, figures in summary.items():
+        cells = []
+        for column in COLUMNS:
+            factor = 100.0 if column == "folding" else 1.0
+            cells.append(f"{factor * figures[column]['mean']:.3f}+-{factor * figures[column]['std']:.3f}")
+        lines.append(f"{method:10}" + "".join(f"{cell:>16}" for cell in cells))
+    return "\n".join(lines)
+
+
+class Evaluation:
+    """Evaluates registrations of annotated pairs, before and after.
+
+    Args:
+        dataset: preprocessed pairs with labels, see the bundle's ``evaluate.json``.
+        network: maps ``image`` to the ddf.
+        inferers: by the name of the method, e.g. ``{"one-pass": SimpleInferer()}``; "Id" is always there.
+        output_dir: folder for ``evaluation.csv`` (all pairs) and ``evaluation.json`` (summary and pairs).
+        soi_labels: groups of label values; None for real-valued maps.
+        device: of the network.
+        provenance: kept in the JSON, e.g. checkpoint and settings.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Mapping[str, Any]],
+        network: nn.Module,
+        inferers: Mapping[str, Inferer],
+        output_dir: str | Path,
+        soi_labels: Sequence[Sequence[int]] | None,
+        device: torch.device | str = "cpu",
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.network = network
+        self.inferers = dict(inferers)
+        self.output_dir = Path(output_dir).expanduser().absolute()
+        self.soi_labels = soi_labels
+        self.device = device
+        self.provenance = dict(provenance or {})
+
+    def run(self) -> dict[str, Any]:
+        """Evaluates, writes both files, prints the table, and returns what the JSON holds."""
+        self.network.eval()
+        rows = []
+        for number in tqdm(range(len(self.dataset)), desc="evaluating", unit="pair"):
+            rows += self.evaluate_pair(number)
+        summary = summarise(rows)
+        result = {
+            "summary": summary,
+            "provenance": self.provenance | {"monai": monai.__version__, "torch": torch.__version__},
+            "pairs": rows,
+        }
+        self.write(result)
+        print(table(summary))
+        print(f"written to {self.output_dir / 'evaluation.csv'} and evaluation.json")
+        return result
+
+    def evaluate_pair(self, number: int) -> list[dict[str, Any]]:
+        """One row of figures for each method."""
+        pair = self.dataset[number]
+        for key in LABEL_KEYS:
+            if key not in pair:
+                raise ValueError(f"evaluation needs {key!r} for each pair; pair {number} has none")
+        image = pair["image"].as_tensor()[None].to(self.device)
+        files = {side: str(pair[f"{side}_image"].meta["filename_or_obj"]) for side in ("moving", "fixed")}
+        nothing = torch.zeros(1, image.ndim - 2, *image.shape[2:])
+        fields, seconds = {IDENTITY: nothing}, {IDENTITY: 0.0}
+        for method, inferer in self.inferers.items():
+            start = time.perf_counter()
+            with torch.no_grad():
+                fields[method] = inferer(image, self.network).cpu()
+            seconds[method] = time.perf_counter() - start
+        return [
+            {"pair": number, **files, "method": method, **pair_figures(pair, ddf, self.soi_labels)}
+            | {"seconds": seconds[method]}
+            for method, ddf in fields.items()
+        ]
+
+    def write(self, result: Mapping[str, Any]) -> None:
+        """``evaluation.csv`` and ``evaluation.json``."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        with open(self.output_dir / "evaluation.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(result["pairs"][0]))
+            writer.writeheader()
+            writer.writerows(result["pairs"])
+        (self.output_dir / "evaluation.json").write_text(json.dumps(result, indent=1, default=str))

@@ -1,0 +1,125 @@
+"""Training losses of the paper: STN-u, STN-s, ISTN-e (Eq. 1), ISTN-i (Eq. 2), and the refinement loss r (Sec. 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+
+from istn_monai.networks import ISTNOutput
+from istn_monai.warp import warp
+
+VARIANTS = ("u", "s", "e", "i")
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class ISTNLoss(nn.Module):
+    r"""Loss of one variant; only the terms of that variant are computed.
+
+    With M, F the images, M', F' their representations, S_M, S_F their structures of interest (SoI), ``X_t`` the
+    moving X warped by the predicted transformation, and ``d`` the similarity (the paper: mean squared error):
+
+    - ``u``: :math:`d(M_t, F)`
+    - ``s``: :math:`d(S_{M;t}, S_F)`
+    - ``e``: :math:`d(M', S_M) + d(F', S_F) + d(S_{M;t}, S_F)` (Eq. 1)
+    - ``i``: :math:`d(M'_t, S_F) + d(S_{M;t}, F') + d(S_{M;t}, S_F)` (Eq. 2)
+    - ``r``: :math:`d(M'_t, F')`, for test-time refinement; needs no label
+
+    Args:
+        variant: "u", "s", "e", "i" or "r".
+        similarity: called as ``similarity(prediction, target)`` with two ``(B, K, *S)``; None is ``MSELoss``. Any
+            loss of MONAI that compares two images.
+        regulariser: called with the ddf ``(B, D, *S)``, e.g. ``monai.losses.BendingEnergyLoss()``; None for none.
+        regulariser_weight: its factor.
+    """
+
+    def __init__(
+        self,
+        variant: str = "i",
+        similarity: Loss | None = None,
+        regulariser: Callable[[Tensor], Tensor] | None = None,
+        regulariser_weight: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if variant not in (*VARIANTS, "r"):
+            raise ValueError(f"loss must be one of {VARIANTS} (or r, for refinement), got {variant!r}")
+        self.variant = variant
+        self.similarity = nn.MSELoss() if similarity is None else similarity
+        self.regulariser = regulariser
+        self.regulariser_weight = regulariser_weight
+
+    def terms(self, output: ISTNOutput, label: Tensor | None = None) -> dict[str, Tensor]:
+        """The variant's terms by name, as scalars; their sum is the loss.
+
+        Args:
+            output: of :class:`istn_monai.ISTN`.
+            label: ``(B, 2K, *S)``, K SoI channels moving, then fixed; not needed by u and r.
+        """
+        d = self.similarity
+        terms: dict[str, Tensor] = {}
+        if self.variant == "u":
+            moving, fixed = output.image.chunk(2, dim=1)
+            terms["stn_u"] = d(warp(moving, output.ddf), fixed)
+        elif self.variant == "r":
+            terms["stn_r"] = d(warp(output.moving_representation, output.ddf), output.fixed_representation)
+        else:
+            moving_soi, fixed_soi = checked_label(label, output, self.variant)
+            warped_soi = warp(moving_soi, output.ddf)
+            terms["stn_s"] = d(warped_soi, fixed_soi)
+            if self.variant == "e":
+                terms["itn_moving"] = d(output.moving_representation, moving_soi)
+                terms["itn_fixed"] = d(output.fixed_representation, fixed_soi)
+            elif self.variant == "i":
+                terms["stn_i_moving"] = d(warp(output.moving_representation, output.ddf), fixed_soi)
+                # the network's output comes first, the annotation second: asymmetric losses depend on it
+                terms["stn_i_fixed"] = d(output.fixed_representation, warped_soi)
+        if self.regulariser is not None:
+            terms["regulariser"] = self.regulariser_weight * self.regulariser(output.ddf)
+        return terms
+
+    def forward(self, output: ISTNOutput, label: Tensor | None = None) -> Tensor:
+        """The loss as a scalar; arguments as in :meth:`terms`."""
+        return torch.stack(list(self.terms(output, label).values())).sum()
+
+
+def checked_label(label: Tensor | None, output: ISTNOutput, variant: str) -> tuple[Tensor, Tensor]:
+    """Moving and fixed SoI of a target, or a ValueError that says what is wrong with it."""
+    if label is None:
+        raise ValueError(f"loss {variant!r} needs label (B, 2K, *S), got None")
+    if label.shape[1] % 2 or label.shape[2:] != output.ddf.shape[2:]:
+        raise ValueError(
+            f"label must be (B, 2K, {', '.join(map(str, output.ddf.shape[2:]))}), K SoI channels moving, then fixed, "
+            f"got {tuple(label.shape)}"
+        )
+    channels = output.moving_representation.shape[1]
+    if variant in "ei" and channels != label.shape[1] // 2:
+        raise ValueError(
+            f"loss {variant!r} compares the ITN's output with the SoI: the ITN has {channels} channel(s), the label "
+            f"{label.shape[1] // 2}; set the ITN's out_channels to the number of SoI groups"
+        )
+    moving, fixed = label.chunk(2, dim=1)
+    return moving, fixed
+
+
+class DiceMSELoss(nn.Module):
+    """Soft Dice plus mean squared error of maps in [0, 1]; the Dice term keeps small structures from vanishing.
+
+    The squared error alone is all but blind to a structure that fills 2 % of the volume.
+
+    Args:
+        dice_weight: factor of the Dice term.
+        mse_weight: factor of the squared error.
+    """
+
+    def __init__(self, dice_weight: float = 1.0, mse_weight: float = 1.0) -> None:
+        super().__init__()
+        self.dice = DiceLoss(squared_pred=True)
+        self.mse = nn.MSELoss()
+        self.dice_weight = dice_weight
+        self.mse_weight = mse_weight
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """``(B, K, *S)`` both; a scalar."""
+        return self.dice_weight * self.dice(prediction, target) + self.mse_weight * self.mse(prediction, target)

@@ -1,0 +1,61 @@
+"""Figures of a registration: regularity of the displacement field, overlap and surface distances of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+from torch import Tensor
+
+
+def jacobian_determinant(ddf: Tensor) -> Tensor:
+    """Determinant of the Jacobian of ``x -> x + ddf(x)``, by central differences (one-sided at the border).
+
+    Args:
+        ddf: ``(B, D, *S)`` in voxels. The determinant is the same in mm, whatever the spacing.
+
+    Returns:
+        ``(B, *S)``; 1 for the identity, 0 or less where the field folds.
+    """
+    dims = ddf.ndim - 2
+    gradients = torch.gradient(ddf.double(), dim=list(range(2, ddf.ndim)))
+    jacobian = torch.stack(gradients, dim=-1).movedim(1, -2) + torch.eye(dims, dtype=torch.float64, device=ddf.device)
+    return torch.linalg.det(jacobian)
+
+
+def folding_fraction(ddf: Tensor) -> Tensor:
+    """``(B,)``: the fraction of voxels whose Jacobian determinant is 0 or less."""
+    return (jacobian_determinant(ddf) <= 0).double().flatten(1).mean(1)
+
+
+def sd_log_jacobian(ddf: Tensor, floor: float = 1e-6) -> Tensor:
+    """``(B,)``: SDlogJ, the standard deviation of the log of the Jacobian determinant.
+
+    The true one; determinants below ``floor`` count as ``floor``. The Learn2Reg script adds 3 to the determinant
+    before the logarithm, which hides folding.
+    """
+    return jacobian_determinant(ddf).clamp(min=floor).log().flatten(1).std(1)
+
+
+def overlap(warped: Tensor, fixed: Tensor, spacing: Sequence[float]) -> dict[str, float]:
+    """Dice, and average and 95 % Hausdorff surface distance in mm, of two masks ``(*S)`` on one grid.
+
+    Distances are nan where one mask is empty. The average surface distance is the symmetric one.
+    """
+    masks = warped[None, None].float(), fixed[None, None].float()
+    result = {"dice": compute_dice(*masks, ignore_empty=False).item(), "asd": float("nan"), "hd95": float("nan")}
+    if warped.any() and fixed.any():
+        masks = crop_to_foreground(*masks)
+        options = {"include_background": True, "spacing": list(spacing)}
+        result["asd"] = compute_average_surface_distance(*masks, symmetric=True, **options).item()
+        result["hd95"] = compute_hausdorff_distance(*masks, percentile=95, **options).item()
+    return result
+
+
+def crop_to_foreground(first: Tensor, second: Tensor, margin: int = 1) -> tuple[Tensor, Tensor]:
+    """Two masks ``(1, 1, *S)`` cut to the box of their union: surface distances need no more, and are faster."""
+    where = (first + second)[0, 0].nonzero()
+    low, high = where.amin(0) - margin, where.amax(0) + margin + 1
+    box = (..., *(slice(max(int(a), 0), int(b)) for a, b in zip(low, high, strict=True)))
+    return first[box], second[box]

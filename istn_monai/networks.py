@@ -1,0 +1,285 @@
+"""Networks: the image transformer (ITN), the spatial transformer (STN), and the two joined (ISTN)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from monai.networks.blocks import Convolution
+from monai.networks.layers import Conv, Pool, get_act_layer
+from torch import Tensor, nn
+
+from istn_monai.spatial import Transformation
+
+
+def pad_to_multiple(image: Tensor, divisor: int) -> Tensor:
+    """``(B, C, *S)`` with border values repeated at each axis' end until its size divides by ``divisor``."""
+    padding = [(-size) % divisor for size in image.shape[2:]]
+    if not any(padding):
+        return image
+    ends = [value for size in reversed(padding) for value in (0, size)]
+    return nn.functional.pad(image, ends, mode="replicate")
+
+
+def crop_to(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """``(B, C, *S)`` cut at each axis' end to ``spatial_size``."""
+    return image[(slice(None), slice(None), *(slice(size) for size in spatial_size))]
+
+
+class ITN(nn.Module):
+    """The paper's image transformer network: a small residual encoder-decoder with 2-4-8-16 channels.
+
+    Channel counts, kernel sizes and sums across the decoder are those of the authors' code
+    (https://github.com/biomedia-mira/istn, ``pymira/nets/itn.py``). Any image size; the output has the input's size.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: of the image.
+        out_channels: of the representation; for ISTN-e and ISTN-i the number K of SoI channels.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int = 1, out_channels: int = 1) -> None:
+        super().__init__()
+        conv, up = Conv[Conv.CONV, spatial_dims], Conv[Conv.CONVTRANS, spatial_dims]
+
+        def same(inputs: int, outputs: int) -> nn.Module:
+            return conv(inputs, outputs, kernel_size=3, padding=1)
+
+        relu = nn.ReLU()
+        self.encoder1 = nn.Sequential(same(in_channels, 2), relu, same(2, 4), relu)
+        self.encoder2 = nn.Sequential(conv(4, 8, kernel_size=2, stride=2), same(8, 8), relu)
+        self.bottleneck = nn.Sequential(conv(8, 16, kernel_size=2, stride=2), same(16, 16), relu)
+        self.up2 = up(16, 8, kernel_size=2, stride=2)
+        self.decoder2 = nn.Sequential(same(8, 8), relu)
+        self.up1 = up(8, 4, kernel_size=2, stride=2)
+        self.decoder1 = nn.Sequential(same(4, 2), relu, same(2, 2), relu, same(2, out_channels))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, in_channels, *S)`` to ``(B, out_channels, *S)``."""
+        padded = pad_to_multiple(image, 4)
+        full = self.encoder1(padded)
+        half = self.encoder2(full)
+        half = self.decoder2(self.up2(self.bottleneck(half)) + half)
+        return crop_to(self.decoder1(self.up1(half) + full), image.shape[2:])
+
+
+class BackboneITN(nn.Module):
+    """Any network that maps an image to an image of the same size, as an ITN.
+
+    Args:
+        backbone: for example ``monai.networks.nets.UNet``; its output channels are the representation's.
+        size_divisor: the backbone's sizes must divide by it (2 to the number of its stride-2 steps); others are
+            padded and cropped.
+        activation: name of a MONAI activation for the output, e.g. "sigmoid" for representations in [0, 1];
+            None for none.
+    """
+
+    def __init__(self, backbone: nn.Module, size_divisor: int = 1, activation: str | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.size_divisor = size_divisor
+        self.activation = nn.Identity() if activation is None else get_act_layer(activation)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, C, *S)`` to ``(B, K, *S)``."""
+        representation = self.backbone(pad_to_multiple(image, self.size_divisor))
+        return self.activation(crop_to(representation, image.shape[2:]))
+
+
+def zero_initialised(layer: nn.Module) -> nn.Module:
+    """A last layer that starts as the identity transformation, theta = 0."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class STN(nn.Module):
+    """The paper's spatial transformer network: three convolutions (8-16-32 channels, kernel 5), then a regressor.
+
+    As in the authors' code, but padded, and pooled to a fixed size before the regressor, so that any image size goes.
+    The regressor starts at zero: theta = 0, the identity.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: of moving and fixed representation together.
+        transformation: whose parameters are predicted.
+        pool_size: size of the pooled features along each axis.
+        hidden_channels: of the hidden layer; None for none (the authors' choice for B-splines).
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        transformation: Transformation,
+        pool_size: int = 6,
+        hidden_channels: int | None = 32,
+    ) -> None:
+        super().__init__()
+        conv, pool = Conv[Conv.CONV, spatial_dims], Pool[Pool.AVG, spatial_dims]
+        channels = (in_channels, 8, 16, 32)
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(channels, channels[1:], strict=False):
+            layers += [conv(inputs, outputs, kernel_size=5, padding=2), nn.ReLU(), pool(2, ceil_mode=True)]
+        self.features = nn.Sequential(*layers, Pool[Pool.ADAPTIVEAVG, spatial_dims](pool_size), nn.Flatten())
+        width = channels[-1] * pool_size**spatial_dims
+        hidden = [] if hidden_channels is None else [nn.Linear(width, hidden_channels), nn.ReLU()]
+        last = nn.Linear(hidden_channels or width, transformation.num_parameters)
+        self.regressor = nn.Sequential(*hidden, zero_initialised(last))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, in_channels, *S)`` to theta ``(B, P)``."""
+        return self.regressor(self.features(image))
+
+
+class PyramidSTN(nn.Module):
+    """A stronger STN: a small encoder-decoder that predicts each lattice of control points from features of its size.
+
+    Where :class:`STN` regresses thousands of control points from one pooled vector, here a control point sees the
+    features around it; blocks of global parameters (affine) come from the pooled deepest features. All heads start at
+    zero: theta = 0, the identity.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: of moving and fixed representation together.
+        transformation: whose parameters are predicted.
+        channels: of the features at 1/2, 1/4, 1/8 ... of the image's size.
+        pool_size: size of the pooled features along each axis, for global parameters.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        transformation: Transformation,
+        channels: Sequence[int] = (16, 32, 32, 32),
+        pool_size: int = 3,
+    ) -> None:
+        super().__init__()
+        self.interpolation = {2: "bilinear", 3: "trilinear"}[spatial_dims]
+        self.shapes = transformation.parameter_shapes
+
+        def block(inputs: int, outputs: int, strides: int) -> nn.Module:
+            return Convolution(spatial_dims, inputs, outputs, strides=strides, act="LEAKYRELU", norm="INSTANCE")
+
+        inputs = (in_channels, *channels)
+        self.encoder = nn.ModuleList(block(i, o, 2) for i, o in zip(inputs, channels, strict=False))
+        deepest = channels[-1]
+        self.decoder = nn.ModuleList(block(deepest + skip, deepest, 1) for skip in reversed(channels[:-1]))
+        #: for each block of parameters, how many decoder steps its features come from
+        self.depths = tuple(self.decoder_steps(shape, transformation.spatial_size) for shape in self.shapes)
+        conv, pool = Conv[Conv.CONV, spatial_dims], Pool[Pool.ADAPTIVEAVG, spatial_dims]
+        self.heads = nn.ModuleList(
+            zero_initialised(conv(deepest, shape[0], kernel_size=3, padding=1))
+            if len(shape) > 1
+            else nn.Sequential(
+                pool(pool_size), nn.Flatten(), zero_initialised(nn.Linear(deepest * pool_size**spatial_dims, shape[0]))
+            )
+            for shape in self.shapes
+        )
+
+    def decoder_steps(self, shape: Sequence[int], spatial_size: Sequence[int]) -> int:
+        """Decoder steps until the features are at least as fine as a lattice; 0 for global parameters."""
+        if len(shape) == 1:
+            return 0
+        levels, finest = len(self.encoder), 1
+        for steps in range(len(self.decoder)):
+            size = [math.ceil(s / 2 ** (levels - steps)) for s in spatial_size]
+            if all(s >= control for s, control in zip(size, shape[1:], strict=True)):
+                return steps
+            finest = steps + 1
+        return finest
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, in_channels, *S)`` to theta ``(B, P)``."""
+        skips = []
+        features = image
+        for encode in self.encoder:
+            features = encode(features)
+            skips.append(features)
+        pyramid = [features]
+        for decode, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
+            finer = self.resize(pyramid[-1], skip.shape[2:])
+            pyramid.append(decode(torch.cat([finer, skip], dim=1)))
+        blocks = []
+        for head, shape, depth in zip(self.heads, self.shapes, self.depths, strict=True):
+            features = pyramid[depth] if len(shape) == 1 else self.resize(pyramid[depth], shape[1:])
+            blocks.append(head(features).flatten(1))
+        return torch.cat(blocks, dim=1)
+
+    def resize(self, features: Tensor, size: Sequence[int]) -> Tensor:
+        """Features at the points of another lattice that spans the same field of view."""
+        return nn.functional.interpolate(features, tuple(size), mode=self.interpolation, align_corners=True)
+
+
+class ISTNOutput(NamedTuple):
+    """What an ISTN computes for a batch.
+
+    Attributes:
+        image: the input ``(B, 2C, *S)``, moving then fixed.
+        moving_representation: M' ``(B, K, *S)``, not warped.
+        fixed_representation: F' ``(B, K, *S)``.
+        theta: ``(B, P)``.
+        ddf: ``(B, D, *S)`` in voxels, ``warped(x) = moving(x + ddf(x))``.
+    """
+
+    image: Tensor
+    moving_representation: Tensor
+    fixed_representation: Tensor
+    theta: Tensor
+    ddf: Tensor
+
+
+class ISTN(nn.Module):
+    """Image-and-spatial transformer network (paper, Fig. 2): ITN, then STN, then transformation.
+
+    Args:
+        itn: shared by moving and fixed image, ``(B, C, *S)`` to ``(B, K, *S)``; None passes the images on, which is
+            how the authors train STN-u and STN-s.
+        stn: ``(B, 2K, *S)`` to theta ``(B, P)``.
+        transformation: theta to ddf.
+    """
+
+    def __init__(self, itn: nn.Module | None, stn: nn.Module, transformation: Transformation) -> None:
+        super().__init__()
+        self.itn = nn.Identity() if itn is None else itn
+        self.stn = stn
+        self.transformation = transformation
+
+    def represent(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """M' and F', ``(B, K, *S)`` each, of an input ``(B, 2C, *S)``, moving channels then fixed."""
+        expected = self.transformation.spatial_size
+        if image.ndim != len(expected) + 2 or image.shape[1] % 2 or tuple(image.shape[2:]) != expected:
+            raise ValueError(
+                f"image must be (B, 2C, {', '.join(map(str, expected))}), moving channels then fixed, on the "
+                f"registration grid that the network was built for, got {tuple(image.shape)}"
+            )
+        batch, channels = image.shape[0], image.shape[1] // 2
+        both = self.itn(image.reshape(2 * batch, channels, *expected))  # one pass for the two of each pair
+        pairs = both.reshape(batch, -1, *expected)
+        moving, fixed = pairs.chunk(2, dim=1)
+        return moving, fixed
+
+    def forward(self, image: Tensor) -> ISTNOutput:
+        """``(B, 2C, *S)``, moving channels then fixed, to all that the losses need."""
+        moving, fixed = self.represent(image)
+        theta = self.stn(torch.cat([moving, fixed], dim=1))
+        return ISTNOutput(image, moving, fixed, theta, self.transformation(theta))
+
+
+class DisplacementNetwork(nn.Module):
+    """An ISTN that returns its ddf alone: one tensor in, one out, as bundles, exporters and hosts want it.
+
+    Args:
+        istn: the network; shared, not copied.
+    """
+
+    def __init__(self, istn: ISTN) -> None:
+        super().__init__()
+        self.istn = istn
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, 2C, *S)``, moving channels then fixed, to the ddf ``(B, D, *S)`` in voxels."""
+        return self.istn(image).ddf

@@ -1,0 +1,225 @@
+"""Handlers and small functions that the bundle's training needs beyond MONAI's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import CommonKeys
+from torch import Tensor, nn
+
+from istn_monai.networks import ISTNOutput
+from istn_monai.settings import Settings
+from istn_monai.warp import warp
+
+logger = logging.getLogger(__name__)
+BEST, LAST = "model.pt", "last.pt"
+
+
+def warped_and_fixed_soi(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Binary SoI of an engine's output, warped moving and fixed, ``(B, K, *S)`` each, for a Dice metric."""
+    moving, fixed = torch.as_tensor(output[CommonKeys.LABEL]).chunk(2, dim=1)
+    prediction: ISTNOutput = output[CommonKeys.PRED]
+    return (warp(moving, prediction.ddf) > 0.5).float(), (fixed > 0.5).float()
+
+
+def save_atomically(content: Mapping[str, Any], file: Path) -> None:
+    """Writes a checkpoint beside its place, then moves it there: an interruption leaves the old one whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    torch.save(dict(content), part)
+    os.replace(part, file)
+
+
+def load_checkpoint(file: str | Path, network: nn.Module, settings: Settings, device: Any = "cpu") -> dict[str, Any]:
+    """Loads the weights in ``file`` into ``network``.
+
+    Args:
+        file: written by :class:`Checkpoints`, or a plain state dictionary.
+        network: ``network_def``, see :class:`istn_monai.networks.DisplacementNetwork`.
+        settings: the network's; a checkpoint made with others is refused, naming both.
+        device: to load to.
+
+    Returns:
+        All that the checkpoint holds.
+    """
+    path = Path(file).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; train first, or set ckpt_dir to the folder with {BEST}")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a checkpoint that can be read: {error}") from error
+    content = content if "model" in content else {"model": content}
+    settings.check(content, path)
+    try:
+        network.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the network that the settings describe: {error}") from error
+    return content
+
+
+class Checkpoints:
+    """Keeps ``model.pt``, the network at its best validation, and ``last.pt``, all that is needed to go on.
+
+    An interrupted training goes on when it is started again with the same settings; with others it is refused at
+    once, and what is there stays.
+
+    Args:
+        ckpt_dir: folder of both files.
+        network: whose weights are kept.
+        settings: kept with them, and compared.
+        optimizer: its state goes into ``last.pt``.
+        lr_scheduler: likewise.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | Path,
+        network: nn.Module,
+        settings: Settings,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+    ) -> None:
+        self.best_file = Path(ckpt_dir).expanduser().absolute() / BEST
+        self.last_file = self.best_file.with_name(LAST)
+        self.network = network
+        self.settings = settings
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.best = float("-inf")
+        if self.last_file.exists():
+            settings.check(torch.load(self.last_file, weights_only=True), self.last_file, resume=True)
+        elif self.best_file.exists():
+            raise FileExistsError(
+                f"{self.best_file} exists without the {LAST} of a training to go on with; it is left alone: choose "
+                "another ckpt_dir (or output_dir)"
+            )
+
+    def weights(self) -> dict[str, Any]:
+        """What both files hold."""
+        return {"model": self.network.state_dict(), "settings": self.settings.state_dict()}
+
+    def resume(self, trainer: Engine) -> None:
+        """Takes up the training that ``last.pt`` holds, if there is one."""
+        if not self.last_file.exists():
+            return
+        max_epochs = trainer.state.max_epochs
+        content = load_checkpoint(self.last_file, self.network, self.settings, trainer.state.device)
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.lr_scheduler.load_state_dict(content["lr_scheduler"])
+        trainer.load_state_dict(content["trainer"])
+        trainer.state.max_epochs = max_epochs
+        if self.best_file.exists():
+            self.best = torch.load(self.best_file, weights_only=True)["validation"]
+        logger.info(f"going on after epoch {trainer.state.epoch} of {self.last_file}")
+        if trainer.state.epoch >= max_epochs:
+            trainer.terminate()
+
+    def save_last(self, trainer: Engine) -> None:
+        """Writes ``last.pt``."""
+        progress = {
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "trainer": dict(trainer.state_dict()),
+        }
+        save_atomically(self.weights() | progress, self.last_file)
+
+    def save_best(self, evaluator: Engine) -> None:
+        """Writes ``model.pt`` if the evaluator's key metric is better than ever."""
+        metric = float(evaluator.state.metrics[evaluator.state.key_metric_name])
+        if metric > self.best:
+            self.best = metric
+            save_atomically(self.weights() | {"validation": metric, "epoch": evaluator.state.epoch}, self.best_file)
+
+    def report(self) -> str:
+        """Where the best network is, for a last line of output."""
+        return f"best validation Dice {self.best:.4f}, checkpoint {self.best_file}"
+
+
+class ResumeHandler:
+    """Trainer handler: goes on with ``last.pt`` at the start and writes it after each epoch."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer; must come before the ``ValidationHandler``."""
+        engine.add_event_handler(Events.STARTED, self.checkpoints.resume)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.checkpoints.save_last)
+
+
+class KeepBestHandler:
+    """Evaluator handler: writes ``model.pt`` at the best key metric."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self.checkpoints.save_best)
+
+
+class LoadHandler:
+    """Loads a checkpoint into the network before an engine starts; see :func:`load_checkpoint`."""
+
+    def __init__(self, file: str | Path, network: nn.Module, settings: Settings) -> None:
+        self.file = file
+        self.network = network
+        self.settings = settings
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        load_checkpoint(self.file, self.network, self.settings, engine.state.device)
+
+
+class PairImageHandler:
+    """Evaluator handler: TensorBoard pictures of the last validation pair, its middle slices along the last axis.
+
+    One row: F, warped M, F', warped M', and the warped SoI (red) over the fixed one (green).
+
+    Args:
+        log_dir: of TensorBoard.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        self.log_dir = log_dir
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(self.log_dir) as writer:
+            picture = pair_picture(engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL])
+            writer.add_image("validation pair", picture, engine.state.epoch)
+
+
+def middle_slice(image: Tensor) -> Tensor:
+    """``(C, *S)`` to a picture ``(S[1], S[0])`` in [0, 1]: channels added, further axes cut in the middle."""
+    plane = image.detach().float().sum(0)
+    while plane.ndim > 2:
+        plane = plane[..., plane.shape[-1] // 2]
+    low, high = plane.min(), plane.max()
+    return ((plane - low) / (high - low).clamp(min=1e-8)).T.flip(0).cpu()
+
+
+def pair_picture(output: ISTNOutput, label: Tensor) -> Tensor:
+    """The row of pictures of :class:`PairImageHandler`, ``(3, height, width)`` in [0, 1]."""
+    moving, fixed = output.image[:1].chunk(2, dim=1)
+    moving_soi, fixed_soi = torch.as_tensor(label)[:1].chunk(2, dim=1)
+    ddf = output.ddf[:1]
+    grey = [fixed, warp(moving, ddf), output.fixed_representation[:1], warp(output.moving_representation[:1], ddf)]
+    row = [middle_slice(image[0]).expand(3, -1, -1) for image in grey]
+    red, green = middle_slice(warp(moving_soi, ddf)[0]), middle_slice(fixed_soi[0])
+    return torch.cat([*row, torch.stack([red, green, torch.zeros_like(red)])], dim=2)

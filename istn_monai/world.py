@@ -1,0 +1,152 @@
+"""World space: initial alignment, registration grid, and sampling between images of different grids.
+
+Convention:
+    World points are in RAS millimetres, as in MONAI's and NIfTI's affines. An affine is ``(D+1, D+1)``, voxel to
+    world. The initial alignment ``T0`` maps fixed world to moving world points (pull-back); it is applied by editing
+    the moving image's affine, ``inverse(T0) @ affine``, after which both images live in the fixed image's world.
+    The whole transformation is ``T0 o (id + u)``, u the displacement on the registration grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor
+
+from istn_monai.spatial import checked_size, per_axis
+from istn_monai.warp import affine_points, sample, voxel_grid
+
+INITIAL_ALIGNMENTS = ("world", "center", "moments")
+
+
+def square(affine: Tensor | np.ndarray, spatial_dims: int) -> Tensor:
+    """An affine of any size as ``(D+1, D+1)`` float64: MONAI gives 2-D images a 4x4 one."""
+    affine = torch.as_tensor(np.asarray(affine), dtype=torch.float64)
+    axes = [*range(spatial_dims), len(affine) - 1]
+    return affine[axes][:, axes]
+
+
+def map_points(matrix: Tensor, points: Tensor) -> Tensor:
+    """Homogeneous ``(D+1, D+1)`` applied to points ``(D, *T)``."""
+    shift = matrix[:-1, -1].view(-1, *[1] * (points.ndim - 1))
+    return torch.tensordot(matrix[:-1, :-1], points, dims=1) + shift
+
+
+def grid_centre(spatial_size: Sequence[int], affine: Tensor) -> Tensor:
+    """World point ``(D,)`` of the middle of an image."""
+    middle = torch.tensor([(size - 1) / 2 for size in spatial_size], dtype=torch.float64)
+    return map_points(affine, middle)
+
+
+def centre_of_mass(image: Tensor, affine: Tensor) -> Tensor:
+    """World point ``(D,)`` of the first moment of intensities ``(1, *S)``, counted from the darkest one."""
+    weights = image[0].double() - image.min()
+    total = weights.sum()
+    if total == 0:
+        raise ValueError("initial_alignment 'moments' needs an image that is not constant")
+    points = voxel_grid(weights.shape, weights)
+    return map_points(affine, (points * weights).flatten(1).sum(1) / total)
+
+
+def translation(shift: Tensor) -> Tensor:
+    """``(D,)`` in mm to ``(D+1, D+1)``."""
+    matrix = torch.eye(len(shift) + 1, dtype=torch.float64)
+    matrix[:-1, -1] = shift
+    return matrix
+
+
+def initial_alignment(name: str, moving: Tensor, moving_affine: Tensor, fixed: Tensor, fixed_affine: Tensor) -> Tensor:
+    """``T0`` ``(D+1, D+1)``, fixed world to moving world point.
+
+    Args:
+        name: "world" trusts the headers (identity); "center" joins the middles of the two grids, for crops whose
+            origins carry no anatomy; "moments" joins the centres of mass of the intensities.
+        moving: ``(1, *S)``, and its affine.
+        fixed: ``(1, *S)``, and its affine.
+    """
+    if name == "world":
+        return torch.eye(len(fixed_affine), dtype=torch.float64)
+    if name == "center":
+        centres = [grid_centre(i.shape[1:], a) for i, a in ((moving, moving_affine), (fixed, fixed_affine))]
+    elif name == "moments":
+        centres = [centre_of_mass(i[:1], a) for i, a in ((moving, moving_affine), (fixed, fixed_affine))]
+    else:
+        raise ValueError(f"initial_alignment must be one of {INITIAL_ALIGNMENTS}, got {name!r}")
+    return translation(centres[0] - centres[1])
+
+
+def registration_grid(
+    fixed_size: Sequence[int],
+    fixed_affine: Tensor,
+    spatial_size: Sequence[int],
+    spacing: float | Sequence[float],
+) -> Tensor:
+    """Affine ``(D+1, D+1)`` of the registration grid of a fixed image.
+
+    The grid shares the fixed image's centre and the directions of its axes, but not their order and sign: its axes
+    are the ones nearest to R, A, S, so that a network meets the anatomy in one orientation whatever the file's.
+
+    Args:
+        fixed_size: spatial size of the fixed image.
+        fixed_affine: its affine.
+        spatial_size: of the grid.
+        spacing: of the grid in mm.
+    """
+    size = checked_size(spatial_size)
+    dims = len(size)
+    orientation = nib.orientations.io_orientation(fixed_affine.numpy())
+    directions = np.zeros((dims, dims))
+    for file_axis, (grid_axis, sign) in enumerate(orientation):
+        column = fixed_affine[:dims, file_axis].numpy()
+        directions[:, int(grid_axis)] = sign * column / np.linalg.norm(column)
+    affine = torch.eye(dims + 1, dtype=torch.float64)
+    affine[:dims, :dims] = torch.as_tensor(directions) * torch.tensor(per_axis("spacing", spacing, dims))
+    affine[:dims, -1] = grid_centre(fixed_size, fixed_affine) - grid_centre(size, affine)
+    return affine
+
+
+def pull_back_points(
+    ddf: Tensor, grid_affine: Tensor, fixed_affine: Tensor, fixed_size: Sequence[int], moving_affine: Tensor
+) -> Tensor:
+    """Where each voxel of the fixed image is found in the moving image.
+
+    Args:
+        ddf: ``(1, D, *S)`` on the registration grid, in its voxels.
+        grid_affine: the grid's affine.
+        fixed_affine: the fixed image's affine.
+        fixed_size: the fixed image's spatial size.
+        moving_affine: the moving image's affine after the initial alignment, ``inverse(T0) @ affine``.
+
+    Returns:
+        ``(1, D, *fixed_size)`` in voxels of the moving image, for :func:`istn_monai.warp.sample`. Outside the
+        registration grid the displacement is that of the grid's border.
+    """
+    in_grid = affine_points(torch.linalg.solve(grid_affine, fixed_affine), fixed_size)[None].to(ddf.device)
+    in_grid = in_grid + sample(ddf, in_grid)
+    to_moving = torch.linalg.solve(moving_affine, grid_affine)
+    return map_points(to_moving.to(in_grid), in_grid[0])[None]
+
+
+def warp_labels(label: Tensor, points: Tensor, values: Sequence[int]) -> Tensor:
+    """A label map sampled at points: linear one-hot, then the largest; no interpolation between label values.
+
+    Args:
+        label: ``(1, 1, *S)`` whole numbers.
+        points: ``(1, D, *T)`` in voxels of the label map.
+        values: labels to warp; all else counts as background 0.
+
+    Returns:
+        ``(1, 1, *T)`` in the label's dtype.
+    """
+    best = sample((~torch.isin(label, label.new_tensor(list(values)))).float(), points)
+    outside = sample(torch.ones_like(label, dtype=torch.float32), points, padding_mode="zeros") < 0.5
+    best[outside] = 1.0
+    result = torch.zeros_like(best, dtype=label.dtype)
+    for value in values:  # one at a time: a brain with 138 labels would not fit in memory at once
+        weight = sample((label == value).float(), points, padding_mode="zeros")
+        result[weight > best] = value
+        best = torch.maximum(best, weight)
+    return result
