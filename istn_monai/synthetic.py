@@ -94,11 +94,12 @@ def _write_pair(folder: Path, item: Mapping[str, str], rng: np.random.Generator,
         depth = render_tree(grid, tree, truth if role == "moving" else None)
         points = apply_transform(truth, landmarks) if role == "moving" else landmarks
         blobs = render_landmarks(grid, points)
-        blobs = (blobs * 255).round().astype(np.uint8) if settings["image_format"] == "png" else blobs.astype(np.float32)
+        png = settings["image_format"] == "png"
+        blobs = (blobs * 255).round().astype(np.uint8) if png else blobs.astype(np.float32)
         _write_image(folder / item[f"{role}_image"], render_image(rng, grid, depth, extent), grid)
         label = np.where(depth[0] > 0, 1, 2 * (depth[1] > 0)).astype(np.uint8)  # branches begin at the trunk's surface
         _write_image(folder / item[f"{role}_label"], label, grid)
-        _write_image(folder / item[f"{role}landmarks_of"], blobs, grid)
+        _write_image(folder / item[f"{role}_landmarks"], blobs, grid)
         _write_points(folder / item[f"{role}_points"], names, points)
     text = json.dumps({"direction": "fixed world -> moving world, mm, RAS", **truth}, default=np.ndarray.tolist)
     (folder / item["transform"]).write_text(text + "\n")
