@@ -23,6 +23,11 @@ def source(image: Tensor, key: str) -> str:
     return f"{key} ({file})" if file else key
 
 
+def plain(image: Tensor) -> Tensor:
+    """A MetaTensor's values: its own arithmetic is slow, and whole brains are large."""
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
 def check_dims(image: Tensor, key: str, spatial_dims: int) -> None:
     """ValueError unless ``image`` is ``(C, *S)`` with as many axes as the configuration, 2 voxels along each."""
     found = image.ndim - 1
@@ -52,7 +57,7 @@ def check_image(image: Tensor, key: str, spatial_dims: int) -> None:
     """
     check_dims(image, key, spatial_dims)
     check_affine(image, key)
-    values = torch.as_tensor(image)
+    values = plain(image)
     bad = (~torch.isfinite(values)).sum().item()
     if bad:
         raise ValueError(f"{source(image, key)} has {bad} voxels that are NaN or infinite; mend the file first")
@@ -87,7 +92,7 @@ def check_label(
                 f"{name} and its image {source(image, 'image')} have affines that differ by up to {difference:g}: a "
                 "label must be on the grid of its image; correct the header or resample the label"
             )
-    values = torch.as_tensor(label)
+    values = plain(label)
     if not torch.isfinite(values).all():
         raise ValueError(f"{name} has NaN or infinite voxels; mend the file first")
     if need_soi and soi_labels is None and values.max() <= 0:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform, Transform
+from monai.networks.layers import Pool
+from monai.transforms import MapTransform, RandomizableTransform, Transform
 from torch import Tensor
 
 from istn_monai.checks import check_image, check_label
@@ -148,9 +149,8 @@ class InitialAlignmentd(Transform):
 class RegistrationGridd(Transform):
     """Resamples a pair once, linearly, onto one registration grid built from the fixed image.
 
-    Before it goes to a coarser grid an image is smoothed by a Gaussian of ``sigma^2 = (1 - 1/k^2) (k v)^2 / (8 ln 2)``
-    mm for a factor k and voxels v (Cardoso et al., "Scale factor point spread function matching", MICCAI 2015);
-    otherwise fine structures alias. Beyond an image's border the grid holds 0.
+    On its way to a grid that is coarser by a factor of 2 or more, an image is averaged over whole voxels first: sampled
+    alone, fine structures would alias. Beyond an image's border the grid holds 0.
 
     Args:
         spatial_size: of the grid.
@@ -177,15 +177,30 @@ class RegistrationGridd(Transform):
     def on_grid(self, image: MetaTensor, grid: Tensor) -> MetaTensor:
         """``(C, *S)`` to ``(C, *spatial_size)``."""
         to_image = torch.linalg.solve(affine_of(image), grid)
-        smooth = smoothed(image.as_tensor().float(), to_image)
-        return with_affine(resample(smooth[None], to_image, self.spatial_size)[0], grid, image)
+        averaged, to_image = average_voxels(image.as_tensor().float()[None], to_image)
+        return with_affine(resample(averaged, to_image, self.spatial_size)[0], grid, image)
 
 
-def smoothed(image: Tensor, to_image: Tensor) -> Tensor:
-    """``image`` ``(C, *S)`` ready for sampling in steps of ``to_image`` ``(D+1, D+1)``, in voxels of the image."""
-    steps = to_image[:-1, :-1].abs().amax(dim=1)  # voxels of the image for a voxel of the grid, along the image's axes
-    sigmas = [max(float(k) ** 2 - 1.0, 0.0) ** 0.5 / (8 * 0.6931471805599453) ** 0.5 for k in steps]
-    return GaussianSmooth(sigmas)(image) if max(sigmas) > 0.1 else image
+def average_voxels(image: Tensor, to_image: Tensor) -> tuple[Tensor, Tensor]:
+    """An image made coarser by whole factors, ready to be sampled in steps of at least 2 voxels.
+
+    Args:
+        image: ``(B, C, *S)``.
+        to_image: ``(D+1, D+1)``, voxel of the grid to voxel of the image.
+
+    Returns:
+        The image averaged over blocks of as many voxels as a step of the grid covers along each of its axes, and
+        ``to_image`` for it. Without steps of 2 voxels or more, both as they are.
+    """
+    steps = to_image[:-1, :-1].abs().amax(dim=1)
+    factors = [max(1, min(int(step + 1e-6), size)) for step, size in zip(steps, image.shape[2:], strict=True)]
+    if max(factors) == 1:
+        return image, to_image
+    pool = Pool[Pool.AVG, len(factors)](factors, ceil_mode=True, count_include_pad=False)
+    to_block = torch.diag(torch.tensor([*(1.0 / f for f in factors), 1.0], dtype=torch.float64))
+    # the centre of the first block lies between voxels 0 and f - 1
+    to_block[:-1, -1] = torch.tensor([(1.0 / f - 1.0) / 2.0 for f in factors], dtype=torch.float64)
+    return pool(image), to_block @ to_image
 
 
 class RandDeformd(RandomizableTransform, MapTransform):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from istn_monai.spatial import checked_size, per_axis
-from istn_monai.warp import affine_points, sample, voxel_grid
+from istn_monai.warp import affine_points, sample
 
 INITIAL_ALIGNMENTS = ("world", "center", "moments")
 
@@ -47,8 +47,10 @@ def centre_of_mass(image: Tensor, affine: Tensor) -> Tensor:
     total = weights.sum()
     if total == 0:
         raise ValueError("initial_alignment 'moments' needs an image that is not constant")
-    points = voxel_grid(weights.shape, weights)
-    return map_points(affine, (points * weights).flatten(1).sum(1) / total)
+    axes = range(weights.ndim)
+    profiles = [weights.sum([other for other in axes if other != axis]) for axis in axes]
+    moments = [(profile * torch.arange(len(profile))).sum() / total for profile in profiles]
+    return map_points(affine, torch.stack(moments))
 
 
 def translation(shift: Tensor) -> Tensor:

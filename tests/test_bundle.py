@@ -1,0 +1,271 @@
+"""The bundle from end to end, as its users run it: train, go on, evaluate, register, export."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, run, verify_metadata, verify_net_in_out
+
+from istn_monai.settings import SETTINGS
+from istn_monai.synthetic import synthesize
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+CONFIGS = BUNDLE / "configs"
+DATA = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
+SMALL = {"spatial_size": [32, 32, 32], "control_spacing": [16, 8], "device": "cpu", "batch_size": 2, "max_epochs": 2}
+
+
+def config(*names: str) -> list[str]:
+    return [str(CONFIGS / f"{name}.json") for name in names]
+
+
+def messages(error: BaseException) -> str:
+    """An error's text and those of the errors it was raised from: MONAI wraps them."""
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__
+    return "\n".join(texts)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A small synthetic set."""
+    folder = tmp_path_factory.mktemp("toy")
+    synthesize(folder, (32, 32, 32), train=4, validation=2, test=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(toy, tmp_path_factory):
+    """The folder of two epochs of training on it, and the settings."""
+    output = tmp_path_factory.mktemp("trained")
+    settings = SMALL | {"dataset_dir": str(toy), "output_dir": str(output)}
+    run(run_id="training", config_file=config("train"), **settings)
+    return output, settings
+
+
+def test_training_leaves_checkpoints_curves_and_pictures(trained):
+    output, _ = trained
+    assert {file.name for file in (output / "models").iterdir()} == {"model.pt", "last.pt"}
+    assert list((output / "tensorboard").glob("events*"))
+    checkpoint = torch.load(output / "models" / "last.pt", weights_only=True)
+    assert checkpoint["trainer"]["iteration"] == 4
+    assert checkpoint["settings"]["network"]["spatial_size"] == [32, 32, 32]
+
+
+def test_training_goes_on_and_refuses_other_settings(trained, tmp_path):
+    output, settings = trained
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("model.pt", "last.pt"):
+        (copy / name).write_bytes((output / "models" / name).read_bytes())
+    run(run_id="training", config_file=config("train"), **settings | {"ckpt_dir": str(copy), "max_epochs": 3})
+    assert torch.load(copy / "last.pt", weights_only=True)["trainer"]["iteration"] == 6
+    before = (copy / "last.pt").read_bytes()
+    with pytest.raises(RuntimeError) as failure:
+        run(run_id="training", config_file=config("train"), **settings | {"ckpt_dir": str(copy), "learning_rate": 0.1})
+    assert "last.pt" in messages(failure.value) and "learning_rate" in messages(failure.value)
+    assert (copy / "last.pt").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    output, settings = trained
+    run(run_id="evaluation", config_file=config("train", "evaluate"), **settings)
+    return json.loads((output / "evaluation.json").read_text())
+
+
+def test_evaluation_compares_before_and_after(trained, evaluated):
+    assert set(evaluated["summary"]) == {"Id", "one-pass"}
+    assert [row["method"] for row in evaluated["pairs"]] == ["Id", "one-pass"] * 2
+    one_pass = evaluated["summary"]["one-pass"]
+    assert {"dice_merged", "dice_1", "dice_2", "asd_merged", "hd95_1", "folding", "sdlogj", "seconds"} <= set(one_pass)
+    assert one_pass["folding"]["mean"] == 0
+    lines = (trained[0] / "evaluation.csv").read_text().splitlines()
+    assert len(lines) == 5 and lines[0].startswith("pair,moving,fixed,method,dice_merged")
+
+
+def test_inference_from_elsewhere_agrees_with_evaluation(toy, trained, evaluated, tmp_path, monkeypatch):
+    output, settings = trained
+    pair = json.loads((toy / "pairs.json").read_text())["testing"][0]
+    files = {key: str(toy / pair[key]) for key in ("moving_image", "fixed_image", "moving_label")}
+    monkeypatch.chdir(tmp_path)
+    options = {key: settings[key] for key in ("spatial_size", "control_spacing", "device")}
+    run(
+        run_id="inference",
+        config_file=config("inference"),
+        output_dir="result",
+        ckpt_dir=str(output / "models"),
+        **files,
+        **options,
+    )
+    result = tmp_path / "result"
+    names = {"warped", "warped_label", "moving_representation", "fixed_representation"}
+    assert {file.name for file in result.iterdir()} == {f"{name}.nii.gz" for name in names} | {"report.json"}
+    fixed, warped = nib.load(files["fixed_image"]), nib.load(result / "warped.nii.gz")
+    assert warped.shape == fixed.shape
+    assert np.abs(warped.affine - fixed.affine).max() < 1e-5
+    representation = nib.load(result / "moving_representation.nii.gz")
+    assert representation.shape == (32, 32, 32, 2)
+    label = np.asanyarray(nib.load(result / "warped_label.nii.gz").dataobj)
+    truth = np.asanyarray(nib.load(toy / pair["fixed_label"]).dataobj)
+    row = next(row for row in evaluated["pairs"] if row["pair"] == 0 and row["method"] == "one-pass")
+    for value in (1, 2):
+        dice = 2 * ((label == value) & (truth == value)).sum() / ((label == value).sum() + (truth == value).sum())
+        assert abs(dice - row[f"dice_{value}"]) < 1e-6
+    report = json.loads((result / "report.json").read_text())
+    assert report["inputs"]["moving_image"]["file"] == files["moving_image"]
+    assert report["folding_fraction"] == 0
+
+
+@pytest.mark.parametrize("loss", ["u", "s", "e"])
+@pytest.mark.parametrize("transformation", ["affine", "bspline"])
+def test_every_variant_trains(toy, tmp_path, loss, transformation):
+    settings = SMALL | {"dataset_dir": str(toy), "output_dir": str(tmp_path), "max_epochs": 1, "augment": True}
+    run(run_id="training", config_file=config("train"), **settings, loss=loss, transformation=transformation)
+    weights = torch.load(tmp_path / "models" / "last.pt", weights_only=True)["model"]
+    assert any(name.startswith("istn.itn.") for name in weights) == (loss not in "us")
+
+
+def test_two_dimensions_with_the_papers_networks(tmp_path):
+    synthesize(tmp_path / "toy", (48, 40), train=4, validation=2, test=2)
+    settings = {"dataset_dir": str(tmp_path / "toy"), "output_dir": str(tmp_path / "run"), "device": "cpu"}
+    settings |= {"spatial_size": [48, 40], "max_epochs": 1, "soi_labels": [[1, 2]], "initial_alignment": "center"}
+    configs = ("train", "paper", "synth2d")
+    run(run_id="training", config_file=config(*configs), **settings)
+    run(run_id="evaluation", config_file=config(*configs, "evaluate"), **settings)
+    summary = json.loads((tmp_path / "run" / "evaluation.json").read_text())["summary"]
+    assert summary["one-pass"]["dice_merged"]["n"] == 2
+
+
+def test_hosts_find_all_they_need(toy, tmp_path):
+    train = ConfigWorkflow(
+        config("train"), workflow_type="train", dataset_dir=str(toy), output_dir=str(tmp_path), **SMALL
+    )
+    train.initialize()
+    assert train.check_properties() == []
+    inference = ConfigWorkflow(config("inference"), workflow_type="infer")
+    inference.initialize()
+    assert inference.check_properties() == []
+
+
+def test_network_matches_its_metadata():
+    meta = str(CONFIGS / "metadata.json")
+    verify_net_in_out(net_id="network_def", meta_file=meta, config_file=config("inference"), device="cpu")
+
+
+def test_metadata_follows_the_schema():
+    schema = DATA / "meta_schema_20240725.json"
+    if not schema.exists():
+        pytest.skip(f"MONAI's schema is not in {DATA} (ISTN_DATA_DIR)")
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema))
+
+
+def test_exported_module_gives_the_eager_result(trained, tmp_path):
+    output, settings = trained
+    options = {key: settings[key] for key in ("spatial_size", "control_spacing")}
+    parser = ConfigParser()
+    parser.read_config(config("inference"))
+    parser.update(options)
+    network = parser.get_parsed_content("network_def").eval()
+    checkpoint = torch.load(output / "models" / "model.pt", weights_only=True)["model"]
+    # a trained network moves little after two epochs: random heads show more
+    for name, value in checkpoint.items():
+        if ".heads." in name:
+            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) * 0.05)
+    torch.save({"model": checkpoint}, tmp_path / "model.pt")
+    network.load_state_dict(checkpoint)
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=config("inference"),
+        key_in_ckpt="model",
+        use_trace=True,
+        input_shape=[1, 2, 32, 32, 32],
+        **options,
+    )
+    exported = torch.jit.load(tmp_path / "model.ts")
+    image = torch.rand(1, 2, 32, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        eager = network(image)
+        assert eager.abs().max() > 0.5
+        assert (exported(image) - eager).abs().max() < 1e-5
+
+
+def test_configs_share_one_network():
+    train, inference = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
+    shared = ["spatial_size", "spacing", "soi_labels", "transformation", "control_spacing", "max_displacement", "loss"]
+    shared += ["in_channels", "initial_alignment", "itn_def", "stn_def", "transformation_def", "network_def"]
+    assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
+    assert train["settings"]["network"] == inference["settings"]["network"]
+
+
+@pytest.mark.parametrize("overlay", ["hippocampus", "brain", "synth2d", "paper"])
+def test_overlays_build_their_network_and_set_nothing_unknown(overlay):
+    assert set(json.loads((CONFIGS / f"{overlay}.json").read_text())) <= set(SETTINGS)
+    parser = ConfigParser()
+    parser.read_config(config("train", overlay))
+    network = parser.get_parsed_content("network_def").eval()
+    size = parser.get_parsed_content("spatial_size")
+    with torch.no_grad():
+        assert network(torch.rand(1, 2, *size)).shape == (1, len(size), *size)
+
+
+BAD_SETTINGS = [
+    ({"max_epochsss": 3}, "max_epochsss"),
+    ({"loss": "x"}, "loss must be one of"),
+    ({"transformation": "tps"}, "transformation must be one of"),
+    ({"initial_alignment": "rigidly"}, "initial_alignment must be one of"),
+    ({"soi_labels": [[1], [77]]}, "soi_labels [77]"),
+    ({"soi_labels": "1"}, "soi_labels must be"),
+    ({"spatial_size": [32, 32]}, "is 3-D"),
+    ({"data_list_file": "nowhere.json"}, "nowhere.json"),
+    ({"dataset_dir": "/nowhere"}, "/nowhere"),
+]
+
+
+@pytest.mark.parametrize("bad, message", BAD_SETTINGS, ids=lambda value: str(value)[:30])
+def test_bad_settings_stop_before_training(toy, tmp_path, bad, message):
+    settings = SMALL | {"dataset_dir": str(toy), "output_dir": str(tmp_path / "run")} | bad
+    with pytest.raises(RuntimeError) as failure:
+        run(run_id="training", config_file=config("train"), **settings)
+    assert message in messages(failure.value)
+    assert not (tmp_path / "run" / "models").exists()
+
+
+def test_output_dir_that_cannot_be_written(toy, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    settings = SMALL | {"dataset_dir": str(toy), "output_dir": str(tmp_path / "file" / "run")}
+    with pytest.raises(RuntimeError) as failure:
+        run(run_id="training", config_file=config("train"), **settings)
+    assert "output_dir is not writable" in messages(failure.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_inference_without_files_or_with_wrong_ones(toy, trained, tmp_path):
+    output, settings = trained
+    options = {key: settings[key] for key in ("spatial_size", "control_spacing", "device")}
+    options |= {"ckpt_dir": str(output / "models"), "output_dir": str(tmp_path / "result")}
+    pair = json.loads((toy / "pairs.json").read_text())["testing"][0]
+    fixed = str(toy / pair["fixed_image"])
+    cases = [
+        ({}, "moving_image is not set"),
+        ({"moving_image": "/nowhere.nii.gz", "fixed_image": fixed}, "/nowhere.nii.gz"),
+        ({"moving_image": fixed, "fixed_image": fixed, "ckpt_dir": "/nowhere"}, "no checkpoint at /nowhere"),
+        ({"moving_image": fixed, "fixed_image": fixed, "spatial_size": [32, 32, 40]}, "other settings"),
+        ({"moving_image": fixed, "fixed_image": fixed, "moving_labl": fixed}, "moving_labl"),
+    ]
+    for files, message in cases:
+        with pytest.raises(Exception) as failure:
+            run(run_id="inference", config_file=config("inference"), **options | files)
+        assert message in messages(failure.value)
+    assert not list((tmp_path / "result").glob("*")) if (tmp_path / "result").exists() else True
