@@ -262,11 +262,17 @@ class ConcatPaird(Transform):
     """Joins a pair for the network: ``image`` ``(2C, *S)`` and, if there are labels, ``label`` ``(2K, *S)``.
 
     Moving channels first, then fixed; the metadata is the fixed image's (MONAI's ``ConcatItemsd`` keeps the first).
+
+    Args:
+        with_label: whether labels are joined; where they are only carried along they need not be on one grid.
     """
+
+    def __init__(self, with_label: bool = True) -> None:
+        self.joined = {"image": IMAGE_KEYS} | ({"label": LABEL_KEYS} if with_label else {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
-        for name, (moving, fixed) in (("image", IMAGE_KEYS), ("label", LABEL_KEYS)):
+        for name, (moving, fixed) in self.joined.items():
             if moving in data and fixed in data:
                 both = torch.cat([data[moving].as_tensor(), data[fixed].as_tensor()])
                 result[name] = with_affine(both, affine_of(data[fixed]), data[fixed])
