@@ -43,19 +43,26 @@ def check_dims(image: Tensor, key: str, spatial_dims: int) -> None:
 def check_affine(image: Tensor, key: str) -> None:
     """ValueError unless the header's affine is finite and can be inverted."""
     affine = torch.as_tensor(image.affine, dtype=torch.float64) if isinstance(image, MetaTensor) else torch.eye(2)
-    if not torch.isfinite(affine).all() or abs(torch.linalg.det(affine).item()) < 1e-12:
+    axes = affine[:-1, :-1] / affine[:-1, :-1].norm(dim=0)  # of length 1, so that voxels may be of any size
+    if not torch.isfinite(affine).all() or not abs(torch.linalg.det(axes).item()) > 1e-6:
         raise ValueError(f"{source(image, key)} has a header without a usable affine: {affine.tolist()}; repair it")
 
 
-def check_image(image: Tensor, key: str, spatial_dims: int) -> None:
-    """Refuses what cannot be registered: wrong dimension, bad affine, NaN or Inf, a constant image.
+def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | None = None) -> None:
+    """Refuses what cannot be registered: wrong dimension or channels, bad affine, NaN or Inf, a constant image.
 
     Args:
         image: ``(C, *S)``.
         key: its name in errors.
         spatial_dims: of the configuration.
+        in_channels: of the configuration; None for any number.
     """
     check_dims(image, key, spatial_dims)
+    if in_channels is not None and image.shape[0] != in_channels:
+        raise ValueError(
+            f"{source(image, key)} has {image.shape[0]} channel(s), the configuration {in_channels}: set in_channels, "
+            "or give images of one channel (a colour PNG has 3)"
+        )
     check_affine(image, key)
     values = plain(image)
     bad = (~torch.isfinite(values)).sum().item()
@@ -123,6 +130,7 @@ def check_datalist(
     spatial_dims: int,
     soi_labels: Sequence[Sequence[int]] | None = None,
     need_labels: bool = True,
+    in_channels: int | None = None,
 ) -> None:
     """Reads every file of a datalist once and refuses, by part, index, key and file, what training would stumble on.
 
@@ -131,6 +139,7 @@ def check_datalist(
         spatial_dims: of the configuration.
         soi_labels: groups of label values that make up the SoI; None for real-valued maps.
         need_labels: whether pairs without labels are an error.
+        in_channels: of the configuration; None for any number.
     """
     check_soi_labels(soi_labels)
     subjects: dict[tuple[str, str | None], str] = {}
@@ -150,7 +159,7 @@ def check_datalist(
     present: set[int] = set()
     for (image, label), place in tqdm(subjects.items(), desc="checking data", unit="image", leave=False):
         loaded = read_or_explain(load, image, place)
-        check_image(loaded, place, spatial_dims)
+        check_image(loaded, place, spatial_dims, in_channels)
         if label is not None:
             loaded_label = read_or_explain(load, label, place)
             check_label(loaded_label, place, loaded, soi_labels)

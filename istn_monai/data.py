@@ -48,7 +48,11 @@ def part_items(content: Mapping[str, Any], part: str, path: Path) -> list[Item]:
         if missing:
             found = sorted(pair) if isinstance(pair, dict) else type(pair).__name__
             raise ValueError(f"datalist {path}: {part}[{index}] has no key {missing[0]!r}, only {found}")
-        items.append({k: str(path.parent / v) for k, v in pair.items() if k in PATH_KEYS and isinstance(v, str)})
+        wrong = [k for k in PATH_KEYS if k in pair and not isinstance(pair[k], str)]
+        if wrong:
+            key = wrong[0]
+            raise ValueError(f"datalist {path}: {part}[{index}] needs one path for {key!r}, got {pair[key]!r}")
+        items.append({k: str(path.parent / v) for k, v in pair.items() if k in PATH_KEYS})
     return items
 
 
@@ -154,7 +158,7 @@ def make_datalist(
         raise FileExistsError(f"output exists and is left alone: {path}; choose another name or remove it")
     counts = dict(zip(PARTS, (train, validation, test), strict=True))
     if not all(isinstance(n, int) and n >= 0 for n in counts.values()) or not sum(counts.values()):
-        raise ValueError(f"train, val and test must be whole numbers of at least 0, not all 0, got {counts}")
+        raise ValueError(f"train, validation and test must be whole numbers of at least 0, not all 0, got {counts}")
     image_of = image_files(images, "images")
     label_of = {} if labels is None else image_files(labels, "labels")
     unmatched = sorted(set(image_of) - set(label_of)) if labels is not None else []

@@ -64,18 +64,24 @@ class CheckPaird(Transform):
         spatial_dims: that the configuration is for.
         soi_labels: groups of label values; None if labels are real-valued maps.
         need_soi: whether a label without any SoI is refused; where labels are only carried along it is not.
+        in_channels: that an image must have; None for any number.
     """
 
     def __init__(
-        self, spatial_dims: int, soi_labels: Sequence[Sequence[int]] | None = None, need_soi: bool = True
+        self,
+        spatial_dims: int,
+        soi_labels: Sequence[Sequence[int]] | None = None,
+        need_soi: bool = True,
+        in_channels: int | None = None,
     ) -> None:
         self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
         self.soi_labels = soi_labels
         self.need_soi = need_soi
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         for key in IMAGE_KEYS:
-            check_image(data[key], key, self.spatial_dims)
+            check_image(data[key], key, self.spatial_dims, self.in_channels)
         for key, image_key in zip(LABEL_KEYS, IMAGE_KEYS, strict=True):
             if key in data:
                 check_label(data[key], key, data[image_key], self.soi_labels, self.need_soi)
@@ -177,8 +183,11 @@ class RegistrationGridd(Transform):
     def on_grid(self, image: MetaTensor, grid: Tensor) -> MetaTensor:
         """``(C, *S)`` to ``(C, *spatial_size)``."""
         to_image = torch.linalg.solve(affine_of(image), grid)
-        averaged, to_image = average_voxels(image.as_tensor().float()[None], to_image)
-        return with_affine(resample(averaged, to_image, self.spatial_size)[0], grid, image)
+        averaged, to_block = average_voxels(image.as_tensor().float()[None], to_image)
+        values = resample(averaged, to_block, self.spatial_size, padding_mode="border")
+        ones = torch.ones(1, 1, *image.shape[1:])
+        inside = resample(ones, to_image, self.spatial_size)  # blocks would darken what lies near the border
+        return with_affine((values * inside)[0], grid, image)
 
 
 def average_voxels(image: Tensor, to_image: Tensor) -> tuple[Tensor, Tensor]:

@@ -195,4 +195,13 @@ class Evaluation:
             writer = csv.DictWriter(file, fieldnames=list(result["pairs"][0]))
             writer.writeheader()
             writer.writerows(result["pairs"])
-        (self.output_dir / "evaluation.json").write_text(json.dumps(result, indent=1, default=str))
+        (self.output_dir / "evaluation.json").write_text(json.dumps(without_nan(result), indent=1, default=str))
+
+
+def without_nan(value: Any) -> Any:
+    """nan as None, which JSON has."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value

@@ -164,12 +164,16 @@ class PyramidSTN(nn.Module):
         def block(inputs: int, outputs: int, strides: int) -> nn.Module:
             return Convolution(spatial_dims, inputs, outputs, strides=strides, act="LEAKYRELU", norm="INSTANCE")
 
+        # an instance norm needs 2 voxels: small grids get fewer levels
+        channels = channels[: max(1, (max(transformation.spatial_size) - 1).bit_length() - 1)]
+
         inputs = (in_channels, *channels)
+        #: for each block of parameters, how many decoder steps its features come from
+        self.depths = tuple(decoder_steps(shape, transformation.spatial_size, len(channels)) for shape in self.shapes)
         self.encoder = nn.ModuleList(block(i, o, 2) for i, o in zip(inputs, channels, strict=False))
         deepest = channels[-1]
-        self.decoder = nn.ModuleList(block(deepest + skip, deepest, 1) for skip in reversed(channels[:-1]))
-        #: for each block of parameters, how many decoder steps its features come from
-        self.depths = tuple(self.decoder_steps(shape, transformation.spatial_size) for shape in self.shapes)
+        skips = list(reversed(channels[:-1]))[: max(self.depths)]  # finer features than any head reads are not made
+        self.decoder = nn.ModuleList(block(deepest + skip, deepest, 1) for skip in skips)
         conv, pool = Conv[Conv.CONV, spatial_dims], Pool[Pool.ADAPTIVEAVG, spatial_dims]
         self.heads = nn.ModuleList(
             zero_initialised(conv(deepest, shape[0], kernel_size=3, padding=1))
@@ -180,18 +184,6 @@ class PyramidSTN(nn.Module):
             for shape in self.shapes
         )
 
-    def decoder_steps(self, shape: Sequence[int], spatial_size: Sequence[int]) -> int:
-        """Decoder steps until the features are at least as fine as a lattice; 0 for global parameters."""
-        if len(shape) == 1:
-            return 0
-        levels, finest = len(self.encoder), 1
-        for steps in range(len(self.decoder)):
-            size = [math.ceil(s / 2 ** (levels - steps)) for s in spatial_size]
-            if all(s >= control for s, control in zip(size, shape[1:], strict=True)):
-                return steps
-            finest = steps + 1
-        return finest
-
     def forward(self, image: Tensor) -> Tensor:
         """``(B, in_channels, *S)`` to theta ``(B, P)``."""
         skips = []
@@ -200,7 +192,7 @@ class PyramidSTN(nn.Module):
             features = encode(features)
             skips.append(features)
         pyramid = [features]
-        for decode, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
+        for decode, skip in zip(self.decoder, reversed(skips[:-1]), strict=False):
             finer = self.resize(pyramid[-1], skip.shape[2:])
             pyramid.append(decode(torch.cat([finer, skip], dim=1)))
         blocks = []
@@ -212,6 +204,17 @@ class PyramidSTN(nn.Module):
     def resize(self, features: Tensor, size: Sequence[int]) -> Tensor:
         """Features at the points of another lattice that spans the same field of view."""
         return nn.functional.interpolate(features, tuple(size), mode=self.interpolation, align_corners=True)
+
+
+def decoder_steps(shape: Sequence[int], spatial_size: Sequence[int], levels: int) -> int:
+    """Decoder steps of ``levels - 1`` until the features are as fine as a lattice; 0 for global parameters."""
+    if len(shape) == 1:
+        return 0
+    for steps in range(levels - 1):
+        size = [math.ceil(s / 2 ** (levels - steps)) for s in spatial_size]
+        if all(s >= control for s, control in zip(size, shape[1:], strict=True)):
+            return steps
+    return levels - 1
 
 
 class ISTNOutput(NamedTuple):
@@ -258,8 +261,11 @@ class ISTN(nn.Module):
             )
         batch, channels = image.shape[0], image.shape[1] // 2
         both = self.itn(image.reshape(2 * batch, channels, *expected))  # one pass for the two of each pair
-        pairs = both.reshape(batch, -1, *expected)
-        moving, fixed = pairs.chunk(2, dim=1)
+        if both.shape[2:] != image.shape[2:]:
+            raise ValueError(
+                f"the ITN must keep the image's size {expected}, it gave {tuple(both.shape[2:])}; see BackboneITN"
+            )
+        moving, fixed = both.unflatten(0, (batch, 2)).unbind(1)
         return moving, fixed
 
     def forward(self, image: Tensor) -> ISTNOutput:

@@ -88,12 +88,15 @@ def find_bundle_root() -> str:
 
 
 def check_settings() -> None:
-    """ValueError if the config under evaluation has a top-level key that nothing reads: a mistyped override."""
+    """ValueError if the config under evaluation has a top-level key that nothing reads: a mistyped override.
+
+    A key counts as read if it is one of ``SETTINGS``, one that MONAI reads, or if another entry refers to it with @.
+    """
     parser = caller_of_type(ConfigParser)
     if parser is None:
         return
     config = parser.get()
-    read = set(re.findall(r"[@%](\w+)", json.dumps(config, default=str)))
+    read = set(re.findall(r"@(\w+)", json.dumps(config, default=str)))
     for key in config:
         if key not in read and key not in SETTINGS and key not in MONAI_IDS:
             close = difflib.get_close_matches(key, SETTINGS, n=1)

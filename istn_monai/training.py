@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,11 @@ logger = logging.getLogger(__name__)
 BEST, LAST = "model.pt", "last.pt"
 
 
+def cosine_to_zero(epoch: int, max_epochs: int) -> float:
+    """Factor of the learning rate, from 1 at the start to 0 at the end; the end may move when training goes on."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(epoch / max_epochs, 1.0)))
+
+
 def warped_and_fixed_soi(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Binary SoI of an engine's output, warped moving and fixed, ``(B, K, *S)`` each, for a Dice metric."""
     moving, fixed = torch.as_tensor(output[CommonKeys.LABEL]).chunk(2, dim=1)
@@ -34,6 +40,17 @@ def save_atomically(content: Mapping[str, Any], file: Path) -> None:
     part = file.with_suffix(".part")
     torch.save(dict(content), part)
     os.replace(part, file)
+
+
+def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
+    """What a checkpoint holds, or a ValueError that names the file."""
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a checkpoint that can be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a checkpoint, a dictionary with 'model', but a {type(content).__name__}")
+    return content
 
 
 def load_checkpoint(file: str | Path, network: nn.Module, settings: Settings, device: Any = "cpu") -> dict[str, Any]:
@@ -51,15 +68,12 @@ def load_checkpoint(file: str | Path, network: nn.Module, settings: Settings, de
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train first, or set ckpt_dir to the folder with {BEST}")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint that can be read: {error}") from error
+    content = read_checkpoint(path, device)
     content = content if "model" in content else {"model": content}
     settings.check(content, path)
     try:
         network.load_state_dict(content["model"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"{path} does not fit the network that the settings describe: {error}") from error
     return content
 
@@ -94,7 +108,7 @@ class Checkpoints:
         self.lr_scheduler = lr_scheduler
         self.best = float("-inf")
         if self.last_file.exists():
-            settings.check(torch.load(self.last_file, weights_only=True), self.last_file, resume=True)
+            settings.check(read_checkpoint(self.last_file), self.last_file, resume=True)
         elif self.best_file.exists():
             raise FileExistsError(
                 f"{self.best_file} exists without the {LAST} of a training to go on with; it is left alone: choose "
@@ -115,8 +129,9 @@ class Checkpoints:
         self.lr_scheduler.load_state_dict(content["lr_scheduler"])
         trainer.load_state_dict(content["trainer"])
         trainer.state.max_epochs = max_epochs
+        torch.manual_seed(torch.initial_seed() + trainer.state.epoch)  # or the first epochs' order would come again
         if self.best_file.exists():
-            self.best = torch.load(self.best_file, weights_only=True)["validation"]
+            self.best = read_checkpoint(self.best_file)["validation"]
         logger.info(f"going on after epoch {trainer.state.epoch} of {self.last_file}")
         if trainer.state.epoch >= max_epochs:
             trainer.terminate()
@@ -149,7 +164,7 @@ class ResumeHandler:
         self.checkpoints = checkpoints
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to a trainer; must come before the ``ValidationHandler``."""
+        """Attaches to a trainer; comes after the ``LrScheduleHandler`` and before the ``ValidationHandler``."""
         engine.add_event_handler(Events.STARTED, self.checkpoints.resume)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.checkpoints.save_last)
 

@@ -1,0 +1,106 @@
+"""Small images, files and networks that several test modules need."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor
+
+from istn_monai.networks import ISTN, ITN, STN, ISTNOutput
+from istn_monai.spatial import AffineTransformation, Transformation
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator of its own, so that no test depends on the order of tests."""
+    return torch.Generator().manual_seed(seed)
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    """Uniform in [0, 1], the same for the same seed."""
+    return torch.rand(*shape, generator=seeded(seed))
+
+
+def ball(shape, centre, radius: float) -> np.ndarray:
+    """A filled ball (ellipse, in 2-D a disc) as uint8 0 and 1."""
+    grid = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    return (sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2).astype(np.uint8)
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> str:
+    """Writes a NIfTI file, also with affines that nibabel's constructor would decompose and refuse.
+
+    The voxel sizes agree with the affine: else MONAI's reader takes the header for broken and mends it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(np.asarray(array), np.eye(4))
+    if affine is not None:
+        image.header.set_sform(affine, code=2)
+        image.header.set_qform(None, code=0)
+        image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0)[: np.ndim(array)])
+        image = nib.Nifti1Image(np.asarray(array), None, image.header)
+    nib.save(image, path)
+    return str(path)
+
+
+def write_subjects(folder: Path, number: int, shape=(10, 12, 11), seed: int = 0) -> list[dict[str, str]]:
+    """Images and label maps (1 and 2) on disk, one ``{"image", "label"}`` for each subject."""
+    rng = np.random.default_rng(seed)
+    files = []
+    for index in range(number):
+        centre = [s / 2 + rng.uniform(-1, 1) for s in shape]
+        label = 2 * ball(shape, centre, 3.5) - ball(shape, centre, 2)
+        image = (label + rng.normal(0, 0.1, shape)).astype(np.float32)
+        files.append(
+            {
+                "image": write_nifti(folder / "images" / f"case_{index:02d}.nii.gz", image),
+                "label": write_nifti(folder / "labels" / f"case_{index:02d}.nii.gz", label.astype(np.uint8)),
+            }
+        )
+    return files
+
+
+def pair_of(moving: dict[str, str], fixed: dict[str, str]) -> dict[str, str]:
+    """The datalist item of two subjects."""
+    return {f"{side}_{key}": f[key] for side, f in (("moving", moving), ("fixed", fixed)) for key in f}
+
+
+def write_json(path: Path, content) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def small_istn(
+    spatial_size=(12, 11), itn: bool = True, channels: int = 1, transformation: Transformation | None = None, seed=0
+) -> ISTN:
+    """A tiny ISTN (seeded weights) for a 2-D or 3-D grid."""
+    torch.manual_seed(seed)
+    transformation = transformation or AffineTransformation(spatial_size)
+    dims = transformation.spatial_dims
+    return ISTN(ITN(dims, 1, channels) if itn else None, STN(dims, 2 * channels, transformation, 2, 8), transformation)
+
+
+def perturb(network: torch.nn.Module, seed: int = 1, scale: float = 0.05) -> torch.nn.Module:
+    """Moves all weights a little, so that zero-initialised heads move images."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def random_output(
+    spatial_size=(6, 7), batch: int = 2, image_channels: int = 1, channels: int = 1, amplitude: float = 1.3, seed=0
+) -> ISTNOutput:
+    """What a network might give: random images, representations, and a ddf of up to ``amplitude`` voxels."""
+    dims = len(spatial_size)
+    image = rand(batch, 2 * image_channels, *spatial_size, seed=seed)
+    moving, fixed = (rand(batch, channels, *spatial_size, seed=seed + n) for n in (1, 2))
+    ddf = amplitude * (2 * rand(batch, dims, *spatial_size, seed=seed + 3) - 1)
+    return ISTNOutput(image, moving, fixed, torch.zeros(batch, 6), ddf)

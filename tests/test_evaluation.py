@@ -1,0 +1,288 @@
+"""Tests of `istn_monai.evaluation`: figures by hand, tables, files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import ball, perturb, small_istn
+from monai.data import MetaTensor
+from monai.inferers import SimpleInferer
+
+from istn_monai.evaluation import (
+    COLUMNS,
+    Evaluation,
+    box_of,
+    label_map,
+    pair_figures,
+    soi_values,
+    statistics,
+    summarise,
+    table,
+)
+from istn_monai.networks import DisplacementNetwork
+
+SHAPE = (20, 22, 18)
+
+
+def meta(array, spacing: float = 1.0, name: str = "x") -> MetaTensor:
+    tensor = torch.as_tensor(np.asarray(array, np.float32))[None]
+    affine = torch.diag(torch.tensor([spacing] * (tensor.ndim - 1) + [1.0]))
+    return MetaTensor(tensor, affine=affine, meta={"filename_or_obj": f"/data/{name}.nii.gz"})
+
+
+def labels_at(centre, values=(1, 2), shape=SHAPE) -> np.ndarray:
+    """Two balls beside each other."""
+    first = ball(shape, centre, 3).astype(int)
+    second = ball(shape, [c + 6 * (axis == 1) for axis, c in enumerate(centre)], 2).astype(int)
+    return values[0] * first + values[1] * second
+
+
+def pair_of_labels(moving, fixed, spacing: float = 1.0) -> dict:
+    moving, fixed = meta(moving, spacing, "moving"), meta(fixed, spacing, "fixed")
+    image = MetaTensor(torch.cat([moving, fixed]).as_tensor(), affine=fixed.affine)
+    pair = {"moving_image": moving, "fixed_image": fixed, "moving_label": moving, "fixed_label": fixed}
+    return pair | {f"{key}_original": value for key, value in pair.items()} | {"image": image}
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def zero_ddf(shape=SHAPE) -> torch.Tensor:
+    return torch.zeros(1, len(shape), *shape)
+
+
+# --- figures of a pair -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [(1, 2), (23, 59)])
+@pytest.mark.parametrize("shape, centres", [(SHAPE, ((8, 8, 9), (9, 9, 9))), ((24, 26), ((10, 9), (11, 11)))])
+def test_figures_of_the_identity_are_those_of_the_labels(values, shape, centres):
+    moving, fixed = (labels_at(centre, values, shape) for centre in centres)
+    figures = pair_figures(pair_of_labels(moving, fixed), zero_ddf(shape), [[values[0]], [values[1]]])
+    assert figures["dice_merged"] == pytest.approx(dice(moving > 0, fixed > 0), abs=1e-6)
+    single = [dice(moving == value, fixed == value) for value in values]
+    for value, expected in zip(values, single, strict=True):
+        assert figures[f"dice_{value}"] == pytest.approx(expected, abs=1e-6)
+    assert figures["dice_labels"] == pytest.approx(np.mean(single), abs=1e-6)
+    assert figures["folding"] == 0 and figures["sdlogj"] == 0
+    assert 0 < figures["asd_merged"] < figures["hd95_merged"] < 4
+
+
+@pytest.mark.parametrize("values", [(1, 2), (23, 30)])
+@pytest.mark.parametrize("shift", [(2, 0, 0), (1, -2, 3)])
+def test_the_true_shift_registers_perfectly(values, shift):
+    """fixed(x) = moving(x + shift): the ball of the fixed image lies at centre - shift."""
+    moving = labels_at((9, 8, 9), values)
+    fixed = labels_at([c - s for c, s in zip((9, 8, 9), shift, strict=True)], values)
+    ddf = zero_ddf() + torch.tensor(shift).view(1, 3, 1, 1, 1)
+    pair, groups = pair_of_labels(moving, fixed), [list(values)]
+    assert pair_figures(pair, zero_ddf(), groups)["dice_merged"] < 0.8
+    figures = pair_figures(pair, ddf, groups)
+    for name in ("dice_merged", "dice_labels", *(f"dice_{value}" for value in values)):
+        assert figures[name] == pytest.approx(1.0)
+    assert figures["asd_merged"] == figures["hd95_merged"] == 0
+    assert pair_figures(pair, -ddf, groups)["dice_merged"] < 0.5, "the wrong direction"
+
+
+def test_labels_outside_the_groups_do_not_count():
+    moving, fixed = labels_at((8, 8, 9), (1, 7)), labels_at((8, 8, 9), (1, 2))
+    figures = pair_figures(pair_of_labels(moving, fixed), zero_ddf(), [[1]])
+    assert figures["dice_merged"] == figures["dice_1"] == pytest.approx(1)
+    assert "dice_7" not in figures and "dice_2" not in figures
+
+
+def test_three_labels_in_two_groups_have_figures_each():
+    moving = labels_at((8, 8, 9), (23, 30)) + 59 * ball(SHAPE, (15, 15, 5), 2)
+    figures = pair_figures(pair_of_labels(moving, moving), zero_ddf(), [[59, 23], [30]])
+    assert {f"dice_{value}" for value in (23, 30, 59)} <= set(figures)
+    assert figures["dice_labels"] == pytest.approx(1)
+
+
+def test_maps_are_cut_at_half_their_maximum():
+    """soi_labels None: a map of any scale; at half its maximum it is the ball's mask."""
+    distance = np.linalg.norm(np.indices(SHAPE).T - np.array([9, 9, 9]), axis=-1).T
+    soft = 80 / (1 + np.exp(2 * (distance - 4.1)))
+    moved = np.roll(soft, 3, 0)
+    figures = pair_figures(pair_of_labels(moved, soft), zero_ddf(), None)
+    masks = [m > m.max() / 2 for m in (moved, soft)]
+    assert figures["dice_merged"] == figures["dice_labels"] == pytest.approx(dice(*masks), abs=1e-6)
+    ddf = zero_ddf()
+    ddf[:, 0] = 3
+    assert pair_figures(pair_of_labels(moved, soft), ddf, None)["dice_merged"] == pytest.approx(1)
+
+
+def test_distances_are_in_mm():
+    moving, fixed = labels_at((8, 8, 9)), labels_at((10, 8, 9))
+    small, large = (pair_figures(pair_of_labels(moving, fixed, s), zero_ddf(), [[1, 2]]) for s in (1.0, 2.5))
+    for name in ("asd_merged", "hd95_merged"):
+        assert large[name] == pytest.approx(2.5 * small[name], rel=1e-5) and small[name] > 0
+    assert large["dice_merged"] == pytest.approx(small["dice_merged"])
+
+
+def test_a_label_that_is_missing_has_dice_zero_and_nan_distances():
+    moving = 1 * ball(SHAPE, (8, 8, 9), 3).astype(int)
+    figures = pair_figures(pair_of_labels(moving, labels_at((8, 8, 9))), zero_ddf(), [[1], [2]])
+    assert figures["dice_2"] == 0 and math.isnan(figures["asd_2"]) and math.isnan(figures["hd95_2"])
+    assert figures["dice_labels"] == pytest.approx(0.5)
+
+
+def test_soi_that_is_moved_out_of_sight_has_dice_zero():
+    label = labels_at((8, 8, 9))
+    figures = pair_figures(pair_of_labels(label, label), zero_ddf() + 100, [[1, 2]])
+    assert figures["dice_merged"] == 0 and math.isnan(figures["asd_merged"])
+
+
+def test_folding_is_counted():
+    ddf = zero_ddf()
+    ddf[:, 0, 10:] = -5.0  # everything beyond row 10 comes from five rows before: rows fold there
+    figures = pair_figures(pair_of_labels(labels_at((8, 8, 9)), labels_at((8, 8, 9))), ddf, [[1, 2]])
+    assert figures["folding"] == pytest.approx(2 / SHAPE[0]) and figures["sdlogj"] > 0
+
+
+def test_small_functions():
+    assert soi_values([[59, 2], [23]]) == [2, 23, 59] and soi_values(None) == [1]
+    assert label_map(meta(4 * ball((6, 6), (3, 3), 2)), None).max() == 1
+    assert label_map(meta(4 * ball((6, 6), (3, 3), 2)), [[4]]).max() == 4
+    mask = torch.zeros(9, 9, dtype=torch.bool)
+    mask[0, 4] = mask[3, 5] = True
+    assert box_of(mask) == (slice(0, 6), slice(2, 8))
+
+
+# --- summary ---------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_by_hand_ignoring_nan():
+    assert statistics([1.0, 2.0, 6.0, float("nan")]) == {
+        "mean": 3.0,
+        "std": pytest.approx(math.sqrt((4 + 1 + 9) / 3)),
+        "median": 2.0,
+        "n": 3,
+    }
+    nothing = statistics([float("nan")] * 2)
+    assert nothing["n"] == 0 and math.isnan(nothing["mean"])
+
+
+def test_summary_is_by_method_and_of_numbers_alone():
+    rows = [
+        {"pair": n, "moving": "m", "method": method, "dice_merged": value, "asd_merged": distance}
+        for n, method, value, distance in [
+            (0, "Id", 0.5, 2.0), (0, "one-pass", 0.8, float("nan")), (1, "Id", 0.7, 4.0), (1, "one-pass", 0.6, 1.0)
+        ]
+    ]  # fmt: skip
+    summary = summarise(rows)
+    assert list(summary) == ["Id", "one-pass"] and set(summary["Id"]) == {"dice_merged", "asd_merged"}
+    assert summary["Id"]["dice_merged"]["mean"] == pytest.approx(0.6)
+    assert summary["Id"]["dice_merged"]["std"] == pytest.approx(0.1)
+    assert summary["Id"]["asd_merged"]["mean"] == pytest.approx(3)
+    assert summary["one-pass"]["asd_merged"] == {"mean": 1.0, "std": 0.0, "median": 1.0, "n": 1}
+    assert summary["one-pass"]["dice_merged"]["n"] == 2
+
+
+def test_summary_when_only_the_first_pair_lacks_a_distance():
+    rows = [{"method": "Id", "asd_merged": value} for value in (float("nan"), 3.0)]
+    assert summarise(rows)["Id"]["asd_merged"]["mean"] == 3.0
+
+
+def test_table_has_a_line_for_each_method_and_folding_in_percent():
+    figures = {name: statistics([0.25, 0.75]) for name in COLUMNS}
+    text = table({"Id": figures, "refined": figures})
+    lines = text.splitlines()
+    assert len(lines) == 3 and lines[1].startswith("Id") and lines[2].startswith("refined")
+    assert "0.500+-0.250" in lines[1] and "50.000+-25.000" in lines[1]
+    assert len({len(line) for line in lines}) == 1
+
+
+# --- Evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    size = (16, 18)
+    network = perturb(DisplacementNetwork(small_istn(size)), scale=0.02)
+    centres = [((8, 6), (8, 7)), ((7, 6), (9, 7)), ((8, 7), (7, 7))]
+    pairs = [pair_of_labels(*(labels_at(c, (1, 2), size) for c in both)) for both in centres]
+    return Evaluation(
+        pairs,
+        network.train(),
+        {"one-pass": SimpleInferer(), "still": lambda image, _: torch.zeros(1, 2, *size)},
+        tmp_path / "deep" / "out",
+        [[1], [2]],
+        provenance={"checkpoint": "/x/model.pt"},
+    )
+
+
+def test_evaluation_writes_what_it_returns(evaluation, capsys):
+    result = evaluation.run()
+    folder = evaluation.output_dir
+    assert json.loads((folder / "evaluation.json").read_text()) == result
+    with open(folder / "evaluation.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["pair"], row["method"]) for row in rows] == [
+        (str(n), method) for n in range(3) for method in ("Id", "one-pass", "still")
+    ]
+    for written, row in zip(rows, result["pairs"], strict=True):
+        assert set(written) == set(row)
+        assert all(float(written[k]) == pytest.approx(v, nan_ok=True) for k, v in row.items() if isinstance(v, float))
+        assert written["moving"] == "/data/moving.nii.gz" and written["fixed"] == "/data/fixed.nii.gz"
+    for method in ("Id", "one-pass", "still"):
+        values = [float(row["dice_merged"]) for row in rows if row["method"] == method]
+        assert result["summary"][method]["dice_merged"]["mean"] == pytest.approx(np.mean(values))
+        assert result["summary"][method]["dice_merged"]["std"] == pytest.approx(np.std(values))
+    assert result["provenance"]["checkpoint"] == "/x/model.pt" and "monai" in result["provenance"]
+    printed = capsys.readouterr().out
+    assert "one-pass" in printed and str(folder / "evaluation.csv") in printed
+
+
+def test_evaluation_of_the_identity_is_that_of_the_labels_and_the_network_is_used(evaluation):
+    rows = evaluation.evaluate_pair(1)
+    moving, fixed = labels_at((7, 6), shape=(16, 18)), labels_at((9, 7), shape=(16, 18))
+    by_method = {row["method"]: row for row in rows}
+    assert by_method["Id"]["dice_merged"] == pytest.approx(dice(moving > 0, fixed > 0), abs=1e-6)
+    assert by_method["Id"]["seconds"] == 0 < by_method["one-pass"]["seconds"]
+    for name in ("dice_merged", "asd_merged", "folding"):
+        assert by_method["still"][name] == by_method["Id"][name]
+    pair = evaluation.dataset[1]
+    ddf = evaluation.network(pair["image"].as_tensor()[None]).detach()
+    assert ddf.abs().max() > 0.1
+    expected = pair_figures(pair, ddf, [[1], [2]])
+    assert {k: by_method["one-pass"][k] for k in expected} == pytest.approx(expected, nan_ok=True)
+
+
+def test_evaluation_puts_the_network_into_eval_mode(evaluation):
+    assert evaluation.network.training
+    evaluation.run()
+    assert not evaluation.network.training
+
+
+def test_json_of_a_pair_with_nan_is_json(evaluation):
+    """Other programs than Python do not read NaN."""
+    size = (16, 18)
+    without = 1 * ball(size, (8, 7), 3).astype(int)
+    evaluation.dataset[0] = pair_of_labels(without, labels_at((8, 7), shape=size))
+    evaluation.run()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    json.loads((evaluation.output_dir / "evaluation.json").read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("side", ["moving", "fixed"])
+def test_missing_label_is_named(evaluation, side):
+    for key in (f"{side}_label", f"{side}_label_original"):
+        del evaluation.dataset[2][key]
+    with pytest.raises(ValueError, match=f"needs '{side}_label' for each pair; pair 2 has none"):
+        evaluation.run()
+    assert not evaluation.output_dir.exists()
+
+
+def test_maps_have_a_row_each(evaluation):
+    evaluation.soi_labels = None
+    row = evaluation.evaluate_pair(0)[0]
+    assert row["dice_labels"] == row["dice_merged"] and not math.isnan(row["dice_merged"])
