@@ -1,0 +1,69 @@
+"""The command line, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+
+def istn_monai(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "istn_monai", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve subjects, images and labels of the same names."""
+    root = tmp_path_factory.mktemp("subjects")
+    for kind in ("images", "labels"):
+        (root / kind).mkdir()
+        for number in range(12):
+            nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), root / kind / f"s{number:02d}.nii.gz")
+    return root
+
+
+def test_pairs_shares_no_subject_and_keeps_what_is_there(folder):
+    output = folder / "lists" / "pairs.json"
+    arguments = ("pairs", "--images", folder / "images", "--labels", folder / "labels", "--output", output)
+    numbers = ("--train", 10, "--val", 2, "--test", 4, "--seed", 3)
+    done = istn_monai(*arguments, *numbers)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(output.read_text())
+    subjects = {}
+    for part, number in (("training", 10), ("validation", 2), ("testing", 4)):
+        assert len(content[part]) == number
+        subjects[part] = {Path(pair[f"{side}_image"]).name for pair in content[part] for side in ("moving", "fixed")}
+        assert all((output.parent / path).exists() for pair in content[part] for path in pair.values())
+    assert not subjects["training"] & subjects["validation"]
+    assert not subjects["training"] & subjects["testing"]
+    assert not subjects["validation"] & subjects["testing"]
+    again = istn_monai(*arguments, "--train", 1, "--val", 1, "--test", 1)
+    assert again.returncode == 1
+    assert again.stderr.count("\n") == 1 and "exists" in again.stderr
+    assert json.loads(output.read_text()) == content
+
+
+def test_synthesize_writes_a_datalist(tmp_path):
+    output = tmp_path / "toy"
+    sizes = ("--spatial_size", "[40,32]", "--train", 1, "--val", 1, "--test", 1)
+    done = istn_monai("synthesize", output, *sizes)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads((output / "pairs.json").read_text())) >= {"training", "validation", "testing"}
+
+
+def test_help_names_the_commands():
+    done = istn_monai("--help")
+    assert done.returncode == 0
+    assert "pairs" in done.stdout + done.stderr and "synthesize" in done.stdout + done.stderr
+
+
+def test_the_package_imports_without_itk():
+    code = "import sys; sys.modules['itk'] = None; import istn_monai, istn_monai.__main__"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,52 @@
+"""What the documents say holds: examples run, commands and settings exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from istn_monai.settings import SETTINGS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block_after(marker: str) -> str:
+    return re.search(rf"<!-- {marker} -->\n```bash\n(.*?)\n```", README, re.DOTALL).group(1)
+
+
+def test_set_up_is_two_commands_of_one_line():
+    run, test = block_after("run"), block_after("test")
+    assert "\n" not in run + test
+    assert "monai.bundle run training" in run and "pytest" in test
+    assert "-c constraints.txt" in run and "-c constraints.txt" in test
+
+
+def test_python_example_runs():
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
+
+
+def test_settings_named_in_the_readme_exist():
+    table = [line for line in README.splitlines() if line.startswith("| `")]
+    named = {name for line in table for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named and named <= set(SETTINGS)
+    for name in re.findall(r"--(\w+)", README):
+        assert name in SETTINGS | {
+            "config_file": "",
+            "images": "",
+            "labels": "",
+            "output": "",
+            "train": "",
+            "val": "",
+            "test": "",
+        }
+
+
+def test_configs_named_in_the_documents_exist():
+    for document in (ROOT / "README.md", ROOT / "bundle" / "docs" / "README.md"):
+        for name in re.findall(r"configs/(\w+\.json)", document.read_text()):
+            json.loads((ROOT / "bundle" / "configs" / name).read_text())
