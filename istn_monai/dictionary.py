@@ -155,8 +155,8 @@ class InitialAlignmentd(Transform):
 class RegistrationGridd(Transform):
     """Resamples a pair once, linearly, onto one registration grid built from the fixed image.
 
-    On its way to a grid that is coarser by a factor of 2 or more, an image is averaged over whole voxels first: sampled
-    alone, fine structures would alias. Beyond an image's border the grid holds 0.
+    On a grid that is coarser by a factor of 2 or more, a voxel is the mean of several samples: with one alone, fine
+    structures would alias. Beyond an image's border the grid holds 0.
 
     Args:
         spatial_size: of the grid.
@@ -183,33 +183,26 @@ class RegistrationGridd(Transform):
     def on_grid(self, image: MetaTensor, grid: Tensor) -> MetaTensor:
         """``(C, *S)`` to ``(C, *spatial_size)``."""
         to_image = torch.linalg.solve(affine_of(image), grid)
-        averaged, to_block = average_voxels(image.as_tensor().float()[None], to_image)
-        values = resample(averaged, to_block, self.spatial_size, padding_mode="border")
-        ones = torch.ones(1, 1, *image.shape[1:])
-        inside = resample(ones, to_image, self.spatial_size)  # blocks would darken what lies near the border
+        values = averaged(image.as_tensor().float()[None], to_image, self.spatial_size)
+        inside = resample(torch.ones(1, 1, *image.shape[1:]), to_image, self.spatial_size)
         return with_affine((values * inside)[0], grid, image)
 
 
-def average_voxels(image: Tensor, to_image: Tensor) -> tuple[Tensor, Tensor]:
-    """An image made coarser by whole factors, ready to be sampled in steps of at least 2 voxels.
+def averaged(image: Tensor, to_image: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """An image on another grid, the mean of several samples for each voxel where the grid is coarser.
 
     Args:
-        image: ``(B, C, *S)``.
+        image: ``(B, C, *S)``; beyond its border its border goes on.
         to_image: ``(D+1, D+1)``, voxel of the grid to voxel of the image.
-
-    Returns:
-        The image averaged over blocks of as many voxels as a step of the grid covers along each of its axes, and
-        ``to_image`` for it. Without steps of 2 voxels or more, both as they are.
+        spatial_size: of the grid.
     """
-    steps = to_image[:-1, :-1].abs().amax(dim=1)
-    factors = [max(1, min(int(step + 1e-6), size)) for step, size in zip(steps, image.shape[2:], strict=True)]
-    if max(factors) == 1:
-        return image, to_image
-    pool = Pool[Pool.AVG, len(factors)](factors, ceil_mode=True, count_include_pad=False)
-    to_block = torch.diag(torch.tensor([*(1.0 / f for f in factors), 1.0], dtype=torch.float64))
-    # the centre of the first block lies between voxels 0 and f - 1
-    to_block[:-1, -1] = torch.tensor([(1.0 / f - 1.0) / 2.0 for f in factors], dtype=torch.float64)
-    return pool(image), to_block @ to_image
+    # along each axis of the grid as many samples as one of its steps covers voxels of the image
+    factors = [max(1, int(step + 1e-6)) for step in to_image[:-1, :-1].abs().amax(dim=0).tolist()]
+    to_voxel = torch.diag(torch.tensor([*(1.0 / f for f in factors), 1.0], dtype=torch.float64))
+    to_voxel[:-1, -1] = torch.tensor([(1.0 / f - 1.0) / 2.0 for f in factors], dtype=torch.float64)
+    fine_size = [size * f for size, f in zip(spatial_size, factors, strict=True)]
+    samples = resample(image, to_image @ to_voxel, fine_size, padding_mode="border")
+    return samples if max(factors) == 1 else Pool[Pool.AVG, len(factors)](factors)(samples)
 
 
 class RandDeformd(RandomizableTransform, MapTransform):

@@ -33,7 +33,7 @@ def per_axis(name: str, value: float | Sequence[float], spatial_dims: int) -> tu
 def checked_size(spatial_size: Sequence[int]) -> tuple[int, ...]:
     """A registration grid's size: 2 or 3 whole numbers, at least 2 each."""
     size = tuple(int(s) for s in spatial_size)
-    if len(size) not in (2, 3) or min(size) < 2:
+    if len(size) not in (2, 3) or min(size) < 2 or any(n != s for n, s in zip(size, spatial_size, strict=True)):
         raise ValueError(f"spatial_size must be 2 or 3 whole numbers of at least 2, got {spatial_size!r}")
     return size
 
@@ -158,9 +158,10 @@ class AffineTransformation(Transformation):
     def matrix(self, theta: Tensor) -> Tensor:
         """``theta`` ``(B, P)`` to ``(B, D+1, D+1)``, fixed to moving point in mm about the grid's centre."""
         translation, rotation, log_scale, shear = self.decompose(self.checked(theta))
-        stretch_axes = self.rotation_matrix(shear)
-        stretch = stretch_axes.mT @ torch.diag_embed(log_scale.exp()) @ stretch_axes
-        top = torch.cat([self.rotation_matrix(rotation) @ stretch, translation[..., None]], dim=2)
+        with torch.autocast(theta.device.type, enabled=False):
+            stretch_axes = self.rotation_matrix(shear)
+            stretch = stretch_axes.mT @ torch.diag_embed(log_scale.exp()) @ stretch_axes
+            top = torch.cat([self.rotation_matrix(rotation) @ stretch, translation[..., None]], dim=2)
         last_row = torch.zeros_like(top[:, :1])
         last_row[..., -1] = 1.0
         return torch.cat([top, last_row], dim=1)
@@ -280,7 +281,9 @@ class CompositeTransformation(Transformation):
         they are added in this order. ``theta`` is their parameters, concatenated. Fold-free parts make a fold-free
         whole, which can move further than its finest part alone.
 
-    The field of a part is interpolated linearly at the points that the finer parts moved.
+    The field of a part is interpolated linearly at the points that the finer parts moved, and is that of the border
+    beyond the grid. Up to that the whole folds no more than its parts: with all parameters driven to their bounds in
+    the worst pattern, finite differences at the border can show it fold.
 
     Args:
         transformations: at least one, all on the same grid.

@@ -38,25 +38,25 @@ def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: 
         padding_mode: what lies outside the image: "border", "zeros" or "reflection".
 
     Returns:
-        ``(B, C, *T)``, float32 (float64 if both inputs are).
+        ``(B, C, *T)``, float32, or float64 if the points are.
     """
     points = at_least_float32(points)
     image = image.to(points.dtype)
     with torch.autocast(image.device.type, enabled=False):
         # grid_sample wants [-1, 1] over size - 1 voxels, last tensor axis first
-        last_voxel = torch.tensor([max(size - 1, 1) for size in image.shape[2:]], device=points.device)
-        scale = (2.0 / last_voxel).to(points.dtype).view(1, -1, *[1] * (points.ndim - 2))
+        scale = points.new_tensor([2.0 / max(size - 1, 1) for size in image.shape[2:]])
+        scale = scale.view(1, -1, *[1] * (points.ndim - 2))
         grid = (points * scale - 1.0).flip(1).movedim(1, -1)
         return nn.functional.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
 
 
 def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
     """``warped(x) = image(x + ddf(x))``; the function behind :class:`Warp`, which see."""
-    if image.shape[2:] != ddf.shape[2:] or ddf.shape[1] != image.ndim - 2:
+    expected = (image.shape[0], image.ndim - 2, *image.shape[2:])
+    if tuple(ddf.shape) != expected:
         raise ValueError(
-            f"image and ddf must share one grid: image (B, C, *S) is {tuple(image.shape)}, so ddf must be "
-            f"(B, {image.ndim - 2}, {', '.join(map(str, image.shape[2:]))}), got {tuple(ddf.shape)}; resample the "
-            "image onto the registration grid first"
+            f"image and ddf must share one grid and batch: image (B, C, *S) is {tuple(image.shape)}, so ddf (B, D, *S) "
+            f"must be {expected}, got {tuple(ddf.shape)}; resample the image onto the registration grid first"
         )
     ddf = at_least_float32(ddf)
     return sample(image, voxel_grid(ddf.shape[2:], ddf) + ddf, mode, padding_mode)

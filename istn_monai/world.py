@@ -105,7 +105,7 @@ def registration_grid(
         column = fixed_affine[:dims, file_axis].numpy()
         directions[:, int(grid_axis)] = sign * column / np.linalg.norm(column)
     affine = torch.eye(dims + 1, dtype=torch.float64)
-    affine[:dims, :dims] = torch.as_tensor(directions) * torch.tensor(per_axis("spacing", spacing, dims))
+    affine[:dims, :dims] = torch.as_tensor(directions * np.array(per_axis("spacing", spacing, dims)))
     affine[:dims, -1] = grid_centre(fixed_size, fixed_affine) - grid_centre(size, affine)
     return affine
 

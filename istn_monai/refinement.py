@@ -1,0 +1,243 @@
+"""Test-time refinement: registers the one pair in hand on its representations, without any annotation (paper, 2.3)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from istn_monai.networks import ISTN
+from istn_monai.spatial import Transformation
+from istn_monai.warp import warp
+
+logger = logging.getLogger(__name__)
+TARGETS = ("theta", "stn")
+LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
+AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
+
+
+@dataclass(frozen=True)
+class RefinementReport:
+    """What a refinement did, for one pair.
+
+    Attributes:
+        steps: iterations until the best one was found; 0 keeps the start.
+        seconds: of the whole call, all pairs of the batch.
+        objective_start: similarity (and regulariser) before.
+        objective_end: and after; never above it.
+        at_bound: fraction of the parameters within 1 % of their bound.
+    """
+
+    steps: int
+    seconds: float
+    objective_start: float
+    objective_end: float
+    at_bound: float
+
+
+class Refinement(NamedTuple):
+    """Result of :class:`Refiner`: ``theta`` ``(B, P)``, ``ddf`` ``(B, D, *S)`` in voxels, a report for each pair."""
+
+    theta: Tensor
+    ddf: Tensor
+    reports: list[RefinementReport]
+
+
+class Refiner:
+    """Minimises ``similarity(warp(M'), F')`` over the transformation of the pairs in hand, keeping the best iterate.
+
+    Each pair is refined by itself: a batch gives what its pairs give one by one. Nothing that is passed in is changed,
+    and it works under ``no_grad`` and ``inference_mode``.
+
+    Args:
+        steps: of Adam; 0 returns the start.
+        target: what is optimised. "theta": the parameters of the transformation, from their one-pass prediction.
+            "stn": the weights of a private copy of the STN (the paper).
+        learning_rate: of Adam at the start, falling to 0 along a cosine; None is 0.05 for theta, 0.001 for the STN.
+        similarity: of two ``(1, K, *S)``; None is the paper's mean squared error.
+        regulariser: of the ddf ``(1, D, *S)``; None for none.
+        regulariser_weight: its factor.
+        patience: a pair stops after as many steps without an improvement of at least ``tolerance``, relative.
+        tolerance: see ``patience``.
+        max_seconds: stop after so long; None for no limit.
+
+    Example:
+        >>> from istn_monai import AffineTransformation
+        >>> fixed = torch.zeros(1, 1, 24, 20)
+        >>> fixed[..., 8:14, 6:12] = 1.0
+        >>> moving = fixed.roll(2, dims=2)
+        >>> result = Refiner(steps=60).register(AffineTransformation((24, 20)), moving, fixed)
+        >>> result.reports[0].objective_end < result.reports[0].objective_start / 10
+        True
+    """
+
+    def __init__(
+        self,
+        steps: int = 50,
+        target: str = "theta",
+        learning_rate: float | None = None,
+        similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
+        regulariser: Callable[[Tensor], Tensor] | None = None,
+        regulariser_weight: float = 0.1,
+        patience: int = 20,
+        tolerance: float = 1e-4,
+        max_seconds: float | None = None,
+    ) -> None:
+        if target not in TARGETS:
+            raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
+        self.steps = steps
+        self.target = target
+        self.learning_rate = LEARNING_RATES[target] if learning_rate is None else learning_rate
+        self.similarity = nn.MSELoss() if similarity is None else similarity
+        self.regulariser = regulariser
+        self.regulariser_weight = regulariser_weight
+        self.patience = patience
+        self.tolerance = tolerance
+        self.max_seconds = max_seconds
+
+    def __call__(self, network: ISTN, image: Tensor) -> Refinement:
+        """Refines a network's prediction for ``image`` ``(B, 2C, *S)``; the ITN runs once."""
+        with torch.no_grad():
+            moving, fixed = network.represent(image)
+        if self.target == "theta":
+            with torch.no_grad():
+                theta = network.stn(torch.cat([moving, fixed], dim=1))
+            return self.register(network.transformation, moving, fixed, theta)
+        singles = [
+            self.refine_stn(network, m, f) for m, f in zip(moving.split(1), fixed.split(1), strict=True)
+        ]  # weights are shared by a batch, so each pair needs a copy of its own
+        thetas, ddfs, reports = zip(*singles, strict=True)
+        return Refinement(torch.cat(thetas), torch.cat(ddfs), [report for one in reports for report in one])
+
+    def register(
+        self, transformation: Transformation, moving: Tensor, fixed: Tensor, theta: Tensor | None = None
+    ) -> Refinement:
+        """Registers two images, or representations, without any network.
+
+        Args:
+            transformation: on the grid of the images.
+            moving: ``(B, K, *S)``.
+            fixed: likewise.
+            theta: start ``(B, P)``; None is the identity.
+        """
+        if moving.shape != fixed.shape or tuple(moving.shape[2:]) != transformation.spatial_size:
+            raise ValueError(
+                f"moving and fixed must both be (B, K, {', '.join(map(str, transformation.spatial_size))}), the grid "
+                f"of the transformation, got {tuple(moving.shape)} and {tuple(fixed.shape)}"
+            )
+        with torch.inference_mode(False), torch.enable_grad():
+            start = moving.new_zeros(len(moving), transformation.num_parameters) if theta is None else theta
+            parameter = start.detach().clone().float().requires_grad_()
+            return self.minimise(transformation, lambda: parameter, [parameter], moving.clone(), fixed.clone())
+
+    def refine_stn(self, network: ISTN, moving: Tensor, fixed: Tensor) -> Refinement:
+        """Refines a copy of the network's STN for one pair of representations ``(1, K, *S)``."""
+        with torch.inference_mode(False), torch.enable_grad():
+            moving, fixed = moving.clone(), fixed.clone()
+            stn = copy.deepcopy(network.stn).eval().requires_grad_()
+            both = torch.cat([moving, fixed], dim=1)
+            return self.minimise(network.transformation, lambda: stn(both), list(stn.parameters()), moving, fixed)
+
+    def objectives(self, ddf: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+        """The objective of each pair, ``(B,)``."""
+        pairs = zip(ddf.split(1), warp(moving, ddf).split(1), fixed.split(1), strict=True)
+        return torch.stack([self.objective(*pair) for pair in pairs])
+
+    def objective(self, ddf: Tensor, warped: Tensor, fixed: Tensor) -> Tensor:
+        """The objective of one pair, a scalar."""
+        value = self.similarity(warped, fixed)
+        return value if self.regulariser is None else value + self.regulariser_weight * self.regulariser(ddf)
+
+    def minimise(
+        self,
+        transformation: Transformation,
+        theta_of: Callable[[], Tensor],
+        parameters: list[Tensor],
+        moving: Tensor,
+        fixed: Tensor,
+    ) -> Refinement:
+        """Adam on ``parameters``, which ``theta_of`` turns into theta ``(B, P)``."""
+        begin = time.perf_counter()
+        optimizer = torch.optim.Adam(parameters, self.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(self.steps, 1))
+        track = BestIterates(self.patience, self.tolerance)
+        for step in range(self.steps + 1):
+            theta = theta_of()
+            values = self.objectives(transformation(theta), moving, fixed)
+            track.update(step, theta.detach(), values.detach())
+            late = self.max_seconds is not None and time.perf_counter() - begin > self.max_seconds
+            if step == self.steps or late or not track.active.any():
+                break
+            optimizer.zero_grad()
+            values.sum().backward()
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            ddf = transformation(track.theta)
+        seconds = time.perf_counter() - begin
+        return Refinement(track.theta, ddf, track.reports(seconds))
+
+
+class BestIterates:
+    """The best theta of each pair so far, and whether the pair still improves."""
+
+    def __init__(self, patience: int, tolerance: float) -> None:
+        self.patience = patience
+        self.tolerance = tolerance
+
+    def update(self, step: int, theta: Tensor, values: Tensor) -> None:
+        """Takes in an iterate, theta ``(B, P)`` and objectives ``(B,)``."""
+        if step == 0:
+            self.theta, self.start, self.best = theta.clone(), values.clone(), values.clone()
+            self.steps, self.marked = torch.zeros(len(values)), torch.zeros(len(values))
+            self.mark, self.active = values.clone(), torch.ones(len(values), dtype=torch.bool)
+            return
+        better = (values < self.best).cpu() & self.active
+        self.theta[better] = theta[better]
+        self.best[better] = values[better]
+        self.steps[better] = step
+        # a mark moves only by a real improvement, so that creeping does not go on for ever
+        moved = (values < self.mark - self.tolerance * self.mark.abs()).cpu()
+        self.mark[moved] = values[moved]
+        self.marked[moved] = step
+        self.active &= step - self.marked < self.patience
+
+    def reports(self, seconds: float) -> list[RefinementReport]:
+        """One for each pair."""
+        at_bound = (self.theta.abs() > AT_BOUND).float().mean(1)
+        columns = (self.steps, self.start, self.best, at_bound)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [RefinementReport(int(s), seconds, start, end, bound) for s, start, end, bound in rows]
+
+
+class RefineInferer(Inferer):
+    """MONAI inferer that refines the network's prediction at test time; see :class:`Refiner`.
+
+    Takes the place of ``SimpleInferer`` and returns the ddf; hosts that pass more arguments are served too.
+
+    Args:
+        refiner: None is ``Refiner(**options)``.
+        options: of the refiner, e.g. ``steps`` and ``target``.
+    """
+
+    def __init__(self, refiner: Refiner | None = None, **options: Any) -> None:
+        super().__init__()
+        self.refiner = Refiner(**options) if refiner is None else refiner
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """``(B, 2C, *S)`` and a :class:`istn_monai.DisplacementNetwork` (or ISTN) to the ddf ``(B, D, *S)``."""
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        result = self.refiner(getattr(network, "istn", network), image)
+        for report in result.reports:
+            logger.info(f"refined: {asdict(report)}")
+        return result.ddf

@@ -1,0 +1,151 @@
+"""Test-time refinement: what it must reach, and what it must leave alone."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import pytest
+import torch
+from monai.losses import BendingEnergyLoss, LocalNormalizedCrossCorrelationLoss
+
+from istn_monai import (
+    ISTN,
+    ITN,
+    AffineTransformation,
+    BSplineTransformation,
+    CompositeTransformation,
+    DisplacementNetwork,
+    PyramidSTN,
+    Warp,
+)
+from istn_monai.refinement import RefineInferer, Refiner
+
+SIZE = (24, 20, 18)
+
+
+def blob(*centre, size=SIZE, width=3.0):
+    """A smooth blob ``(1, 1, *size)``."""
+    axes = torch.meshgrid(*(torch.arange(float(s)) for s in size), indexing="ij")
+    squared = sum((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True))
+    return torch.exp(-squared / (2 * width**2))[None, None]
+
+
+@pytest.fixture
+def network():
+    """An ISTN with heads that are not zero, so that its one-pass prediction moves something."""
+    torch.manual_seed(0)
+    transformation = CompositeTransformation([BSplineTransformation(SIZE, 1.0, spacing) for spacing in (12.0, 8.0)])
+    network = ISTN(ITN(3), PyramidSTN(3, 2, transformation), transformation).eval()
+    for head in network.stn.heads:
+        torch.nn.init.normal_(head.weight, std=0.02)
+    return network
+
+
+@pytest.fixture
+def image():
+    torch.manual_seed(1)
+    return torch.rand(3, 2, *SIZE)
+
+
+@pytest.mark.parametrize("size", [(24, 20), SIZE])
+def test_a_known_shift_is_found_with_its_sign(size):
+    centre = [s / 2 for s in size]
+    shift = [3.0, -2.0, 1.0][: len(size)]
+    fixed = blob(*centre, size=size)
+    moving = blob(*(c + s for c, s in zip(centre, shift, strict=True)), size=size)
+    rigid = AffineTransformation(size, max_translation=10.0, max_rotation=0.2, max_log_scale=0.0, max_shear=0.0)
+    result = Refiner(steps=200, patience=200).register(rigid, moving, fixed)
+    translation = rigid.matrix(result.theta)[0, :-1, -1]
+    middle = [s // 2 for s in size]
+    found = result.ddf[(0, slice(None), *middle)]
+    assert (found - torch.tensor(shift)).abs().max() < 0.1
+    assert translation.abs().max() > 0.5
+    assert (Warp()(moving, result.ddf) - fixed).abs().max() < 0.05  # a blob blurs between voxels
+
+
+def test_network_is_never_changed(network, image):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    flags = [p.requires_grad for p in network.parameters()]
+    for target in ("theta", "stn"):
+        Refiner(steps=3, target=target)(network, image)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert [p.requires_grad for p in network.parameters()] == flags
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("target", ["theta", "stn"])
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+def test_works_in_every_gradient_mode(network, image, target, mode):
+    refiner = Refiner(steps=4, target=target)
+    expected = refiner(network, image[:1])
+    with mode():
+        result = refiner(network, image[:1] * 1.0)
+    assert torch.equal(result.ddf, expected.ddf)
+    if target == "theta":  # an STN that nobody trained has little to follow
+        assert result.reports[0].objective_end < result.reports[0].objective_start
+
+
+@pytest.mark.parametrize("target", ["theta", "stn"])
+def test_a_batch_equals_its_singles(network, image, target):
+    refiner = Refiner(steps=12, target=target, patience=4, tolerance=0.02)
+    batch = refiner(network, image)
+    for index in range(len(image)):
+        single = refiner(network, image[index : index + 1])
+        assert (batch.ddf[index] - single.ddf[0]).abs().max() < 1e-3
+        assert batch.reports[index].steps == single.reports[0].steps
+
+
+@pytest.mark.parametrize("learning_rate", [1e-3, 0.1, 50.0])
+def test_never_worse_than_the_start(network, image, learning_rate):
+    result = Refiner(steps=6, learning_rate=learning_rate)(network, image)
+    moving, fixed = network.represent(image)
+    for index, report in enumerate(result.reports):
+        warped = Warp()(moving[index : index + 1], result.ddf[index : index + 1])
+        assert abs(((warped - fixed[index]) ** 2).mean().item() - report.objective_end) < 1e-6
+        assert report.objective_end <= report.objective_start
+        assert 0 <= report.at_bound <= 1
+
+
+def test_no_steps_give_the_one_pass_prediction(network, image):
+    result = Refiner(steps=0)(network, image)
+    assert torch.equal(result.ddf, network(image).ddf)
+    assert all(report.steps == 0 for report in result.reports)
+
+
+def test_stops_on_a_plateau_and_in_time():
+    same = blob(12, 10, 9)
+    transformation = BSplineTransformation(SIZE, 1.0, 8.0)
+    begin = time.perf_counter()
+    Refiner(steps=100_000, patience=3).register(transformation, same, same)
+    Refiner(steps=100_000, patience=100_000, max_seconds=0.2).register(transformation, same, blob(13, 10, 9))
+    assert time.perf_counter() - begin < 10
+
+
+def test_similarity_and_regulariser_are_swappable(network, image):
+    lncc = LocalNormalizedCrossCorrelationLoss(spatial_dims=3, kernel_size=5)
+    result = Refiner(steps=4, similarity=lncc)(network, image[:1])
+    assert result.reports[0].objective_end < result.reports[0].objective_start < 0
+    rough, smooth = (
+        Refiner(steps=8, regulariser=BendingEnergyLoss(), regulariser_weight=weight)(network, image[:1]).ddf
+        for weight in (0.0, 100.0)
+    )
+    assert BendingEnergyLoss()(smooth) < BendingEnergyLoss()(rough)
+
+
+def test_inferer_serves_bundle_and_hosts(network, image):
+    inferer = RefineInferer(steps=2)
+    whole = DisplacementNetwork(network)
+    with torch.no_grad():
+        ddf = inferer(image, whole, "ignored", moving_image=image)
+    assert torch.equal(ddf, Refiner(steps=2)(network, image).ddf)
+    assert not ddf.requires_grad
+
+
+def test_errors_name_the_argument(network, image):
+    with pytest.raises(ValueError, match="target must be one of"):
+        Refiner(target="itn")
+    with pytest.raises(ValueError, match="steps must be"):
+        Refiner(steps=-1)
+    with pytest.raises(ValueError, match="moving and fixed must both be"):
+        Refiner().register(AffineTransformation(SIZE), image[:, :1], image[:, :1, :10])

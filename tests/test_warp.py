@@ -1,0 +1,218 @@
+"""warp.py against MONAI's Warp, scipy, and shifts by hand."""
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.blocks import Warp as MonaiWarp
+from oracles import DIMS, SIZE, grid_points, max_abs, normal, smooth_image
+from scipy.ndimage import map_coordinates
+
+from istn_monai.warp import Warp, affine_points, compose, resample, sample, voxel_grid, warp
+
+
+def case(dims, seed=0, scale=1.5, batch=2, channels=3):
+    """Random image and displacement field that looks beyond the border too."""
+    size = SIZE[dims]
+    return normal(batch, channels, *size, seed=seed), normal(batch, dims, *size, seed=seed + 1, scale=scale)
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("padding_mode", ["border", "zeros", "reflection"])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_equals_monai(dims, mode, padding_mode):
+    image, ddf = case(dims)
+    monai = MonaiWarp(mode=mode, padding_mode=padding_mode)
+    assert max_abs(Warp(mode, padding_mode)(image.double(), ddf.double()), monai(image.double(), ddf.double())) < 1e-6
+    # in float32 both are rounded, on noise as steep as this by some 1e-6
+    assert max_abs(Warp(mode, padding_mode)(image, ddf), monai(image, ddf)) < 1e-5
+
+
+def test_bicubic_equals_monai_in_2d():
+    image, ddf = case(2)
+    assert max_abs(Warp("bicubic")(image, ddf), MonaiWarp(mode="bicubic", padding_mode="border")(image, ddf)) < 1e-5
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_equals_scipy(dims):
+    image, ddf = case(dims)
+    image, ddf = image.double(), ddf.double()
+    # scipy's "nearest" is torch's "border"
+    points = grid_points(SIZE[dims])[None] + ddf.numpy()
+    expected = [
+        [map_coordinates(channel, at, order=1, mode="nearest") for channel in item]
+        for item, at in zip(image.numpy(), points, strict=True)
+    ]
+    assert max_abs(warp(image, ddf), np.array(expected)) < 1e-10
+    assert max_abs(warp(image.float(), ddf.float()), np.array(expected)) < 1e-5
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_zero_field_is_the_identity(dims):
+    image, ddf = case(dims)
+    assert max_abs(warp(image, torch.zeros_like(ddf)), image) < 5e-6
+    assert max_abs(warp(image.double(), torch.zeros_like(ddf).double()), image) < 1e-12
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_positive_displacement_pulls_from_larger_indices(dims):
+    """Component c of the field moves along tensor axis c + 2, and +1 looks one voxel further along it."""
+    image, ddf = case(dims)
+    for axis in range(dims):
+        shift = torch.zeros_like(ddf)
+        shift[:, axis] = 1.0
+        last = SIZE[dims][axis] - 1
+        body = warp(image, shift).narrow(axis + 2, 0, last)
+        assert max_abs(body, image.narrow(axis + 2, 1, last)) < 5e-6
+        border = warp(image, shift).narrow(axis + 2, last, 1)
+        assert max_abs(border, image.narrow(axis + 2, last, 1)) < 5e-6
+        outside = warp(image, shift, padding_mode="zeros").narrow(axis + 2, last, 1)
+        assert max_abs(outside, torch.zeros_like(outside)) < 5e-6
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_a_ramp_is_sampled_exactly(dims):
+    """Linear interpolation of a linear image: warped = ramp + slope . ddf where the points stay inside."""
+    size = SIZE[dims]
+    slope = torch.arange(1, dims + 1, dtype=torch.float64).view(-1, *[1] * dims)
+    ramp = (voxel_grid(size, slope) * slope).sum(0)[None, None]
+    ddf = normal(1, dims, *size, scale=0.3, dtype=torch.float64)
+    interior = (..., *[slice(2, -2)] * dims)
+    assert max_abs(warp(ramp, ddf)[interior], (ramp + (ddf * slope).sum(1, keepdim=True))[interior]) < 1e-10
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_autocast_changes_nothing(dims):
+    image, ddf = case(dims)
+    expected = Warp()(image, ddf)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = Warp()(image, ddf)
+    assert result.dtype == torch.float32
+    assert max_abs(result, expected) < 1e-6
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.int16, torch.int64, torch.bool])
+def test_images_of_any_dtype_are_sampled_in_float32(dims, dtype):
+    image, ddf = case(dims)
+    image = (image * 20).abs().to(dtype)
+    result = warp(image, ddf)
+    assert result.dtype == torch.float32
+    assert max_abs(result, warp(image.float(), ddf)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_fields_are_computed_in_float32(dtype):
+    image, ddf = case(3)
+    result = warp(image, ddf.to(dtype))
+    assert result.dtype == torch.float32
+    assert max_abs(result, warp(image, ddf.to(dtype).float())) == 0
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_other_shapes_are_refused_in_words(dims):
+    image, ddf = case(dims)
+    with pytest.raises(ValueError, match=r"image and ddf must share one grid.*got .*resample the image") as error:
+        warp(image, ddf[..., :-1])
+    assert str(tuple(image.shape)) in str(error.value)
+    assert str(tuple(ddf[..., :-1].shape)) in str(error.value)
+    with pytest.raises(ValueError, match="must share one grid"):
+        Warp()(image, torch.cat([ddf, ddf], dim=1))
+
+
+def test_unknown_modes_are_refused_with_the_choices():
+    with pytest.raises(ValueError, match="mode must be one of.*bilinear.*got 'linear'"):
+        Warp(mode="linear")
+    with pytest.raises(ValueError, match="padding_mode must be one of.*border.*got 'wrap'"):
+        Warp(padding_mode="wrap")
+
+
+def test_has_no_state():
+    module = Warp()
+    image, ddf = case(3)
+    before = dict(module.__dict__)
+    assert not module.state_dict()
+    assert not list(module.parameters())
+    assert not list(module.buffers())
+    module(image, ddf)
+    assert module.__dict__ == before
+    # a grid kept from the last call would give the second one a wrong size
+    smaller = tuple(slice(0, -1) for _ in range(3))
+    assert module(image[(..., *smaller)], ddf[(..., *smaller)]).shape[2:] == tuple(n - 1 for n in SIZE[3])
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_works_without_gradients(context):
+    image, ddf = case(3)
+    with context():
+        result = Warp()(image, ddf)
+    assert max_abs(result.clone(), Warp()(image, ddf)) == 0
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_a_batch_equals_its_items(dims):
+    image, ddf = case(dims, batch=3)
+    singles = torch.cat([warp(image[k : k + 1], ddf[k : k + 1]) for k in range(3)])
+    assert max_abs(warp(image, ddf), singles) < 1e-7
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_gradients(dims):
+    """torch.autograd.gradcheck at its own tolerances, away from whole numbers, where linear interpolation has kinks."""
+    size = (4, 3, 5)[:dims]
+    image = normal(1, 2, *size, dtype=torch.float64).requires_grad_()
+    fraction = torch.as_tensor(np.random.default_rng(1).uniform(0.2, 0.8, (1, dims, *size)))
+    whole = torch.as_tensor(np.random.default_rng(2).integers(-1, 1, (1, dims, *size)))
+    ddf = (fraction + whole).requires_grad_()
+    for padding_mode in ("border", "zeros"):
+        assert torch.autograd.gradcheck(lambda i, d, p=padding_mode: warp(i, d, padding_mode=p), (image, ddf))
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_sample_takes_points_of_another_shape(dims):
+    """The points' grid has a size of its own."""
+    image = torch.as_tensor(smooth_image(SIZE[dims]))[None, None]
+    shape = (4, 1, 5)[:dims]
+    upper = np.array(SIZE[dims]).reshape(-1, *[1] * dims) - 1.0
+    points = np.random.default_rng(0).uniform(0, 1, (dims, *shape)) * upper
+    expected = map_coordinates(image[0, 0].numpy(), points, order=1)
+    assert max_abs(sample(image, torch.as_tensor(points)[None])[0, 0], expected) < 1e-10
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_an_axis_of_one_voxel(dims):
+    image = normal(1, 1, 5, *[1] * (dims - 1))
+    assert max_abs(warp(image, torch.zeros(1, dims, *image.shape[2:])), image) < 5e-6
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_compose_moves_by_the_inner_field_first(dims):
+    size = SIZE[dims]
+    outer = normal(1, dims, *size, seed=1, dtype=torch.float64)
+    inner = normal(1, dims, *size, seed=2, dtype=torch.float64)
+    points = grid_points(size) + inner[0].numpy()
+    moved = [map_coordinates(component, points, order=1, mode="nearest") for component in outer[0].numpy()]
+    assert max_abs(compose(outer, inner)[0], inner[0].numpy() + np.array(moved)) < 1e-10
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_voxel_grid(dims):
+    like = torch.zeros(1, dtype=torch.float64)
+    grid = voxel_grid(SIZE[dims], like)
+    assert grid.dtype == torch.float64
+    assert max_abs(grid, grid_points(SIZE[dims])) == 0
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_resample_by_hand(dims):
+    """Half the voxel size and one voxel of the old image in from its corner; 0 outside."""
+    image = normal(1, 2, *SIZE[dims])
+    matrix = torch.diag(torch.tensor([0.5] * dims + [1.0], dtype=torch.float64))
+    matrix[:-1, -1] = 1.0
+    size = tuple(2 * n for n in SIZE[dims])
+    result = resample(image, matrix, size)
+    assert result.shape == (1, 2, *size)
+    points = 0.5 * grid_points(size) + 1.0
+    assert max_abs(affine_points(matrix, size), points) < 1e-6
+    for channel in range(2):
+        expected = map_coordinates(image[0, channel].double().numpy(), points, order=1, mode="grid-constant")
+        assert max_abs(result[0, channel], expected) < 1e-5
