@@ -52,6 +52,7 @@ SETTINGS: dict[str, str] = {
     "fixed_image": "file whose grid is the result's (inference)",
     "moving_label": "label map to be warped along (inference)",
     "evaluated_part": "part of the datalist to evaluate",
+    "refine_steps": "steps of test-time refinement in evaluation; 0 for none",
 }
 
 #: top-level ids that MONAI itself reads, and those that only make sense to a host

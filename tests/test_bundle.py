@@ -92,6 +92,20 @@ def test_evaluation_compares_before_and_after(trained, evaluated):
     assert len(lines) == 5 and lines[0].startswith("pair,moving,fixed,method,dice_merged")
 
 
+def test_evaluation_after_refinement(trained, tmp_path):
+    output, settings = trained
+    settings = settings | {"ckpt_dir": str(output / "models"), "output_dir": str(tmp_path), "refine_steps": 3}
+    run(run_id="evaluation", config_file=config("train", "evaluate"), **settings)
+    summary = json.loads((tmp_path / "evaluation.json").read_text())["summary"]
+    assert list(summary) == ["Id", "one-pass", "refined"]
+
+
+def test_refinement_differs_from_inference_by_its_inferer_alone():
+    inference, overlay = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("inference", "refine"))
+    assert list(overlay) == ["inferer"] and inference["inferer"] != overlay["inferer"]
+    assert inference["refinement"] == "@run"
+
+
 def test_inference_from_elsewhere_agrees_with_evaluation(toy, trained, evaluated, tmp_path, monkeypatch):
     output, settings = trained
     pair = json.loads((toy / "pairs.json").read_text())["testing"][0]
