@@ -3,7 +3,8 @@
 Where things are:
 
 - :mod:`istn_monai.spatial`: parameters to displacement field (affine, B-spline, compositions)
-- :mod:`istn_monai.warp`: sampling; :mod:`istn_monai.world`: affines, initial alignment, registration grid
+- :mod:`istn_monai.warp`: sampling; :mod:`istn_monai.world`: affines, registration grid;
+  :mod:`istn_monai.alignment`: initial alignment
 - :mod:`istn_monai.networks`: ITN, STN, ISTN; :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i
 - :mod:`istn_monai.refinement`: test-time refinement for the one pair in hand
 - :mod:`istn_monai.dictionary`: MONAI dictionary transforms; :mod:`istn_monai.data`: datalists
@@ -13,7 +14,7 @@ Where things are:
   the bundle's configs call
 """
 
-from istn_monai import checks, data, dictionary, evaluation, inference, refinement, settings, training, world
+from istn_monai import alignment, checks, data, dictionary, evaluation, inference, refinement, settings, training, world
 from istn_monai.losses import DiceMSELoss, ISTNLoss
 from istn_monai.networks import ISTN, ITN, STN, BackboneITN, DisplacementNetwork, ISTNOutput, PyramidSTN
 from istn_monai.spatial import (
@@ -27,7 +28,7 @@ from istn_monai.warp import Warp
 
 __all__ = [
     "ISTN", "ITN", "STN", "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation",
-    "DiceMSELoss", "DisplacementNetwork", "ISTNLoss", "ISTNOutput", "PyramidSTN", "Transformation", "Warp", "checks",
-    "data", "dictionary", "evaluation", "inference", "refinement", "settings", "spatial_transformation", "training",
-    "world",
+    "DiceMSELoss", "DisplacementNetwork", "ISTNLoss", "ISTNOutput", "PyramidSTN", "Transformation", "Warp", "alignment",
+    "checks", "data", "dictionary", "evaluation", "inference", "refinement", "settings", "spatial_transformation",
+    "training", "world",
 ]  # fmt: skip

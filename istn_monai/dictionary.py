@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.networks.layers import Pool
 from monai.transforms import MapTransform, RandomizableTransform, Transform
 from torch import Tensor
 
+from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment
 from istn_monai.checks import check_image, check_label
 from istn_monai.spatial import (
     AffineTransformation,
@@ -27,8 +27,7 @@ from istn_monai.spatial import (
 )
 from istn_monai.warp import resample, sample, warp
 from istn_monai.world import (
-    INITIAL_ALIGNMENTS,
-    initial_alignment,
+    averaged,
     pull_back_points,
     registration_grid,
     square,
@@ -128,7 +127,7 @@ class InitialAlignmentd(Transform):
     Writes ``T0`` ``(D+1, D+1)``, fixed world to moving world in RAS mm, under ``initial_alignment``.
 
     Args:
-        name: "world", "center" or "moments", see :func:`istn_monai.world.initial_alignment`.
+        name: "world", "center", "moments" or "rigid", see :func:`istn_monai.alignment.initial_alignment`.
         keys: what to move along; those that are absent are skipped.
     """
 
@@ -186,23 +185,6 @@ class RegistrationGridd(Transform):
         values = averaged(image.as_tensor().float()[None], to_image, self.spatial_size)
         inside = resample(torch.ones(1, 1, *image.shape[1:]), to_image, self.spatial_size)
         return with_affine((values * inside)[0], grid, image)
-
-
-def averaged(image: Tensor, to_image: Tensor, spatial_size: Sequence[int]) -> Tensor:
-    """An image on another grid, the mean of several samples for each voxel where the grid is coarser.
-
-    Args:
-        image: ``(B, C, *S)``; beyond its border its border goes on.
-        to_image: ``(D+1, D+1)``, voxel of the grid to voxel of the image.
-        spatial_size: of the grid.
-    """
-    # along each axis of the grid as many samples as one of its steps covers voxels of the image
-    factors = [max(1, int(step + 1e-6)) for step in to_image[:-1, :-1].abs().amax(dim=0).tolist()]
-    to_voxel = torch.diag(torch.tensor([*(1.0 / f for f in factors), 1.0], dtype=torch.float64))
-    to_voxel[:-1, -1] = torch.tensor([(1.0 / f - 1.0) / 2.0 for f in factors], dtype=torch.float64)
-    fine_size = [size * f for size, f in zip(spatial_size, factors, strict=True)]
-    samples = resample(image, to_image @ to_voxel, fine_size, padding_mode="border")
-    return samples if max(factors) == 1 else Pool[Pool.AVG, len(factors)](factors)(samples)
 
 
 class RandDeformd(RandomizableTransform, MapTransform):

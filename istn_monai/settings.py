@@ -36,7 +36,7 @@ SETTINGS: dict[str, str] = {
     "spatial_size": "voxels of the registration grid",
     "spacing": "its voxel size in mm",
     "soi_labels": "groups of label values, one for each SoI channel; null takes labels as real-valued maps",
-    "initial_alignment": "world, center or moments",
+    "initial_alignment": "world, center, moments or rigid",
     "in_channels": "channels of an image",
     "itn_def": "the image transformer network",
     "stn_def": "the spatial transformer network",

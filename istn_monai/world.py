@@ -1,4 +1,4 @@
-"""World space: initial alignment, registration grid, and sampling between images of different grids.
+"""World space: registration grid, and sampling between images of different grids.
 
 Convention:
     World points are in RAS millimetres, as in MONAI's and NIfTI's affines. An affine is ``(D+1, D+1)``, voxel to
@@ -14,12 +14,11 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 import torch
+from monai.networks.layers import Pool
 from torch import Tensor
 
 from istn_monai.spatial import checked_size, per_axis
-from istn_monai.warp import affine_points, sample
-
-INITIAL_ALIGNMENTS = ("world", "center", "moments")
+from istn_monai.warp import affine_points, resample, sample
 
 
 def square(affine: Tensor | np.ndarray, spatial_dims: int) -> Tensor:
@@ -39,45 +38,6 @@ def grid_centre(spatial_size: Sequence[int], affine: Tensor) -> Tensor:
     """World point ``(D,)`` of the middle of an image."""
     middle = torch.tensor([(size - 1) / 2 for size in spatial_size], dtype=torch.float64)
     return map_points(affine, middle)
-
-
-def centre_of_mass(image: Tensor, affine: Tensor) -> Tensor:
-    """World point ``(D,)`` of the first moment of intensities ``(1, *S)``, counted from the darkest one."""
-    weights = image[0].double() - image.min()
-    total = weights.sum()
-    if total == 0:
-        raise ValueError("initial_alignment 'moments' needs an image that is not constant")
-    axes = range(weights.ndim)
-    profiles = [weights.sum([other for other in axes if other != axis]) for axis in axes]
-    moments = [(profile * torch.arange(len(profile))).sum() / total for profile in profiles]
-    return map_points(affine, torch.stack(moments))
-
-
-def translation(shift: Tensor) -> Tensor:
-    """``(D,)`` in mm to ``(D+1, D+1)``."""
-    matrix = torch.eye(len(shift) + 1, dtype=torch.float64)
-    matrix[:-1, -1] = shift
-    return matrix
-
-
-def initial_alignment(name: str, moving: Tensor, moving_affine: Tensor, fixed: Tensor, fixed_affine: Tensor) -> Tensor:
-    """``T0`` ``(D+1, D+1)``, fixed world to moving world point.
-
-    Args:
-        name: "world" trusts the headers (identity); "center" joins the middles of the two grids, for crops whose
-            origins carry no anatomy; "moments" joins the centres of mass of the intensities.
-        moving: ``(1, *S)``, and its affine.
-        fixed: ``(1, *S)``, and its affine.
-    """
-    if name == "world":
-        return torch.eye(len(fixed_affine), dtype=torch.float64)
-    if name == "center":
-        centres = [grid_centre(i.shape[1:], a) for i, a in ((moving, moving_affine), (fixed, fixed_affine))]
-    elif name == "moments":
-        centres = [centre_of_mass(i[:1], a) for i, a in ((moving, moving_affine), (fixed, fixed_affine))]
-    else:
-        raise ValueError(f"initial_alignment must be one of {INITIAL_ALIGNMENTS}, got {name!r}")
-    return translation(centres[0] - centres[1])
 
 
 def registration_grid(
@@ -108,6 +68,23 @@ def registration_grid(
     affine[:dims, :dims] = torch.as_tensor(directions * np.array(per_axis("spacing", spacing, dims)))
     affine[:dims, -1] = grid_centre(fixed_size, fixed_affine) - grid_centre(size, affine)
     return affine
+
+
+def averaged(image: Tensor, to_image: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """An image on another grid, the mean of several samples for each voxel where the grid is coarser.
+
+    Args:
+        image: ``(B, C, *S)``; beyond its border its border goes on.
+        to_image: ``(D+1, D+1)``, voxel of the grid to voxel of the image.
+        spatial_size: of the grid.
+    """
+    # along each axis of the grid as many samples as one of its steps covers voxels of the image
+    factors = [max(1, int(step + 1e-6)) for step in to_image[:-1, :-1].abs().amax(dim=0).tolist()]
+    to_voxel = torch.diag(torch.tensor([*(1.0 / f for f in factors), 1.0], dtype=torch.float64))
+    to_voxel[:-1, -1] = torch.tensor([(1.0 / f - 1.0) / 2.0 for f in factors], dtype=torch.float64)
+    fine_size = [size * f for size, f in zip(spatial_size, factors, strict=True)]
+    samples = resample(image, to_image @ to_voxel, fine_size, padding_mode="border")
+    return samples if max(factors) == 1 else Pool[Pool.AVG, len(factors)](factors)(samples)
 
 
 def pull_back_points(

@@ -12,6 +12,7 @@ from helpers import ball, pair_of, write_json, write_nifti, write_subjects
 from monai.data import MetaTensor
 
 from istn_monai import checks
+from istn_monai.alignment import INITIAL_ALIGNMENTS
 from istn_monai.checks import (
     check_affine,
     check_choice,
@@ -27,7 +28,6 @@ from istn_monai.data import read_datalist
 from istn_monai.dictionary import InitialAlignmentd
 from istn_monai.losses import VARIANTS, ISTNLoss
 from istn_monai.spatial import TRANSFORMATIONS, spatial_transformation
-from istn_monai.world import INITIAL_ALIGNMENTS
 
 SHAPE = (10, 12, 11)
 LABELS = [[1], [2]]

@@ -23,19 +23,10 @@ from oracles import (
 )
 from scipy.ndimage import map_coordinates
 
+from istn_monai.alignment import centre_of_mass, initial_alignment, translation
 from istn_monai.dictionary import InitialAlignmentd, RegistrationGridd, WarpPaird, affine_of
 from istn_monai.warp import sample, voxel_grid
-from istn_monai.world import (
-    centre_of_mass,
-    grid_centre,
-    initial_alignment,
-    map_points,
-    pull_back_points,
-    registration_grid,
-    square,
-    translation,
-    warp_labels,
-)
+from istn_monai.world import grid_centre, map_points, pull_back_points, registration_grid, square, warp_labels
 
 FIXED = {2: (19, 14), 3: (15, 12, 10)}
 MOVING = {2: (17, 21), 3: (13, 16, 14)}
