@@ -91,9 +91,12 @@ def resample(
 def affine_points(matrix: Tensor, spatial_size: Sequence[int]) -> Tensor:
     """``(D, *spatial_size)``: each voxel of a grid mapped by ``matrix`` ``(D+1, D+1)``, in float64, then float32."""
     matrix = torch.as_tensor(matrix, dtype=torch.float64)
-    points = voxel_grid(spatial_size, matrix)
-    moved = torch.tensordot(matrix[:-1, :-1], points, dims=1) + matrix[:-1, -1].view(-1, *[1] * len(spatial_size))
-    return moved.float()
+    dims = len(spatial_size)
+    points = matrix[:-1, -1].view(dims, *[1] * dims)
+    for axis, size in enumerate(spatial_size):  # a sum of one term for each axis needs no grid of coordinates
+        term = matrix[:-1, axis, None] * torch.arange(size, dtype=torch.float64, device=matrix.device)
+        points = points + term.view(dims, *(size if other == axis else 1 for other in range(dims)))
+    return points.float()
 
 
 class Warp(nn.Module):
