@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from monai.handlers import TensorBoardHandler
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 
@@ -196,7 +198,16 @@ class LoadHandler:
         load_checkpoint(self.file, self.network, self.settings, engine.state.device)
 
 
-class PairImageHandler:
+class ProgressHandler:
+    """Trainer handler: a progress bar with the loss."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer."""
+        bar = ProgressBar(desc="training")
+        bar.attach(engine, output_transform=lambda output: {"loss": output[CommonKeys.LOSS].item()})
+
+
+class PairImageHandler(TensorBoardHandler):
     """Evaluator handler: TensorBoard pictures of the last validation pair, its middle slices along the last axis.
 
     One row: F, warped M, F', warped M', and the warped SoI (red) over the fixed one (green).
@@ -206,18 +217,16 @@ class PairImageHandler:
     """
 
     def __init__(self, log_dir: str) -> None:
-        self.log_dir = log_dir
+        super().__init__(log_dir=log_dir)
 
     def attach(self, engine: Engine) -> None:
         """Attaches to an evaluator."""
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(self.log_dir) as writer:
-            picture = pair_picture(engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL])
-            writer.add_image("validation pair", picture, engine.state.epoch)
+        picture = pair_picture(engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL])
+        self._writer.add_image("validation pair", picture, engine.state.epoch)
+        self._writer.flush()
 
 
 def middle_slice(image: Tensor) -> Tensor:

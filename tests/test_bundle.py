@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, run, verify_metadata, verify_net_in_out
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from istn_monai.settings import SETTINGS
 from istn_monai.synthetic import synthesize
@@ -54,7 +55,10 @@ def trained(toy, tmp_path_factory):
 def test_training_leaves_checkpoints_curves_and_pictures(trained):
     output, _ = trained
     assert {file.name for file in (output / "models").iterdir()} == {"model.pt", "last.pt"}
-    assert list((output / "tensorboard").glob("events*"))
+    log = EventAccumulator(str(output / "tensorboard"))
+    log.Reload()
+    assert {"train_loss", "train_loss_iteration", "val_mean_dice"} <= set(log.Tags()["scalars"])
+    assert log.Tags()["images"] == ["validation pair"]
     checkpoint = torch.load(output / "models" / "last.pt", weights_only=True)
     assert checkpoint["trainer"]["iteration"] == 4
     assert checkpoint["settings"]["network"]["spatial_size"] == [32, 32, 32]

@@ -1,0 +1,69 @@
+"""Trains and evaluates the bundle's overlays on their data, and keeps the figures.
+
+    python benchmarks/main_job.py CASE --data DIR [--runs DIR] [--refine_steps N]
+
+CASE is one of the keys of ``CASES``; DIR holds the data sets' folders. A run that was interrupted goes on. The summary goes
+to ``benchmarks/results/main_job_CASE.json``, with commit, versions, device, data and seed.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import fire
+import torch
+from monai.bundle import run
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = {
+    "hippocampus_i": ("hippocampus", ["hippocampus"], {"loss": "i"}),
+    "hippocampus_e": ("hippocampus", ["hippocampus"], {"loss": "e"}),
+    "brain_i": ("brain", ["brain"], {"loss": "i"}),
+    "synth2d_paper_i": ("synth2d", ["paper", "synth2d"], {"loss": "i"}),
+}
+
+
+def configs(*names: str) -> list[str]:
+    return [str(ROOT / "bundle" / "configs" / f"{name}.json") for name in names]
+
+
+def commit() -> str:
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def main(case: str, data: str, runs: str = "runs", refine_steps: int = 0) -> None:
+    folder, overlays, settings = CASES[case]
+    settings = settings | {"dataset_dir": str(Path(data) / folder), "output_dir": str(Path(runs) / case)}
+    start = time.time()
+    run(run_id="training", config_file=configs("train", *overlays), **settings)
+    training_seconds = time.time() - start
+    settings |= {"refine_steps": refine_steps}
+    run(run_id="evaluation", config_file=configs("train", *overlays, "evaluate"), **settings)
+    evaluation = json.loads((Path(runs) / case / "evaluation.json").read_text())
+    result = {
+        "case": case,
+        "commit": commit(),
+        "device": f"{platform.machine()}, {torch.get_num_threads()} threads"
+        if not torch.cuda.is_available()
+        else torch.cuda.get_device_name(),
+        "seconds_this_run_trained": training_seconds,
+        "seed": 0,
+        "data": f"{folder}: {evaluation['provenance']['part']} part",
+        "versions": {key: evaluation["provenance"][key] for key in ("monai", "torch")},
+        "settings": evaluation["provenance"]["settings"],
+        "summary": evaluation["summary"],
+    }
+    result["settings"]["training"].pop("datalist", None)
+    file = ROOT / "benchmarks" / "results" / f"main_job_{case}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {file}")
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
