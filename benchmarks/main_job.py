@@ -2,8 +2,8 @@
 
     python benchmarks/main_job.py CASE --data DIR [--runs DIR] [--refine_steps N]
 
-CASE is one of the keys of ``CASES``; DIR holds the data sets' folders. A run that was interrupted goes on. The summary goes
-to ``benchmarks/results/main_job_CASE.json``, with commit, versions, device, data and seed.
+CASE is one of the keys of ``CASES``; DIR holds the data sets' folders. A run that was interrupted goes on. The summary
+goes to ``benchmarks/results/main_job_CASE.json``, with commit, versions, device, data and seed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ def main(case: str, data: str, runs: str = "runs", refine_steps: int = 0) -> Non
         "settings": evaluation["provenance"]["settings"],
         "summary": evaluation["summary"],
     }
-    result["settings"]["training"].pop("datalist", None)
     file = ROOT / "benchmarks" / "results" / f"main_job_{case}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n")

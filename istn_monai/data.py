@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,14 @@ SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png")
 Item = dict[str, str]
 
 
+def existing(file: str | Path) -> Path:
+    """Absolute path of a datalist, or FileNotFoundError."""
+    path = Path(file).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"datalist not found: {path}; give dataset_dir and data_list_file")
+    return path
+
+
 def read_datalist(file: str | Path, parts: Sequence[str] = PARTS) -> dict[str, list[Item]]:
     """The pairs of a datalist, with absolute paths.
 
@@ -24,9 +33,7 @@ def read_datalist(file: str | Path, parts: Sequence[str] = PARTS) -> dict[str, l
         file: the JSON file.
         parts: which lists it must have.
     """
-    path = Path(file).expanduser().absolute()
-    if not path.is_file():
-        raise FileNotFoundError(f"datalist not found: {path}; give dataset_dir and data_list_file")
+    path = existing(file)
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -68,6 +75,12 @@ def datalist_file(dataset_dir: str | None, data_list_file: str, synthetic_dir: s
 
         return str(synthesize(synthetic_dir))
     return str(Path(dataset_dir).expanduser() / data_list_file)
+
+
+def datalist_name(file: str | Path) -> str:
+    """Name and content of a datalist in a few letters, wherever it lies: to tell whether two are the same."""
+    path = existing(file)
+    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
 
 
 def image_files(folder: str | Path, name: str) -> dict[str, Path]:
