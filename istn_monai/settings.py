@@ -10,6 +10,7 @@ import difflib
 import inspect
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,28 @@ def find_bundle_root() -> str:
     workflow = caller_of_type(ConfigWorkflow)
     folder = Path.cwd() if workflow is None else Path(workflow.config_root_path).absolute()
     return str(folder.parent if folder.name == "configs" else folder)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that all the others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def explain_errors() -> None:
+    """From now on, an uncaught error ends with its root cause in one line.
+
+    MONAI raises further errors from those of a config's expressions; their last line names the expression, and what was
+    wrong with the user's file or key stands somewhere above, among tracebacks.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        sys.__excepthook__(kind, error, traceback)
+        print(f"istn-monai: {root_cause(error)}", file=sys.stderr)
+
+    if sys.excepthook is sys.__excepthook__:  # a debugger's or a notebook's own stays
+        sys.excepthook = hook
 
 
 def check_settings() -> None:

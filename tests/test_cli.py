@@ -63,6 +63,17 @@ def test_help_names_the_commands():
     assert "pairs" in done.stdout + done.stderr and "synthesize" in done.stdout + done.stderr
 
 
+def test_an_error_in_the_bundle_ends_with_its_reason(tmp_path):
+    config = Path(__file__).parents[1] / "bundle" / "configs" / "inference.json"
+    command = [sys.executable, "-m", "monai.bundle", "run", "inference", "--config_file", str(config)]
+    done = subprocess.run(
+        [*command, "--moving_imag", "a.nii.gz"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("istn-monai: unknown setting 'moving_imag': did you mean 'moving_image'?")
+
+
 def test_the_package_imports_without_itk():
     code = "import sys; sys.modules['itk'] = None; import istn_monai, istn_monai.__main__"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
