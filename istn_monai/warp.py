@@ -44,9 +44,9 @@ def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: 
     image = image.to(points.dtype)
     with torch.autocast(image.device.type, enabled=False):
         # grid_sample wants [-1, 1] over size - 1 voxels, last tensor axis first
-        scale = points.new_tensor([2.0 / max(size - 1, 1) for size in image.shape[2:]])
-        scale = scale.view(1, -1, *[1] * (points.ndim - 2))
-        grid = (points * scale - 1.0).flip(1).movedim(1, -1)
+        last_voxel = points.new_tensor([max(size - 1, 1) for size in image.shape[2:]])
+        # in this order of operations the result is MONAI's to the last bit
+        grid = (points * 2 / last_voxel.view(1, -1, *[1] * (points.ndim - 2)) - 1).flip(1).movedim(1, -1)
         return nn.functional.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
 
 
@@ -102,7 +102,8 @@ def affine_points(matrix: Tensor, spatial_size: Sequence[int]) -> Tensor:
 class Warp(nn.Module):
     """Warps an image with a dense displacement field, without state.
 
-    Equal to ``monai.networks.blocks.Warp`` in result, but without a cached reference grid, and always in float32.
+    Equal to ``monai.networks.blocks.Warp`` to the last bit in float32, but without a cached reference grid, scriptable
+    by tracing, and never in half precision.
 
     Convention:
         Pull-back on the fixed grid, ``warped(x) = image(x + ddf(x))``; ddf in voxels, component c along tensor
