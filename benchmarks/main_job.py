@@ -52,10 +52,10 @@ def main(case: str, data: str, runs: str = "runs", refine_steps: int = 0) -> Non
         if not torch.cuda.is_available()
         else torch.cuda.get_device_name(),
         "seconds_this_run_trained": training_seconds,
-        "seed": 0,
         "data": f"{folder}: {evaluation['provenance']['part']} part",
         "versions": {key: evaluation["provenance"][key] for key in ("monai", "torch")},
-        "settings": evaluation["provenance"]["settings"],
+        "trained": evaluation["provenance"]["trained"],
+        "field_std_voxels": evaluation["field_std_voxels"],
         "summary": evaluation["summary"],
     }
     file = ROOT / "benchmarks" / "results" / f"main_job_{case}.json"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from monai.transforms.utils_pytorch_numpy_unification import percentile
 from torch import Tensor
 
 from istn_monai.refinement import Refiner
@@ -100,7 +101,9 @@ def rigid_alignment(
     return start @ to_world @ about_centre @ torch.linalg.inv(to_world)
 
 
-def unit_range(image: Tensor) -> Tensor:
-    """Intensities from the smallest to the 99.5 percentile, scaled to [0, 1] and cut there."""
-    low, high = image.min(), torch.quantile(image, 0.995)
-    return ((image - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+def unit_range(image: Tensor, lower: float = 0.5, upper: float = 99.5) -> Tensor:
+    """Intensities between two percentiles, scaled to [0, 1] and cut there; between the extremes if those coincide."""
+    low, high = (float(percentile(image, q)) for q in (lower, upper))
+    if low == high:
+        low, high = float(image.min()), float(image.max())
+    return ((image - low) / max(high - low, 1e-12)).clamp(0, 1)

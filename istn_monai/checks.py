@@ -14,6 +14,11 @@ from monai.transforms import LoadImage
 from torch import Tensor
 from tqdm import tqdm
 
+from istn_monai.alignment import INITIAL_ALIGNMENTS
+from istn_monai.losses import VARIANTS
+from istn_monai.spatial import TRANSFORMATIONS, checked_size, per_axis
+from istn_monai.world import square
+
 SIDES = ("moving", "fixed")
 
 
@@ -34,7 +39,8 @@ def check_dims(image: Tensor, key: str, spatial_dims: int) -> None:
     if found != spatial_dims:
         raise ValueError(
             f"{source(image, key)} is {found}-D, of size {tuple(image.shape[1:])}, but the configuration is "
-            f"{spatial_dims}-D: spatial_size and spacing must have {found} numbers each for such images"
+            f"{spatial_dims}-D: spatial_size must have {found} numbers for such images (a 2-D image stored with a "
+            "third axis of 1 voxel must be written without it)"
         )
     if min(image.shape[1:]) < 2:
         raise ValueError(f"{source(image, key)} needs 2 voxels along each axis, got size {tuple(image.shape[1:])}")
@@ -42,10 +48,15 @@ def check_dims(image: Tensor, key: str, spatial_dims: int) -> None:
 
 def check_affine(image: Tensor, key: str) -> None:
     """ValueError unless the header's affine is finite and can be inverted."""
-    affine = torch.as_tensor(image.affine, dtype=torch.float64) if isinstance(image, MetaTensor) else torch.eye(2)
+    if not isinstance(image, MetaTensor):
+        return
+    affine = square(image.affine, image.ndim - 1)
     axes = affine[:-1, :-1] / affine[:-1, :-1].norm(dim=0)  # of length 1, so that voxels may be of any size
     if not torch.isfinite(affine).all() or not abs(torch.linalg.det(axes).item()) > 1e-6:
-        raise ValueError(f"{source(image, key)} has a header without a usable affine: {affine.tolist()}; repair it")
+        raise ValueError(
+            f"{source(image, key)} has a header without a usable affine in its {image.ndim - 1} axes: "
+            f"{affine.tolist()}; repair it"
+        )
 
 
 def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | None = None) -> None:
@@ -121,7 +132,7 @@ def check_soi_labels(soi_labels: Any) -> None:
     ):
         raise ValueError(
             "soi_labels must be a list of groups of label values other than 0, one group for each SoI channel, such "
-            f'as "[[1,2]]" (merged) or "[[1],[2]]" (two channels), or null for real-valued maps; got {soi_labels!r}'
+            f'as "[[1,2]]" (merged) or "[[1],[2]]" (two channels), or none for real-valued maps; got {soi_labels!r}'
         )
 
 
@@ -163,7 +174,8 @@ def check_datalist(
         if label is not None:
             loaded_label = read_or_explain(load, label, place)
             check_label(loaded_label, place, loaded, soi_labels)
-            present.update(int(value) for value in loaded_label.unique())
+            if soi_labels is not None:
+                present.update(int(value) for value in plain(loaded_label).round().unique().tolist())
     unknown = sorted({value for group in soi_labels or () for value in group} - present)
     if unknown and present:
         raise ValueError(f"soi_labels {unknown} are in no label file of the datalist; there are {sorted(present)}")
@@ -183,8 +195,8 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def check_output_dir(path: str | os.PathLike) -> Path:
-    """Makes a folder for results and tries to write in it.
+def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> Path:
+    """Makes a folder for results and tries to write in it; ``name`` is how errors call it.
 
     Returns:
         The folder's absolute path.
@@ -195,8 +207,20 @@ def check_output_dir(path: str | os.PathLike) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"output_dir is not writable: {folder} ({error.strerror or error}); choose another") from error
+        raise OSError(f"{name} is not writable: {folder} ({error.strerror or error}); choose another") from error
     return folder
+
+
+def check_options(
+    loss: Any, transformation: Any, initial_alignment: Any, soi_labels: Any, spatial_size: Any, spacing: Any
+) -> None:
+    """ValueError, naming the setting, unless all of a bundle's options make sense."""
+    check_choice("loss", loss, VARIANTS)
+    check_choice("transformation", transformation, TRANSFORMATIONS)
+    check_choice("initial_alignment", initial_alignment, INITIAL_ALIGNMENTS)
+    check_soi_labels(soi_labels)
+    size = checked_size(spatial_size)
+    per_axis("spacing", spacing, len(size))
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -88,11 +88,14 @@ def image_files(folder: str | Path, name: str) -> dict[str, Path]:
     path = Path(folder).expanduser().absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"{name}: no such folder: {path}")
-    files = {}
+    files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         suffix = next((s for s in SUFFIXES if file.name.endswith(s)), None)
         if suffix and not file.name.startswith("."):
-            files[file.name.removesuffix(suffix)] = file
+            stem = file.name.removesuffix(suffix)
+            if stem in files:
+                raise ValueError(f"{name}: two images of one subject, {files[stem].name} and {file.name}, in {path}")
+            files[stem] = file
     if not files:
         raise ValueError(f"{name}: no image ({', '.join(SUFFIXES)}) in {path}")
     return files

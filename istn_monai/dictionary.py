@@ -16,8 +16,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform, Transform
 from torch import Tensor
 
-from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment
-from istn_monai.checks import check_image, check_label
+from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment, unit_range
+from istn_monai.checks import check_image, check_label, source
 from istn_monai.spatial import (
     AffineTransformation,
     BSplineTransformation,
@@ -85,6 +85,32 @@ class CheckPaird(Transform):
             if key in data:
                 check_label(data[key], key, data[image_key], self.soi_labels, self.need_soi)
         return dict(data)
+
+
+class UnitRanged(MapTransform):
+    """Intensities between two percentiles, scaled to [0, 1] and cut there, whatever the scanner's scale.
+
+    An image so sparse that its percentiles coincide, which MONAI's ``ScaleIntensityRangePercentilesd`` leaves as it is,
+    is scaled between its extremes.
+
+    Args:
+        keys: images.
+        lower: percentile that becomes 0.
+        upper: percentile that becomes 1.
+    """
+
+    def __init__(self, keys: Sequence[str] = IMAGE_KEYS, lower: float = 0.5, upper: float = 99.5) -> None:
+        super().__init__(keys)
+        self.lower = lower
+        self.upper = upper
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        """Each key ``(C, *S)`` to the same in [0, 1], float32."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            scaled = unit_range(data[key].as_tensor().float(), self.lower, self.upper)
+            result[key] = with_affine(scaled, affine_of(data[key]), data[key])
+        return result
 
 
 class SoIGroupsd(MapTransform):
@@ -155,7 +181,8 @@ class RegistrationGridd(Transform):
     """Resamples a pair once, linearly, onto one registration grid built from the fixed image.
 
     On a grid that is coarser by a factor of 2 or more, a voxel is the mean of several samples: with one alone, fine
-    structures would alias. Beyond an image's border the grid holds 0.
+    structures would alias. Beyond an image's border the grid holds 0. A label that the grid cuts off by more than half
+    is an error: nothing could be learned from it.
 
     Args:
         spatial_size: of the grid.
@@ -177,7 +204,19 @@ class RegistrationGridd(Transform):
         for key in self.keys:
             if key in data:
                 result[key] = self.on_grid(data[key], grid)
+                if key in LABEL_KEYS:
+                    self.check_kept(data[key], result[key], key)
         return result
+
+    def check_kept(self, label: MetaTensor, on_grid: MetaTensor, key: str) -> None:
+        """ValueError if less than half of the SoI's volume is on the grid."""
+        before, after = (x.as_tensor().sum() * affine_of(x)[:-1, :-1].det().abs() for x in (label, on_grid))
+        if after < 0.5 * before:
+            raise ValueError(
+                f"{source(label, key)}: only {100 * after / before:.0f} % of its SoI is on the registration grid of "
+                f"{self.spatial_size} voxels of {self.spacing} mm about the middle of the fixed image; choose a larger "
+                "spatial_size or spacing, or another initial_alignment"
+            )
 
     def on_grid(self, image: MetaTensor, grid: Tensor) -> MetaTensor:
         """``(C, *S)`` to ``(C, *spatial_size)``."""
@@ -280,17 +319,19 @@ class WarpPaird(Transform):
             fixed.shape[1:],
             affine_of(moving),
         )
-        warped = sample(moving.as_tensor()[None].float().to(points.device), points, padding_mode="zeros")[0]
+        original = moving.as_tensor()[None].float().to(points.device)
+        darkest = original.min()  # what lies outside the moving image becomes dark, which in CT is not 0
+        warped = sample(original - darkest, points, padding_mode="zeros")[0] + darkest
         result["warped"] = with_affine(in_range_of(warped, moving.as_tensor()), affine_of(fixed), fixed)
         if ORIGINAL_KEYS[2] in data:
             label = data[ORIGINAL_KEYS[2]].as_tensor()[None].round().int().to(points.device)
-            values = label.unique()[label.unique() != 0].tolist()
+            values = [value for value in label.unique().tolist() if value != 0]
             result["warped_label"] = with_affine(warp_labels(label, points, values)[0], affine_of(fixed), fixed)
         return result
 
 
 def in_range_of(image: Tensor, original: Tensor) -> Tensor:
-    """``image`` in the dtype of ``original``: rounded if that holds whole numbers."""
+    """``image`` in the dtype of ``original``: rounded where that was loaded as whole numbers."""
     return image if original.is_floating_point() else image.round().to(original.dtype)
 
 

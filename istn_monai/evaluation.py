@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from istn_monai.dictionary import LABEL_KEYS, affine_of
-from istn_monai.metrics import folding_fraction, overlap, sd_log_jacobian
+from istn_monai.metrics import box_of, folding_fraction, overlap, sd_log_jacobian
 from istn_monai.warp import sample
 from istn_monai.world import pull_back_points, warp_labels
 
@@ -39,14 +39,7 @@ def soi_values(soi_labels: Sequence[Sequence[int]] | None) -> list[int]:
 def label_map(label: MetaTensor, soi_labels: Sequence[Sequence[int]] | None) -> Tensor:
     """``(1, 1, *S)``: label values as they are, a real-valued map scaled to a maximum of 1."""
     values = label.as_tensor()[None].float()
-    return values / values.max() if soi_labels is None else values
-
-
-def box_of(mask: Tensor, margin: int = 2) -> tuple[slice, ...]:
-    """The box around a mask ``(*S)``, with a margin."""
-    where = mask.nonzero()
-    low, high = where.amin(0) - margin, where.amax(0) + margin + 1
-    return tuple(slice(max(int(a), 0), int(b)) for a, b in zip(low, high, strict=True))
+    return values / values.max() if soi_labels is None else values.round()
 
 
 def label_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Figures:
@@ -76,7 +69,7 @@ def label_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Seq
     for value in values:
         single = overlap(warped_labels == value, fixed_map[box] == value, spacing)
         figures |= {f"{name}_{value}": figure for name, figure in single.items()}
-    figures["dice_labels"] = float(np.mean([figures[f"dice_{value}"] for value in values]))
+    figures["dice_labels"] = statistics([figures[f"dice_{value}"] for value in values])["mean"]
     return figures
 
 
@@ -119,6 +112,26 @@ def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+class FieldSpread:
+    """How much fields differ over pairs: near 0, the network has collapsed to one warp for all."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.total: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def add(self, ddf: Tensor) -> None:
+        """Takes in a field ``(1, D, *S)``."""
+        self.number += 1
+        self.total = self.total + ddf.double()
+        self.squares = self.squares + ddf.double() ** 2
+
+    def std(self) -> float:
+        """Standard deviation over pairs in voxels, mean over voxels and components."""
+        mean = self.total / self.number
+        return float(torch.as_tensor(self.squares / self.number - mean**2).clamp(min=0).sqrt().mean())
+
+
 class Evaluation:
     """Evaluates registrations of annotated pairs, before and after.
 
@@ -154,11 +167,13 @@ class Evaluation:
         """Evaluates, writes both files, prints the table, and returns what the JSON holds."""
         self.network.eval()
         rows = []
+        spread: dict[str, FieldSpread] = {}
         for number in tqdm(range(len(self.dataset)), desc="evaluating", unit="pair"):
-            rows += self.evaluate_pair(number)
+            rows += self.evaluate_pair(number, spread)
         summary = summarise(rows)
         result = {
             "summary": summary,
+            "field_std_voxels": {method: fields.std() for method, fields in spread.items()},
             "provenance": self.provenance | {"monai": monai.__version__, "torch": torch.__version__},
             "pairs": rows,
         }
@@ -167,8 +182,8 @@ class Evaluation:
         print(f"written to {self.output_dir / 'evaluation.csv'} and evaluation.json")
         return result
 
-    def evaluate_pair(self, number: int) -> list[dict[str, Any]]:
-        """One row of figures for each method."""
+    def evaluate_pair(self, number: int, spread: dict[str, FieldSpread] | None = None) -> list[dict[str, Any]]:
+        """One row of figures for each method; the fields are added to ``spread``, if there is one."""
         pair = self.dataset[number]
         for key in LABEL_KEYS:
             if key not in pair:
@@ -182,6 +197,9 @@ class Evaluation:
             with torch.no_grad():
                 fields[method] = inferer(image, self.network).cpu()
             seconds[method] = time.perf_counter() - start
+        for method, ddf in fields.items():
+            if spread is not None:
+                spread.setdefault(method, FieldSpread()).add(ddf)
         return [
             {"pair": number, **files, "method": method, **pair_figures(pair, ddf, self.soi_labels)}
             | {"seconds": seconds[method]}

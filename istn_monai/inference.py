@@ -57,6 +57,9 @@ def save_image(image: MetaTensor, file: Path) -> None:
     if array.ndim == dims + 1 and dims == 2:
         array = array[:, :, None]  # NIfTI's third axis is space
     affine = np.eye(4)
+    original = np.asarray(image.meta.get("original_affine", affine))
+    if original.shape == affine.shape:
+        affine = original.astype(float)  # a 2-D image keeps its plane in space
     small = affine_of(image).numpy()
     affine[:dims, :dims], affine[:dims, 3] = small[:dims, :dims], small[:dims, dims]
     nib.save(nib.Nifti1Image(array, affine), file)

@@ -41,21 +41,24 @@ def sd_log_jacobian(ddf: Tensor, floor: float = 1e-6) -> Tensor:
 def overlap(warped: Tensor, fixed: Tensor, spacing: Sequence[float]) -> dict[str, float]:
     """Dice, and average and 95 % Hausdorff surface distance in mm, of two masks ``(*S)`` on one grid.
 
-    Distances are nan where one mask is empty. The average surface distance is the symmetric one.
+    With one mask empty Dice is 0 and the distances are nan; with both, all are nan: there is nothing to compare. The
+    average surface distance is the symmetric one.
     """
-    masks = warped[None, None].float(), fixed[None, None].float()
-    result = {"dice": compute_dice(*masks, ignore_empty=False).item(), "asd": float("nan"), "hd95": float("nan")}
+    warped, fixed = warped.bool(), fixed.bool()
+    result = dict.fromkeys(("dice", "asd", "hd95"), float("nan"))
+    if warped.any() or fixed.any():
+        box = box_of(warped | fixed)  # surface distances need no more, and are faster
+        masks = warped[box][None, None].float(), fixed[box][None, None].float()
+        result["dice"] = compute_dice(*masks, ignore_empty=False).item()
     if warped.any() and fixed.any():
-        masks = crop_to_foreground(*masks)
         options = {"include_background": True, "spacing": list(spacing)}
         result["asd"] = compute_average_surface_distance(*masks, symmetric=True, **options).item()
         result["hd95"] = compute_hausdorff_distance(*masks, percentile=95, **options).item()
     return result
 
 
-def crop_to_foreground(first: Tensor, second: Tensor, margin: int = 1) -> tuple[Tensor, Tensor]:
-    """Two masks ``(1, 1, *S)`` cut to the box of their union: surface distances need no more, and are faster."""
-    where = (first + second)[0, 0].nonzero()
+def box_of(mask: Tensor, margin: int = 2) -> tuple[slice, ...]:
+    """The box around a mask ``(*S)`` that is not empty, with a margin."""
+    where = mask.nonzero()
     low, high = where.amin(0) - margin, where.amax(0) + margin + 1
-    box = (..., *(slice(max(int(a), 0), int(b)) for a, b in zip(low, high, strict=True)))
-    return first[box], second[box]
+    return tuple(slice(max(int(a), 0), int(b)) for a, b in zip(low, high, strict=True))

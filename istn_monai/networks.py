@@ -202,7 +202,11 @@ class PyramidSTN(nn.Module):
         return torch.cat(blocks, dim=1)
 
     def resize(self, features: Tensor, size: Sequence[int]) -> Tensor:
-        """Features at the points of another lattice that spans the same field of view."""
+        """Features stretched onto a lattice, corner to corner.
+
+        A lattice of control points reaches a cell beyond the image, so its outer points see the image's border, and the
+        heads' convolutions the rest.
+        """
         return nn.functional.interpolate(features, tuple(size), mode=self.interpolation, align_corners=True)
 
 

@@ -7,6 +7,7 @@ bundle's ``initialize`` calls, and refuses what nothing would read.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 import json
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
+from torch import nn
 
 SETTINGS: dict[str, str] = {
     "bundle_root": "the bundle's folder; found from the config file by default",
@@ -29,14 +31,14 @@ SETTINGS: dict[str, str] = {
     "seed": "of all random numbers",
     "transformation": "affine or bspline",
     "control_spacing": "of bspline: mm, one number for each level, coarse to fine",
-    "max_displacement": "of bspline: bound of a level as a fraction of its control spacing; null for none",
+    "max_displacement": "of bspline: bound of a level as a fraction of its control spacing; none for no bound",
     "loss": "u, s, e or i: STN-u, STN-s, ISTN-e, ISTN-i",
-    "similarity": "MONAI loss that compares two images in all terms; null is the paper's mean squared error",
-    "regulariser": "MONAI loss of the ddf; null for none",
+    "similarity": "MONAI loss that compares two images in all terms; none is the paper's mean squared error",
+    "regulariser": "MONAI loss of the ddf; none by default",
     "regulariser_weight": "its factor",
     "spatial_size": "voxels of the registration grid",
     "spacing": "its voxel size in mm",
-    "soi_labels": "groups of label values, one for each SoI channel; null takes labels as real-valued maps",
+    "soi_labels": "groups of label values, one for each SoI channel; none takes labels as real-valued maps",
     "initial_alignment": "world, center, moments or rigid",
     "in_channels": "channels of an image",
     "itn_def": "the image transformer network",
@@ -53,7 +55,7 @@ SETTINGS: dict[str, str] = {
     "fixed_image": "file whose grid is the result's (inference)",
     "moving_label": "label map to be warped along (inference)",
     "evaluated_part": "part of the datalist to evaluate",
-    "refine_steps": "steps of test-time refinement in evaluation; 0 for none",
+    "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
 }
 
 #: top-level ids that MONAI itself reads, and those that only make sense to a host
@@ -61,8 +63,18 @@ MONAI_IDS = {
     "imports", "initialize", "run", "finalize", "training", "evaluation", "inference", "refinement",
     "train", "validate", "evaluate", "dataset", "dataloader", "evaluator", "inferer", "preprocessing",
     "postprocessing", "handlers", "network_def", "network", "displayable_configs", "_meta_", "_mode_",
-    "save_execute_config", "tracking_uri", "experiment_name", "run_name", "is_not_rank0",
+    "save_execute_config", "tracking_uri", "experiment_name", "is_not_rank0",
 }  # fmt: skip
+
+
+def none_or(value: Any) -> Any:
+    """None for the words "none" and "null": on MONAI's command line ``--key None`` is as if it were not there."""
+    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
+
+
+def architecture(network: nn.Module) -> str:
+    """A network's structure in a few letters: two that print alike have the same."""
+    return hashlib.sha256(repr(network).encode()).hexdigest()[:12]
 
 
 def caller_of_type(kind: type) -> Any:

@@ -24,7 +24,10 @@ TRANSFORMATIONS = ("affine", "bspline")
 
 def per_axis(name: str, value: float | Sequence[float], spatial_dims: int) -> tuple[float, ...]:
     """One positive number for each axis from a number or a sequence; errors name the argument."""
-    values = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),) * spatial_dims
+    try:
+        values = tuple(map(float, value)) if isinstance(value, (list, tuple)) else (float(value),) * spatial_dims  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        values = ()
     if len(values) != spatial_dims or not all(math.isfinite(v) and v > 0 for v in values):
         raise ValueError(f"{name} must be a positive number or {spatial_dims} of them (mm), got {value!r}")
     return values
@@ -32,6 +35,8 @@ def per_axis(name: str, value: float | Sequence[float], spatial_dims: int) -> tu
 
 def checked_size(spatial_size: Sequence[int]) -> tuple[int, ...]:
     """A registration grid's size: 2 or 3 whole numbers, at least 2 each."""
+    if not isinstance(spatial_size, Sequence) or not all(isinstance(s, (int, float)) for s in spatial_size):
+        raise ValueError(f"spatial_size must be 2 or 3 whole numbers of at least 2, got {spatial_size!r}")
     size = tuple(int(s) for s in spatial_size)
     if len(size) not in (2, 3) or min(size) < 2 or any(n != s for n, s in zip(size, spatial_size, strict=True)):
         raise ValueError(f"spatial_size must be 2 or 3 whole numbers of at least 2, got {spatial_size!r}")

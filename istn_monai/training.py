@@ -15,6 +15,7 @@ from ignite.handlers import ProgressBar
 from monai.handlers import TensorBoardHandler
 from monai.utils import CommonKeys
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from istn_monai.networks import ISTNOutput
 from istn_monai.settings import Settings
@@ -80,6 +81,11 @@ def load_checkpoint(file: str | Path, network: nn.Module, settings: Settings, de
     return content
 
 
+def provenance(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of itself: settings, epoch, validation metric; for a report."""
+    return {key: content[key] for key in ("settings", "epoch", "validation") if key in content}
+
+
 class Checkpoints:
     """Keeps ``model.pt``, the network at its best validation, and ``last.pt``, all that is needed to go on.
 
@@ -122,13 +128,20 @@ class Checkpoints:
         return {"model": self.network.state_dict(), "settings": self.settings.state_dict()}
 
     def resume(self, trainer: Engine) -> None:
-        """Takes up the training that ``last.pt`` holds, if there is one."""
+        """Takes up the training that ``last.pt`` holds; without one, starts it."""
         if not self.last_file.exists():
+            self.save_last(trainer)  # before the first validation writes model.pt: both belong to this training
             return
         max_epochs = trainer.state.max_epochs
         content = load_checkpoint(self.last_file, self.network, self.settings, trainer.state.device)
         self.optimizer.load_state_dict(content["optimizer"])
         self.lr_scheduler.load_state_dict(content["lr_scheduler"])
+        if isinstance(self.lr_scheduler, LambdaLR):  # the saved rate is that of the old end, if the end has moved
+            scheduler = self.lr_scheduler
+            for group, base, factor in zip(
+                self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = base * factor(scheduler.last_epoch)
         trainer.load_state_dict(content["trainer"])
         trainer.state.max_epochs = max_epochs
         torch.manual_seed(torch.initial_seed() + trainer.state.epoch)  # or the first epochs' order would come again

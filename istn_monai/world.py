@@ -78,8 +78,9 @@ def averaged(image: Tensor, to_image: Tensor, spatial_size: Sequence[int]) -> Te
         to_image: ``(D+1, D+1)``, voxel of the grid to voxel of the image.
         spatial_size: of the grid.
     """
-    # along each axis of the grid as many samples as one of its steps covers voxels of the image
-    factors = [max(1, int(step + 1e-6)) for step in to_image[:-1, :-1].abs().amax(dim=0).tolist()]
+    # along each axis of the grid as many samples as one of its steps covers voxels of the image, up to a few: more take
+    # memory and hardly change the mean
+    factors = [max(1, min(int(step + 1e-6), 4)) for step in to_image[:-1, :-1].abs().amax(dim=0).tolist()]
     to_voxel = torch.diag(torch.tensor([*(1.0 / f for f in factors), 1.0], dtype=torch.float64))
     to_voxel[:-1, -1] = torch.tensor([(1.0 / f - 1.0) / 2.0 for f in factors], dtype=torch.float64)
     fine_size = [size * f for size, f in zip(spatial_size, factors, strict=True)]

@@ -246,6 +246,8 @@ BAD_SETTINGS = [
     ({"soi_labels": [[1], [77]]}, "soi_labels [77]"),
     ({"soi_labels": "1"}, "soi_labels must be"),
     ({"spatial_size": [32, 32]}, "is 3-D"),
+    ({"spatial_size": 32}, "spatial_size must be"),
+    ({"spacing": "2mm"}, "spacing must be"),
     ({"data_list_file": "nowhere.json"}, "nowhere.json"),
     ({"dataset_dir": "/nowhere"}, "/nowhere"),
 ]
@@ -258,6 +260,31 @@ def test_bad_settings_stop_before_training(toy, tmp_path, bad, message):
         run(run_id="training", config_file=config("train"), **settings)
     assert message in messages(failure.value)
     assert not (tmp_path / "run" / "models").exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(toy, trained, tmp_path):
+    output, settings = trained
+    with pytest.raises(RuntimeError) as failure:
+        run(
+            run_id="evaluation",
+            config_file=config("train", "evaluate"),
+            **settings
+            | {"itn_def#activation": "relu", "output_dir": str(tmp_path), "ckpt_dir": str(output / "models")},
+        )
+    assert "architecture" in messages(failure.value) and "model.pt" in messages(failure.value)
+
+
+def test_none_is_a_word(toy, tmp_path):
+    settings = SMALL | {
+        "dataset_dir": str(toy),
+        "output_dir": str(tmp_path),
+        "soi_labels": "none",
+        "similarity": "none",
+    }
+    workflow = ConfigWorkflow(config("train"), workflow_type="train", **settings)
+    workflow.initialize()
+    assert workflow.parser.get_parsed_content("soi_channels") == 1
+    assert isinstance(workflow.parser.get_parsed_content("train#loss").similarity, torch.nn.MSELoss)
 
 
 def test_output_dir_that_cannot_be_written(toy, tmp_path):

@@ -21,6 +21,7 @@ from istn_monai.dictionary import (
     RegistrationGridd,
     Representd,
     SoIGroupsd,
+    UnitRanged,
     WarpPaird,
     affine_of,
     in_range_of,
@@ -350,6 +351,42 @@ def test_strength_and_bounds_scale_the_deformation():
     assert mean_motion(max_translation=1.0) < mean_motion(max_translation=12.0)
     still = {f"max_{name}": 0.0 for name in ("translation", "rotation", "log_scale", "shear")}
     assert 0 < mean_motion(**still) < mean_motion()
+
+
+# --- UnitRanged and what the grid keeps --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e6])
+def test_intensities_of_any_range_become_0_to_1(scale):
+    values = torch.linspace(-0.3, 1.0, 1001).reshape(1, 7, 11, 13)
+    result = UnitRanged(["x"])({"x": meta(values * scale)})["x"].as_tensor()
+    assert result.min() == 0 and result.max() == 1
+    middle = (values + 0.3) / 1.3
+    expected = ((middle - 0.005) / 0.99).clamp(0, 1)
+    assert (result - expected).abs().max() < 1e-3
+
+
+def test_a_sparse_image_is_scaled_between_its_extremes():
+    values = torch.zeros(1, 20, 20, 20)
+    values[0, 3:5, 7, 7] = 1e5
+    result = UnitRanged(["x"])({"x": meta(values)})["x"].as_tensor()
+    assert result.unique().tolist() == [0.0, 1.0]
+
+
+def test_a_grid_that_cuts_the_soi_off_is_refused_and_named():
+    label = torch.zeros(1, 40, 40, 40)
+    label[:, 2:8, 18:22, 18:22] = 1
+    data = {key: meta(label + 0.0, name=f"/data/{key}.nii.gz") for key in PAIR_KEYS}
+    RegistrationGridd((40, 16, 16))(data)
+    with pytest.raises(ValueError, match=r"moving_label \(/data/moving_label.nii.gz\): only 0 % of its SoI"):
+        RegistrationGridd((16, 16, 16))(data)
+
+
+def test_outside_the_moving_image_lies_its_darkest_value():
+    data = {key: meta(torch.full((1, 4, 4), -1000.0).index_fill(1, torch.tensor([3]), 50)) for key in ORIGINAL_KEYS[:2]}
+    data["image"] = meta(torch.zeros(2, 4, 4))
+    data["pred"] = torch.zeros(2, 4, 4).index_fill(0, torch.tensor([0]), 2.0)
+    assert WarpPaird()(data)["warped"][0, :, 0].tolist() == [-1000.0, 50.0, -1000.0, -1000.0]
 
 
 # --- ConcatPaird -----------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_the_bundles_own_configs_pass_the_check(files):
 @pytest.mark.parametrize("name", ["train", "inference", "evaluate"])
 def test_the_check_comes_first_in_the_bundle(name):
     config = json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
-    assert config["initialize"][0] == "$istn_monai.settings.check_settings()"
+    assert config["initialize"][:2] == ["$istn_monai.settings.explain_errors()", "$istn_monai.settings.check_settings()"]
 
 
 # --- find_bundle_root ------------------------------------------------------------------------------------------------

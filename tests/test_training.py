@@ -143,11 +143,15 @@ def test_a_finished_training_can_be_prolonged(tmp_path):
     assert longer.trainer.state.epoch == 4 and len(longer.rates) == 2
 
 
-def test_a_training_without_last_starts_at_the_beginning(tmp_path):
+def test_a_training_interrupted_in_its_first_epoch_can_be_repeated(tmp_path):
     setup = Setup(tmp_path)
     setup.checkpoints.resume(setup.trainer)
     assert setup.trainer.state.epoch == 0
-    assert not (tmp_path / "last.pt").exists()
+    # the validation at the start writes model.pt; without last.pt it would be taken for a foreign one
+    save_atomically(setup.checkpoints.weights() | {"validation": 0.3}, tmp_path / "model.pt")
+    again = Setup(tmp_path)
+    again.trainer.run()
+    assert again.trainer.state.epoch == again.trainer.state.max_epochs
 
 
 def test_last_holds_all_that_is_needed(tmp_path):
