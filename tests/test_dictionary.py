@@ -353,7 +353,7 @@ def test_strength_and_bounds_scale_the_deformation():
     assert 0 < mean_motion(**still) < mean_motion()
 
 
-# --- UnitRanged and what the grid keeps --------------------------------------------------------------------------------
+# --- UnitRanged and what the grid keeps ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e6])

@@ -137,7 +137,8 @@ def test_the_bundles_own_configs_pass_the_check(files):
 @pytest.mark.parametrize("name", ["train", "inference", "evaluate"])
 def test_the_check_comes_first_in_the_bundle(name):
     config = json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
-    assert config["initialize"][:2] == ["$istn_monai.settings.explain_errors()", "$istn_monai.settings.check_settings()"]
+    first = ["explain_errors", "check_settings"]
+    assert config["initialize"][:2] == [f"$istn_monai.settings.{name}()" for name in first]
 
 
 # --- find_bundle_root ------------------------------------------------------------------------------------------------
