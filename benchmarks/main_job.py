@@ -1,6 +1,6 @@
 """Trains and evaluates the bundle's overlays on their data, and keeps the figures.
 
-    python benchmarks/main_job.py CASE --data DIR [--runs DIR] [--refine_steps N]
+    python benchmarks/main_job.py CASE --data DIR [--runs DIR] [--refine_steps N] [--evaluate_only]
 
 CASE is one of the keys of ``CASES``; DIR holds the data sets' folders. A run that was interrupted goes on. The summary
 goes to ``benchmarks/results/main_job_CASE.json``, with commit, versions, device, data and seed.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-import time
 from pathlib import Path
 
 import fire
@@ -36,12 +35,11 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
-def main(case: str, data: str, runs: str = "runs", refine_steps: int = 0) -> None:
+def main(case: str, data: str, runs: str = "runs", refine_steps: int = 0, evaluate_only: bool = False) -> None:
     folder, overlays, settings = CASES[case]
     settings = settings | {"dataset_dir": str(Path(data) / folder), "output_dir": str(Path(runs) / case)}
-    start = time.time()
-    run(run_id="training", config_file=configs("train", *overlays), **settings)
-    training_seconds = time.time() - start
+    if not evaluate_only:
+        run(run_id="training", config_file=configs("train", *overlays), **settings)
     settings |= {"refine_steps": refine_steps}
     run(run_id="evaluation", config_file=configs("train", *overlays, "evaluate"), **settings)
     evaluation = json.loads((Path(runs) / case / "evaluation.json").read_text())
@@ -51,7 +49,6 @@ def main(case: str, data: str, runs: str = "runs", refine_steps: int = 0) -> Non
         "device": f"{platform.machine()}, {torch.get_num_threads()} threads"
         if not torch.cuda.is_available()
         else torch.cuda.get_device_name(),
-        "seconds_this_run_trained": training_seconds,
         "data": f"{folder}: {evaluation['provenance']['part']} part",
         "versions": {key: evaluation["provenance"][key] for key in ("monai", "torch")},
         "trained": evaluation["provenance"]["trained"],

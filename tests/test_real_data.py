@@ -1,0 +1,73 @@
+"""The shipped model on real MRI, which lies outside the project: see ISTN_DATA_DIR in the README."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.bundle import run
+
+CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
+DATA = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data")).absolute() / "hippocampus"
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no hippocampus data at {DATA} (set ISTN_DATA_DIR)")
+
+
+def config(*names: str) -> list[str]:
+    return [str(CONFIGS / f"{name}.json") for name in names]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The first test pair of two images of different shape, absolute paths."""
+    for item in json.loads((DATA / "pairs_100.json").read_text())["testing"]:
+        files = {key: str(DATA / path) for key, path in item.items()}
+        if nib.load(files["moving_image"]).shape != nib.load(files["fixed_image"]).shape:
+            return files
+    raise AssertionError("no such pair")
+
+
+@pytest.fixture(scope="module")
+def figures(pair, tmp_path_factory):
+    """What evaluation says of this pair, by method."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "pairs.json").write_text(json.dumps({"testing": [pair]}))
+    run(
+        run_id="evaluation",
+        config_file=config("train", "hippocampus", "evaluate"),
+        dataset_dir=str(folder),
+        data_list_file="pairs.json",
+        ckpt_dir=str(CONFIGS.parent / "models"),
+        output_dir=str(folder),
+        refine_steps=50,
+        device="cpu",
+    )
+    rows = json.loads((folder / "evaluation.json").read_text())["pairs"]
+    return {row["method"]: row for row in rows}
+
+
+def test_registration_helps_and_refinement_helps_more(figures):
+    assert figures["Id"]["dice_labels"] + 0.05 < figures["one-pass"]["dice_labels"] < figures["refined"]["dice_labels"]
+    assert figures["refined"]["folding"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    "run_id, overlays, method", [("inference", [], "one-pass"), ("refinement", ["refine"], "refined")]
+)
+def test_files_agree_with_evaluation(pair, figures, tmp_path, monkeypatch, run_id, overlays, method):
+    monkeypatch.chdir(tmp_path)
+    files = {key: pair[key] for key in ("moving_image", "fixed_image", "moving_label")}
+    run(run_id=run_id, config_file=config("inference", *overlays), output_dir="result", device="cpu", **files)
+    fixed = nib.load(pair["fixed_image"])
+    warped = nib.load("result/warped.nii.gz")
+    assert warped.shape == fixed.shape
+    assert np.abs(warped.affine - fixed.affine).max() < 1e-5
+    label = np.asanyarray(nib.load("result/warped_label.nii.gz").dataobj)
+    truth = np.asanyarray(nib.load(pair["fixed_label"]).dataobj)
+    for value in (1, 2):
+        ours, theirs = label == value, truth == value
+        dice = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
+        assert abs(dice - figures[method][f"dice_{value}"]) < 0.01
