@@ -7,14 +7,27 @@ Where things are:
   :mod:`istn_monai.alignment`: initial alignment
 - :mod:`istn_monai.networks`: ITN, STN, ISTN; :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i
 - :mod:`istn_monai.refinement`: test-time refinement for the one pair in hand
-- :mod:`istn_monai.dictionary`: MONAI dictionary transforms; :mod:`istn_monai.data`: datalists
+- :mod:`istn_monai.dictionary`: MONAI dictionary transforms; :mod:`istn_monai.augmentation`: random
+  deformation; :mod:`istn_monai.data`: datalists
 - :mod:`istn_monai.synthetic`: the paper's toy
 - :mod:`istn_monai.metrics`, :mod:`istn_monai.evaluation`: figures
 - :mod:`istn_monai.checks`, :mod:`istn_monai.settings`, :mod:`istn_monai.training`, :mod:`istn_monai.inference`: what
   the bundle's configs call
 """
 
-from istn_monai import alignment, checks, data, dictionary, evaluation, inference, refinement, settings, training, world
+from istn_monai import (
+    alignment,
+    augmentation,
+    checks,
+    data,
+    dictionary,
+    evaluation,
+    inference,
+    refinement,
+    settings,
+    training,
+    world,
+)
 from istn_monai.losses import DiceMSELoss, ISTNLoss
 from istn_monai.networks import ISTN, ITN, STN, BackboneITN, DisplacementNetwork, ISTNOutput, PyramidSTN
 from istn_monai.spatial import (
@@ -29,6 +42,6 @@ from istn_monai.warp import Warp
 __all__ = [
     "ISTN", "ITN", "STN", "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation",
     "DiceMSELoss", "DisplacementNetwork", "ISTNLoss", "ISTNOutput", "PyramidSTN", "Transformation", "Warp", "alignment",
-    "checks", "data", "dictionary", "evaluation", "inference", "refinement", "settings", "spatial_transformation",
-    "training", "world",
+    "augmentation", "checks", "data", "dictionary", "evaluation", "inference", "refinement", "settings",
+    "spatial_transformation", "training", "world",
 ]  # fmt: skip

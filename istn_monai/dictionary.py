@@ -13,19 +13,13 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, RandomizableTransform, Transform
+from monai.transforms import MapTransform, Transform
 from torch import Tensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment, unit_range
 from istn_monai.checks import check_image, check_label, source
-from istn_monai.spatial import (
-    AffineTransformation,
-    BSplineTransformation,
-    CompositeTransformation,
-    checked_size,
-    per_axis,
-)
-from istn_monai.warp import resample, sample, warp
+from istn_monai.spatial import checked_size, per_axis
+from istn_monai.warp import resample, sample
 from istn_monai.world import (
     averaged,
     pull_back_points,
@@ -224,61 +218,6 @@ class RegistrationGridd(Transform):
         values = averaged(image.as_tensor().float()[None], to_image, self.spatial_size)
         inside = resample(torch.ones(1, 1, *image.shape[1:]), to_image, self.spatial_size)
         return with_affine((values * inside)[0], grid, image)
-
-
-class RandDeformd(RandomizableTransform, MapTransform):
-    """Random affine and B-spline deformation of an image and its SoI together, in one interpolation and never folding.
-
-    Parameters are drawn in the unbounded space of :mod:`istn_monai.spatial`, normal with standard deviation
-    ``strength``, and bounded by it.
-
-    Args:
-        keys: what is deformed together, ``(C, *S)`` each on the registration grid.
-        spatial_size: of the grid.
-        spacing: of the grid in mm.
-        prob: probability of a deformation.
-        strength: standard deviation of the parameters; at 0.4 most stay below 0.4 of their bounds.
-        max_translation: bound in mm; likewise, in their units, ``max_rotation``, ``max_log_scale``, ``max_shear``.
-        control_spacing: of the B-spline in mm.
-    """
-
-    def __init__(
-        self,
-        keys: Sequence[str],
-        spatial_size: Sequence[int],
-        spacing: float | Sequence[float] = 1.0,
-        prob: float = 0.8,
-        strength: float = 0.4,
-        max_translation: float = 6.0,
-        max_rotation: float = 0.25,
-        max_log_scale: float = 0.2,
-        max_shear: float = 0.3,
-        control_spacing: float | Sequence[float] = 16.0,
-    ) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob)
-        self.strength = strength
-        affine = AffineTransformation(spatial_size, spacing, max_translation, max_rotation, max_log_scale, max_shear)
-        bspline = BSplineTransformation(spatial_size, spacing, control_spacing)
-        self.transformation = CompositeTransformation([affine, bspline])
-
-    def randomize(self, data: Any = None) -> Tensor:
-        """Draws theta ``(1, P)``."""
-        super().randomize(None)
-        theta = self.R.normal(scale=self.strength, size=(1, self.transformation.num_parameters))
-        return torch.as_tensor(theta, dtype=torch.float32)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
-        """Each key ``(C, *S)`` to the same shape; beyond the border lies 0."""
-        result = dict(data)
-        theta = self.randomize()
-        if not self._do_transform:
-            return result
-        ddf = self.transformation(theta)
-        for key in self.key_iterator(data):
-            warped = warp(data[key].as_tensor()[None], ddf, padding_mode="zeros")[0]
-            result[key] = with_affine(warped, affine_of(data[key]), data[key])
-        return result
 
 
 class ConcatPaird(Transform):

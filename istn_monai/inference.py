@@ -53,9 +53,9 @@ def save_image(image: MetaTensor, file: Path) -> None:
     dims = array.ndim - 1
     if array.dtype.kind == "i":  # label maps: as few bytes as their values need
         array = array.astype(np.result_type(*(np.min_scalar_type(int(value)) for value in (array.min(), array.max()))))
-    array = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
-    if array.ndim == dims + 1 and dims == 2:
-        array = array[:, :, None]  # NIfTI's third axis is space
+    channels, *size = array.shape
+    # NIfTI's first three axes are space, so channels are the fourth
+    array = array[0] if channels == 1 else np.moveaxis(array, 0, -1).reshape(*size, *[1] * (3 - dims), channels)
     affine = np.eye(4)
     original = np.asarray(image.meta.get("original_affine", affine))
     if original.shape == affine.shape:

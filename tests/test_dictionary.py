@@ -9,6 +9,7 @@ from helpers import ball, pair_of, perturb, rand, small_istn, write_nifti, write
 from monai.data import MetaTensor
 from monai.transforms import Compose, CopyItemsd, LoadImaged, ScaleIntensityRangePercentilesd
 
+from istn_monai.augmentation import RandDeformd
 from istn_monai.dictionary import (
     IMAGE_KEYS,
     LABEL_KEYS,
@@ -17,7 +18,6 @@ from istn_monai.dictionary import (
     CheckPaird,
     ConcatPaird,
     InitialAlignmentd,
-    RandDeformd,
     RegistrationGridd,
     Representd,
     SoIGroupsd,
