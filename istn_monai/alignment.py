@@ -97,7 +97,7 @@ def rigid_alignment(
     about_centre = rigid.matrix(theta)[0].double()
     to_world = grid.clone()
     to_world[:-1, :-1] /= extent / voxels
-    to_world[:-1, -1] = map_points(grid, torch.tensor([(n - 1) / 2 for n in size], dtype=torch.float64))
+    to_world[:-1, -1] = grid_centre(size, grid)
     return start @ to_world @ about_centre @ torch.linalg.inv(to_world)
 
 

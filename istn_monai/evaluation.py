@@ -28,7 +28,7 @@ from istn_monai.world import pull_back_points, warp_labels
 
 Figures = dict[str, float]
 COLUMNS = ("dice_merged", "dice_labels", "asd_merged", "hd95_merged", "folding", "sdlogj", "seconds")
-IDENTITY, ONE_PASS = "Id", "one-pass"
+IDENTITY = "Id"
 
 
 def soi_values(soi_labels: Sequence[Sequence[int]] | None) -> list[int]:

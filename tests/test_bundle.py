@@ -293,6 +293,10 @@ def test_output_dir_that_cannot_be_written(toy, tmp_path):
     with pytest.raises(RuntimeError) as failure:
         run(run_id="training", config_file=config("train"), **settings)
     assert "output_dir is not writable" in messages(failure.value)
+    settings |= {"output_dir": str(tmp_path / "run"), "ckpt_dir": str(tmp_path / "file" / "models")}
+    with pytest.raises(RuntimeError) as failure:
+        run(run_id="training", config_file=config("train"), **settings)
+    assert "ckpt_dir is not writable" in messages(failure.value)
     assert (tmp_path / "file").read_text() == "mine"
 
 
