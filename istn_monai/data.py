@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.data import CacheDataset, Dataset, PersistentDataset
+from monai.data.utils import pickle_hashing
+from monai.transforms import Compose
 
 PARTS = ("training", "validation", "testing")
 PATH_KEYS = tuple(f"{side}_{kind}" for kind in ("image", "label", "points") for side in ("moving", "fixed"))
@@ -81,6 +84,45 @@ def datalist_name(file: str | Path) -> str:
     """Name and content of a datalist in a few letters, wherever it lies: to tell whether two are the same."""
     path = existing(file)
     return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+
+
+def hash_with_files(item: Mapping[str, Any]) -> bytes:
+    """Hash of a datalist's item that changes with its files."""
+    states = [os.stat(file) for _, file in sorted(item.items())]
+    return pickle_hashing({**item, "files": [(state.st_mtime_ns, state.st_size) for state in states]})
+
+
+def cached_dataset(
+    data: Sequence[Item],
+    transform: Compose,
+    cache_dir: str | Path | None = None,
+    cache_rate: float = 1.0,
+    num_workers: int = 2,
+) -> Dataset:
+    """A dataset whose deterministic transforms are done once: in memory, or on disk for later runs as well.
+
+    Whole brains and the initial alignment "rigid" take seconds for each pair, in each run.
+
+    Args:
+        data: items of a datalist.
+        transform: deterministic transforms first, random ones after.
+        cache_dir: folder for the results on disk, which other runs with the same pairs and transforms share; a changed
+            file or transform is done anew. It holds pickles: use no folder that others may write to. None keeps them
+            in memory.
+        cache_rate: fraction of the pairs kept in memory.
+        num_workers: threads that fill the memory.
+    """
+    if cache_dir is None:
+        return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers)
+    return PersistentDataset(
+        data,
+        transform,
+        Path(cache_dir).expanduser(),
+        hash_func=hash_with_files,
+        hash_transform=pickle_hashing,
+        track_meta=True,
+        weights_only=False,
+    )
 
 
 def image_files(folder: str | Path, name: str) -> dict[str, Path]:

@@ -65,6 +65,31 @@ class ITN(nn.Module):
         return crop_to(self.decoder1(self.up1(half) + full), image.shape[2:])
 
 
+class SoftClamp(nn.Module):
+    """Output activation for representations in [0, 1]: the identity there, and a gentle slope outside.
+
+    A sigmoid would keep the range too, but where a structure fills little of the image, a Dice term drives its inputs so
+    far down within one epoch that no gradient comes back, and the representation stays a blob. Without any bound the
+    implicit loss (Eq. 2) finds its trivial minimum instead: representations of zero and a warp that throws the
+    structures out.
+
+    Args:
+        slope: below 0 and above 1.
+    """
+
+    def __init__(self, slope: float = 0.05) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return self.slope * x + (1.0 - self.slope) * x.clamp(0.0, 1.0)
+
+    def extra_repr(self) -> str:
+        """The slope."""
+        return f"slope={self.slope}"
+
+
 class BackboneITN(nn.Module):
     """Any network that maps an image to an image of the same size, as an ITN.
 
@@ -72,15 +97,16 @@ class BackboneITN(nn.Module):
         backbone: for example ``monai.networks.nets.UNet``; its output channels are the representation's.
         size_divisor: the backbone's sizes must divide by it (2 to the number of its stride-2 steps); others are
             padded and cropped.
-        activation: name of a MONAI activation for the output, e.g. "sigmoid" for representations in [0, 1];
-            None for none.
+        activation: of the output: a module, e.g. :class:`SoftClamp` for representations in [0, 1], or the name of a
+            MONAI activation; None for none.
     """
 
-    def __init__(self, backbone: nn.Module, size_divisor: int = 1, activation: str | None = None) -> None:
+    def __init__(self, backbone: nn.Module, size_divisor: int = 1, activation: nn.Module | str | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.size_divisor = size_divisor
-        self.activation = nn.Identity() if activation is None else get_act_layer(activation)
+        named = get_act_layer(activation) if isinstance(activation, str) else activation
+        self.activation = nn.Identity() if named is None else named
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, C, *S)`` to ``(B, K, *S)``."""

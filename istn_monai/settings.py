@@ -46,6 +46,7 @@ SETTINGS: dict[str, str] = {
     "checkpoint_file": "the network that is loaded; ckpt_dir/model.pt by default",
     "augment": "random affine, elastic and intensity changes in training",
     "cache_rate": "fraction of the training pairs kept in memory",
+    "cache_dir": "folder that keeps prepared pairs for later runs; none keeps them in memory",
     "num_workers": "processes that load data",
     "max_epochs": "of training",
     "batch_size": "pairs in a training batch",

@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 BEST, LAST = "model.pt", "last.pt"
 
 
-def cosine_to_zero(epoch: int, max_epochs: int) -> float:
+def cosine_to_zero(step: int, steps: int) -> float:
     """Factor of the learning rate, from 1 at the start to 0 at the end; the end may move when training goes on."""
-    return 0.5 * (1.0 + math.cos(math.pi * min(epoch / max_epochs, 1.0)))
+    return 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
 def warped_and_fixed_soi(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 MODES = ("bilinear", "nearest", "bicubic")
 PADDING_MODES = ("border", "zeros", "reflection")
+MAX_CPU_SHARES = 8
 
 
 def voxel_grid(spatial_size: Sequence[int], like: Tensor) -> Tensor:
@@ -47,7 +48,23 @@ def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: 
         last_voxel = points.new_tensor([max(size - 1, 1) for size in image.shape[2:]])
         # in this order of operations the result is MONAI's to the last bit
         grid = (points * 2 / last_voxel.view(1, -1, *[1] * (points.ndim - 2)) - 1).flip(1).movedim(1, -1)
-        return nn.functional.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
+        shares = cpu_shares(grid)
+        if shares > 1:
+            image, grid = image.expand(shares, *image.shape[1:]), grid.unflatten(1, (shares, -1))[0]
+        values = nn.functional.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
+        return values if shares == 1 else values.movedim(0, 1).flatten(1, 2)[None]
+
+
+def cpu_shares(grid: Tensor) -> int:
+    """Into how many equal parts to cut the points ``(1, *T, D)`` of one image: threads on the CPU, 1 elsewhere.
+
+    On the CPU ``grid_sample`` in 3-D uses one thread for each item of the batch, so one image would keep one core busy.
+    The image's gradient needs memory for each part, hence at most ``MAX_CPU_SHARES``.
+    """
+    if grid.device.type != "cpu" or grid.shape[0] != 1 or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return 1
+    most = min(torch.get_num_threads(), MAX_CPU_SHARES)
+    return max(n for n in range(1, most + 1) if grid.shape[1] % n == 0)
 
 
 def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:

@@ -1,0 +1,288 @@
+"""The paper's Table 1 on public data: STN-u, STN-s, ISTN-e, ISTN-i with affine and B-spline transformations.
+
+    python benchmarks/table1.py run CASE --data DIR [--runs DIR] [--transformations affine,bspline] [--methods u,s,e,i]
+    python benchmarks/table1.py show CASE
+
+CASE is a key of ``CASES``; DIR holds the data sets' folders. Each cell of the table (transformation x method) is
+trained, its refinement's learning rate chosen on the validation pairs, and evaluated on the test pairs before and after
+50 steps of refinement; ``Id`` comes with each, and ``SoI``, the label maps themselves registered, is the best case. The
+learning rate of training is chosen on the validation pairs too, in short trainings; a case may take over another one's.
+
+A finished cell is a file in ``benchmarks/results/table1``, with commit, versions, device, data, seed and the figures of
+each pair, and is not done again: an interrupted run goes on where it stopped, and several processes may share a case.
+``show`` prints the tables, with a paired Wilcoxon test of each method against each other one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import fire
+import numpy as np
+import torch
+from common import provenance
+from monai.bundle import ConfigParser, run
+from monai.data import Dataset
+from monai.transforms import Compose
+from scipy.stats import wilcoxon
+from torch import Tensor, nn
+
+from istn_monai import ISTN
+from istn_monai.data import read_datalist
+from istn_monai.dictionary import ConcatPaird
+from istn_monai.evaluation import Evaluation
+from istn_monai.refinement import RefineInferer
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "table1"
+METHODS = {"u": "STN-u", "s": "STN-s", "e": "ISTN-e", "i": "ISTN-i", "soi": "SoI"}
+LEARNING_RATES = (5e-4, 1e-3, 2e-3)
+REFINEMENT_RATES = (0.02, 0.05, 0.1)
+REFINE_STEPS = 50
+SOI_STEPS, SOI_RATE = 200, 0.05  # the label maps' own registration starts from the identity
+KEPT = ("pair", "method", "dice_merged", "dice_labels", "asd_merged", "hd95_merged", "folding", "sdlogj", "seconds")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One table: a data set, its overlays and settings, and the epochs that every method gets."""
+
+    folder: str
+    overlays: tuple[str, ...]
+    epochs: int
+    settings: dict[str, Any]
+    #: by transformation
+    special: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: epochs of the trainings that choose the learning rate; 0 takes it from ``rates_of``
+    short_epochs: int = 0
+    rates_of: str = ""
+
+
+CASES = {
+    "hippocampus": Case("hippocampus", ("hippocampus",), 20, {"soi_labels": [[1, 2]]}, short_epochs=3),
+    "hippocampus_1000": Case(
+        "hippocampus",
+        ("hippocampus",),
+        4,
+        {"soi_labels": [[1, 2]], "data_list_file": "pairs_1000.json"},
+        rates_of="hippocampus",
+    ),
+    "brain": Case(
+        "brain",
+        ("brain",),
+        10,
+        {},
+        special={"bspline": {"control_spacing": 30, "initial_alignment": "rigid"}},
+        rates_of="hippocampus",
+    ),
+}
+
+
+def configs(*names: str) -> list[str]:
+    """Config files of the bundle."""
+    return [str(ROOT / "bundle" / "configs" / f"{name}.json") for name in names]
+
+
+class Cell:
+    """One transformation and one method of a case: what is run for it, and where it is kept.
+
+    Args:
+        case: name of the case.
+        transformation: "affine" or "bspline".
+        method: a key of ``METHODS``.
+        data: folder of the data sets.
+        runs: folder of the trainings.
+    """
+
+    def __init__(self, case: str, transformation: str, method: str, data: str, runs: str) -> None:
+        self.case, self.name = CASES[case], f"{case}_{transformation}_{method}"
+        self.transformation, self.method = transformation, method
+        self.runs = Path(runs).absolute()
+        self.file = RESULTS / f"{self.name}.json"
+        self.settings = self.case.settings | self.case.special.get(transformation, {})
+        self.settings |= {
+            "dataset_dir": str(Path(data).absolute() / self.case.folder),
+            "transformation": transformation,
+            "cache_dir": str(self.runs / "cache" / case.removesuffix("_1000")),
+            "output_dir": str(self.runs / self.name),
+        }
+
+    def train(self, output_dir: Path, epochs: int, learning_rate: float) -> Path:
+        """Trains, or goes on, and returns ``model.pt``."""
+        settings = self.settings | {"output_dir": str(output_dir), "max_epochs": epochs, "loss": self.method}
+        run(
+            run_id="training",
+            config_file=configs("train", *self.case.overlays),
+            learning_rate=learning_rate,
+            **settings,
+        )
+        return output_dir / "models" / "model.pt"
+
+    def learning_rate(self) -> tuple[float, dict[str, float]]:
+        """The rate with the best validation Dice in a short training, and all of them."""
+        if self.case.rates_of:
+            other = RESULTS / f"{self.case.rates_of}_{self.transformation}_{self.method}.json"
+            return json.loads(other.read_text())["learning_rate"], {}
+        found = {}
+        for rate in LEARNING_RATES:
+            model = self.train(self.runs / "rates" / f"{self.name}_{rate}", self.case.short_epochs, rate)
+            found[str(rate)] = torch.load(model, weights_only=True)["validation"]
+        return float(max(found, key=lambda rate: found[rate])), found
+
+    def evaluate(self, part: str, rate: float) -> dict[str, Any]:
+        """The bundle's evaluation of a part of the datalist, with refinement at a learning rate."""
+        settings = self.settings | {"evaluated_part": part, "refine_steps": REFINE_STEPS, "loss": self.method}
+        settings |= {"evaluate#refined#learning_rate": rate}
+        run(run_id="evaluation", config_file=configs("train", *self.case.overlays, "evaluate"), **settings)
+        return json.loads((Path(self.settings["output_dir"]) / "evaluation.json").read_text())
+
+    def refinement_rate(self) -> tuple[float, dict[str, float]]:
+        """The rate of refinement with the best Dice on the validation pairs, and all of them."""
+        found = {}
+        for rate in REFINEMENT_RATES:
+            found[str(rate)] = self.evaluate("validation", rate)["summary"]["refined"]["dice_merged"]["mean"]
+        return float(max(found, key=lambda rate: found[rate])), found
+
+    def soi_bound(self) -> dict[str, Any]:
+        """Evaluation of the label maps' own registration, from the identity: no network, all of the truth."""
+        parser = ConfigParser()
+        parser.read_config(configs("train", *self.case.overlays, "evaluate"))
+        parser.update(self.settings)
+        content = parser.get_parsed_content
+        steps = [*content("load"), content("keep_originals"), *content("to_grid"), labels_as_images]
+        pairs = read_datalist(content("datalist_file"), ["testing"])["testing"]
+        transformation = content("transformation_def")
+        return Evaluation(
+            Dataset(pairs, Compose(steps)),
+            ISTN(None, Identity(transformation.num_parameters), transformation),
+            {"refined": RefineInferer(steps=SOI_STEPS, learning_rate=SOI_RATE)},
+            self.settings["output_dir"],
+            content("soi_groups"),
+        ).run()
+
+    def figures(self) -> dict[str, Any]:
+        """Trains, chooses and evaluates: what the cell's file holds."""
+        if self.method == "soi":
+            return {"refinement_rate": SOI_RATE, "evaluation": self.soi_bound()}
+        rate, rates = self.learning_rate()
+        self.train(Path(self.settings["output_dir"]), self.case.epochs, rate)
+        refinement_rate, refinement_rates = self.refinement_rate()
+        return {
+            "learning_rate": rate,
+            "validation_dice_of_rates": rates,
+            "refinement_rate": refinement_rate,
+            "validation_dice_of_refinement_rates": refinement_rates,
+            "evaluation": self.evaluate("testing", refinement_rate),
+        }
+
+    def run(self) -> None:
+        """Writes the cell's file, if it is not there yet."""
+        if self.file.exists():
+            print(f"already done: {self.file.name}")
+            return
+        content = self.figures()
+        evaluation = content.pop("evaluation")
+        content |= {
+            "settings": {key: value for key, value in self.settings.items() if not key.endswith("_dir")},
+            "epochs": self.case.epochs,
+            "trained": evaluation["provenance"].get("trained"),
+            "provenance": provenance("cuda" if torch.cuda.is_available() else "cpu", seed=0),
+            "field_std_voxels": evaluation["field_std_voxels"],
+            "summary": evaluation["summary"],
+            "pairs": [{key: row[key] for key in KEPT} for row in evaluation["pairs"]],
+        }
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(content, indent=1) + "\n")
+        print(f"written: {self.file}")
+
+
+class Identity(nn.Module):
+    """An STN that has learned nothing."""
+
+    def __init__(self, num_parameters: int) -> None:
+        super().__init__()
+        self.num_parameters = num_parameters
+
+    def forward(self, image: Tensor) -> Tensor:
+        """theta = 0, ``(B, P)``."""
+        return image.new_zeros(len(image), self.num_parameters)
+
+
+def labels_as_images(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair on the registration grid, its SoI in the place of its images."""
+    joined = ConcatPaird()(pair)
+    return joined | {"image": joined["label"]}
+
+
+def listed(names: str | Sequence[str]) -> list[str]:
+    """Names from a command line, where "a,b" may come as a tuple."""
+    return names.split(",") if isinstance(names, str) else list(names)
+
+
+def train_and_evaluate(
+    case: str,
+    data: str,
+    runs: str = "runs/table1",
+    transformations: str = "affine,bspline",
+    methods: str = "soi,u,s,e,i",
+) -> None:
+    """Does the cells of a case that are not done yet."""
+    for transformation in listed(transformations):
+        for method in listed(methods):
+            Cell(case, transformation, method, data, runs).run()
+
+
+def finished(case: str, transformation: str) -> dict[str, dict[str, Any]]:
+    """The cells of a case that are done, by method."""
+    files = {method: RESULTS / f"{case}_{transformation}_{method}.json" for method in METHODS}
+    return {method: json.loads(file.read_text()) for method, file in files.items() if file.exists()}
+
+
+def values(cell: Mapping[str, Any], stage: str, figure: str) -> np.ndarray:
+    """A figure of all pairs of a cell, in the order of pairs; stage is "Id", "one-pass" or "refined"."""
+    return np.array([row[figure] for row in cell["pairs"] if row["method"] == stage], dtype=float)
+
+
+def entry(cell: Mapping[str, Any], stage: str, figure: str) -> str:
+    """Mean and standard deviation over pairs."""
+    found = values(cell, stage, figure)
+    return f"{np.nanmean(found):.3f} ± {np.nanstd(found):.3f}" if found.size else ""
+
+
+def show(case: str) -> None:
+    """Prints the tables of a case as Markdown."""
+    for transformation in ("affine", "bspline"):
+        cells = finished(case, transformation)
+        if not cells:
+            continue
+        number = len(values(next(iter(cells.values())), "Id", "dice_merged"))
+        print(f"\n**{case}, {transformation}, n = {number}**\n")
+        print("| | refinement | Id | " + " | ".join(METHODS[method] for method in cells) + " |")
+        print("|---" * (3 + len(cells)) + "|")
+        for title, figure in (("Dice", "dice_merged"), ("ASD mm", "asd_merged"), ("SDlogJ", "sdlogj")):
+            for word, stage in (("before", "one-pass"), ("after", "refined")):
+                start = entry(next(iter(cells.values())), "Id", figure) if word == "before" else ""
+                row = [entry(cell, stage, figure) for cell in cells.values()]
+                print(f"| {title} | {word} | {start} | " + " | ".join(row) + " |")
+        for line in paired_tests(cells):
+            print(line)
+
+
+def paired_tests(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Wilcoxon's signed-rank test of refined Dice for each two methods, as Markdown."""
+    lines = ["", "| refined Dice | mean difference | better in | p (Wilcoxon) |", "|---|---|---|---|"]
+    for one, other in combinations([method for method in cells if method != "soi"], 2):
+        difference = values(cells[other], "refined", "dice_merged") - values(cells[one], "refined", "dice_merged")
+        p = wilcoxon(difference).pvalue
+        better = f"{(difference > 0).sum()} of {len(difference)}"
+        lines.append(f"| {METHODS[other]} - {METHODS[one]} | {difference.mean():+.3f} | {better} | {p:.1e} |")
+    return lines
+
+
+if __name__ == "__main__":
+    fire.Fire({"run": train_and_evaluate, "show": show})
