@@ -92,7 +92,8 @@ def provenance(device: str, **settings: Any) -> Row:
     return {
         "commit": commit(),
         "code": code_hash(),
-        "versions": {"python": platform.python_version()} | {key: version(name) for key, name in packages.items()},
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda}
+        | {key: version(name) for key, name in packages.items()},
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "seed": SEED,
@@ -212,6 +213,7 @@ def line(row: Row) -> str:
         text += f" {row['median']:9.4f} s ({row['min']:.4f} - {row['max']:.4f}, n={row['n']})"
     if row.get("peak_mb") is not None:
         text += f" {row['peak_mb']:8.1f} MiB"
+    text += f"  {row['seconds_per_step']:.4f} s a step" if "seconds_per_step" in row else ""
     text += f"  error {row['error']:.1e}" if "error" in row else ""
     return text + (f"  not measured: {row['failed']}" if "failed" in row else "")
 

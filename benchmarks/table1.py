@@ -41,7 +41,7 @@ from istn_monai.refinement import RefineInferer
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "table1"
 METHODS = {"u": "STN-u", "s": "STN-s", "e": "ISTN-e", "i": "ISTN-i", "soi": "SoI"}
-LEARNING_RATES = (5e-4, 1e-3, 2e-3)
+LEARNING_RATES = (5e-4, 1e-3)  # 2e-3 fails in each short training of ISTN-e
 REFINEMENT_RATES = (0.02, 0.05, 0.1)
 REFINE_STEPS = 50
 SOI_STEPS, SOI_RATE = 200, 0.05  # the label maps' own registration starts from the identity
@@ -68,14 +68,14 @@ CASES = {
     "hippocampus_1000": Case(
         "hippocampus",
         ("hippocampus",),
-        4,
+        2,
         {"soi_labels": [[1, 2]], "data_list_file": "pairs_1000.json"},
         rates_of="hippocampus",
     ),
     "brain": Case(
         "brain",
         ("brain",),
-        10,
+        8,
         {},
         special={"bspline": {"control_spacing": 30, "initial_alignment": "rigid"}},
         rates_of="hippocampus",

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from istn_monai.dictionary import LABEL_KEYS, affine_of
-from istn_monai.metrics import box_of, folding_fraction, overlap, sd_log_jacobian
+from istn_monai.metrics import box_of, folding_fraction, overlap, sd_log_jacobian, sd_log_jacobian_l2r
 from istn_monai.warp import sample
 from istn_monai.world import pull_back_points, warp_labels
 
 Figures = dict[str, float]
-COLUMNS = ("dice_merged", "dice_labels", "asd_merged", "hd95_merged", "folding", "sdlogj", "seconds")
+COLUMNS = ("dice_merged", "dice_labels", "asd_merged", "hd95_merged", "folding", "sdlogj", "sdlogj_l2r", "seconds")
 IDENTITY = "Id"
 
 
@@ -76,7 +76,8 @@ def label_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Seq
 def pair_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Figures:
     """All figures of one pair and one field; arguments as in :func:`label_figures`."""
     figures = label_figures(pair, ddf, soi_labels)
-    return figures | {"folding": folding_fraction(ddf).item(), "sdlogj": sd_log_jacobian(ddf).item()}
+    regularity = {"folding": folding_fraction, "sdlogj": sd_log_jacobian, "sdlogj_l2r": sd_log_jacobian_l2r}
+    return figures | {name: figure(ddf).item() for name, figure in regularity.items()}
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -101,7 +102,7 @@ def statistics(values: Sequence[float]) -> dict[str, float]:
 
 def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """The summary as text, mean +- standard deviation over pairs."""
-    titles = ("Dice merged", "Dice labels", "ASD mm", "HD95 mm", "folding %", "SDlogJ", "s")
+    titles = ("Dice merged", "Dice labels", "ASD mm", "HD95 mm", "folding %", "SDlogJ", "SDlogJ L2R", "s")
     lines = [f"{'':10}" + "".join(f"{title:>16}" for title in titles)]
     for method, figures in summary.items():
         cells = []

@@ -68,8 +68,8 @@ class ITN(nn.Module):
 class SoftClamp(nn.Module):
     """Output activation for representations in [0, 1]: the identity there, and a gentle slope outside.
 
-    A sigmoid would keep the range too, but where a structure fills little of the image, a Dice term drives its inputs so
-    far down within one epoch that no gradient comes back, and the representation stays a blob. Without any bound the
+    A sigmoid would keep the range too, but where a structure fills little of the image, a Dice term drives its inputs
+    so far down within one epoch that no gradient comes back, and the representation stays a blob. Without any bound the
     implicit loss (Eq. 2) finds its trivial minimum instead: representations of zero and a warp that throws the
     structures out.
 

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from istn_monai.networks import ISTN
 from istn_monai.spatial import Transformation
-from istn_monai.warp import warp
+from istn_monai.warp import sample_moved
 
 logger = logging.getLogger(__name__)
 TARGETS = ("theta", "stn")
 LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
+COARSE_STEPS = {"theta": 25, "stn": 0}
+COARSE_STRIDE = 2
 AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
 
 
@@ -65,7 +67,10 @@ class Refiner:
         similarity: of two ``(1, K, *S)``; None is the paper's mean squared error.
         regulariser: of the ddf ``(1, D, *S)``; None for none.
         regulariser_weight: its factor.
-        patience: a pair stops after as many steps without an improvement of at least ``tolerance``, relative.
+        coarse_steps: so many steps, at most half of all, compare every second voxel along each axis alone: an eighth of
+            the work in 3-D. The start and the best iterate are chosen on all voxels. None is 25 for theta, 0 for the
+            STN; with a regulariser, whose scale depends on the grid, it is 0.
+        patience: a pair stops after as many full steps without an improvement of at least ``tolerance``, relative.
         tolerance: see ``patience``.
         max_seconds: stop after so long; None for no limit.
 
@@ -87,6 +92,7 @@ class Refiner:
         similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
         regulariser: Callable[[Tensor], Tensor] | None = None,
         regulariser_weight: float = 0.1,
+        coarse_steps: int | None = None,
         patience: int = 20,
         tolerance: float = 1e-4,
         max_seconds: float | None = None,
@@ -95,6 +101,10 @@ class Refiner:
             raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
         if not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
+        if coarse_steps is not None and (not isinstance(coarse_steps, int) or coarse_steps < 0):
+            raise ValueError(f"coarse_steps must be a whole number of at least 0, or None, got {coarse_steps!r}")
+        wanted = COARSE_STEPS[target] if coarse_steps is None else coarse_steps
+        self.coarse_steps = 0 if regulariser is not None else min(wanted, steps // 2)
         self.steps = steps
         self.target = target
         self.learning_rate = LEARNING_RATES[target] if learning_rate is None else learning_rate
@@ -148,9 +158,10 @@ class Refiner:
             both = torch.cat([moving, fixed], dim=1)
             return self.minimise(network.transformation, lambda: stn(both), list(stn.parameters()), moving, fixed)
 
-    def objectives(self, ddf: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
-        """The objective of each pair, ``(B,)``."""
-        pairs = zip(ddf.split(1), warp(moving, ddf).split(1), fixed.split(1), strict=True)
+    def objectives(self, ddf: Tensor, moving: Tensor, fixed: Tensor, stride: int = 1) -> Tensor:
+        """The objective of each pair, ``(B,)``, over each ``stride``-th voxel, where the ddf is known."""
+        fixed = fixed[(..., *[slice(None, None, stride)] * (fixed.ndim - 2))]
+        pairs = zip(ddf.split(1), sample_moved(moving, ddf, stride).split(1), fixed.split(1), strict=True)
         return torch.stack([self.objective(*pair) for pair in pairs])
 
     def objective(self, ddf: Tensor, warped: Tensor, fixed: Tensor) -> Tensor:
@@ -172,10 +183,12 @@ class Refiner:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(self.steps, 1))
         track = BestIterates(self.patience, self.tolerance)
         for step in range(self.steps + 1):
-            theta = theta_of()
-            values = self.objectives(transformation(theta), moving, fixed)
-            track.update(step, theta.detach(), values.detach())
             late = self.max_seconds is not None and time.perf_counter() - begin > self.max_seconds
+            stride = COARSE_STRIDE if 0 < step < self.coarse_steps and not late else 1
+            theta = theta_of()
+            values = self.objectives(transformation(theta, stride), moving, fixed, stride)
+            if stride == 1:
+                track.update(step, theta.detach(), values.detach())
             if step == self.steps or late or not track.active.any():
                 break
             optimizer.zero_grad()
@@ -199,9 +212,10 @@ class BestIterates:
         """Takes in an iterate, theta ``(B, P)`` and objectives ``(B,)``."""
         if step == 0:
             self.theta, self.start, self.best = theta.clone(), values.clone(), values.clone()
-            self.steps, self.marked = torch.zeros(len(values)), torch.zeros(len(values))
+            self.steps, self.marked, self.seen = torch.zeros(len(values)), torch.zeros(len(values)), 0
             self.mark, self.active = values.clone(), torch.ones(len(values), dtype=torch.bool)
             return
+        self.seen += 1
         better = (values < self.best).cpu() & self.active
         self.theta[better] = theta[better]
         self.best[better] = values[better]
@@ -209,8 +223,8 @@ class BestIterates:
         # a mark moves only by a real improvement, so that creeping does not go on for ever
         moved = (values < self.mark - self.tolerance * self.mark.abs()).cpu()
         self.mark[moved] = values[moved]
-        self.marked[moved] = step
-        self.active &= step - self.marked < self.patience
+        self.marked[moved] = self.seen
+        self.active &= self.seen - self.marked < self.patience
 
     def reports(self, seconds: float) -> list[RefinementReport]:
         """One for each pair."""

@@ -77,15 +77,15 @@ class Transformation(nn.Module):
             )
         return at_least_float32(theta)
 
-    def forward(self, theta: Tensor) -> Tensor:
-        """``theta`` ``(B, P)`` to the ddf ``(B, D, *S)``, outside autocast."""
+    def forward(self, theta: Tensor, stride: int = 1) -> Tensor:
+        """``theta`` ``(B, P)`` to the ddf ``(B, D, *S)``, or its every ``stride``-th voxel alone; outside autocast."""
         theta = self.checked(theta)
         with torch.autocast(theta.device.type, enabled=False):
-            return self.displacement(theta)
+            return self.displacement(theta, stride)
 
-    def displacement(self, theta: Tensor) -> Tensor:
+    def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``; what a subclass computes."""
-        raise TypeError(f"{type(self).__name__} does not define displacement(theta)")
+        raise TypeError(f"{type(self).__name__} does not define displacement(theta, stride)")
 
 
 class AffineTransformation(Transformation):
@@ -171,17 +171,18 @@ class AffineTransformation(Transformation):
         last_row[..., -1] = 1.0
         return torch.cat([top, last_row], dim=1)
 
-    def displacement(self, theta: Tensor) -> Tensor:
+    def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``."""
         matrix = self.matrix(theta)
         voxel_size = self.voxel_size.to(theta.dtype)
         identity = torch.eye(self.spatial_dims, dtype=theta.dtype, device=theta.device)
         centre = torch.tensor([(size - 1) / 2 for size in self.spatial_size], dtype=theta.dtype, device=theta.device)
-        points = voxel_grid(self.spatial_size, theta).flatten(1) - centre[:, None]  # (D, N) voxels about the centre
+        grid = voxel_grid(self.spatial_size, theta, stride)
+        points = grid.flatten(1) - centre[:, None]  # (D, N) voxels about the centre
         # A - 1 rather than A x - x, so that theta = 0 gives 0 to the last bit
         per_voxel = (matrix[:, :-1, :-1] - identity) * voxel_size / voxel_size[:, None]
         shift = matrix[:, :-1, -1:] / voxel_size[:, None]
-        return (per_voxel @ points + shift).unflatten(2, self.spatial_size)
+        return (per_voxel @ points + shift).unflatten(2, grid.shape[1:])
 
 
 def cubic_bspline(t: Tensor) -> Tensor:
@@ -266,12 +267,12 @@ class BSplineTransformation(Transformation):
         lattice = theta.unflatten(1, self.parameter_shapes[0])
         return lattice if self.max_displacement is None else self.max_displacement * torch.tanh(lattice)
 
-    def displacement(self, theta: Tensor) -> Tensor:
+    def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``."""
         voxels_per_cell = self.voxels_per_cell.to(theta.dtype).view(-1, *[1] * self.spatial_dims)
         field = self.in_cells(theta) * voxels_per_cell
         for axis in reversed(range(self.spatial_dims)):
-            weights = getattr(self, f"weights_{axis}").to(theta.dtype)
+            weights = getattr(self, f"weights_{axis}")[::stride].to(theta.dtype)
             before, after = field.shape[: axis + 2], field.shape[axis + 3 :]
             product = weights @ field.reshape(math.prod(before), weights.shape[1], math.prod(after))
             field = product.reshape(*before, weights.shape[0], *after)
@@ -312,12 +313,12 @@ class CompositeTransformation(Transformation):
         """``theta`` ``(B, P)`` to one ``(B, P_i)`` for each part."""
         return self.checked(theta).split([part.num_parameters for part in self.parts], dim=1)
 
-    def displacement(self, theta: Tensor) -> Tensor:
+    def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``."""
-        fields = [part(parameters) for part, parameters in zip(self.parts, self.split(theta), strict=True)]
-        total = fields[-1]
-        for field in reversed(fields[:-1]):
-            total = compose(outer=field, inner=total)
+        parameters = self.split(theta)
+        total = self.parts[-1](parameters[-1], stride)
+        for part, block in zip(reversed(self.parts[:-1]), reversed(parameters[:-1]), strict=True):
+            total = compose(outer=part(block), inner=total, stride=stride)
         return total
 
 

@@ -18,9 +18,9 @@ PADDING_MODES = ("border", "zeros", "reflection")
 MAX_CPU_SHARES = 8
 
 
-def voxel_grid(spatial_size: Sequence[int], like: Tensor) -> Tensor:
-    """Voxel coordinates ``(D, *spatial_size)`` of a grid, on the device and in the dtype of ``like``."""
-    axes = [torch.arange(size, device=like.device, dtype=like.dtype) for size in spatial_size]
+def voxel_grid(spatial_size: Sequence[int], like: Tensor, stride: int = 1) -> Tensor:
+    """Coordinates ``(D, *S)`` of each ``stride``-th voxel of a grid, on the device and in the dtype of ``like``."""
+    axes = [torch.arange(0, size, stride, device=like.device, dtype=like.dtype) for size in spatial_size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
@@ -79,12 +79,18 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     return sample(image, voxel_grid(ddf.shape[2:], ddf) + ddf, mode, padding_mode)
 
 
-def compose(outer: Tensor, inner: Tensor) -> Tensor:
+def compose(outer: Tensor, inner: Tensor, stride: int = 1) -> Tensor:
     """Displacement field of ``(id + outer) o (id + inner)``: ``inner`` moves the point first.
 
-    Both are ``(B, D, *S)`` in voxels of one grid; ``outer`` is interpolated linearly between its voxels.
+    Both are ``(B, D, *S)`` in voxels of one grid; ``outer`` is interpolated linearly between its voxels. With a
+    ``stride``, ``inner`` and the result are known at each ``stride``-th voxel alone.
     """
-    return inner + warp(outer, inner)
+    return inner + sample_moved(outer, inner, stride)
+
+
+def sample_moved(image: Tensor, ddf: Tensor, stride: int = 1) -> Tensor:
+    """``image(x + ddf(x))`` at each ``stride``-th voxel x, where the ddf is known: :func:`warp` for a stride of 1."""
+    return sample(image, voxel_grid(image.shape[2:], ddf, stride) + ddf)
 
 
 def resample(

@@ -13,9 +13,11 @@ from helpers import write_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
+from monai.transforms import Compose, Lambdad, RandLambdad
 
 from istn_monai.data import (
     PARTS,
+    cached_dataset,
     datalist_file,
     draw_pairs,
     fewest_subjects,
@@ -295,3 +297,42 @@ def test_relative_folders(tmp_path, monkeypatch):
     file = make_datalist("data/images", "pairs.json", "data/labels", 3, 1, 1)
     assert file == tmp_path / "pairs.json"
     assert all(Path(value).is_file() for value in read_datalist(file)["training"][0].values())
+
+
+# --- cached_dataset --------------------------------------------------------------------------------------------------
+
+
+READ = []
+
+
+def read_number(file):
+    """A deterministic transform that notes what it is asked for."""
+    READ.append(file)
+    return float(Path(file).read_text())
+
+
+def reading_then_random():
+    READ.clear()
+    return Compose([
+        Lambdad("moving_image", read_number, overwrite="value"), RandLambdad("value", lambda x: x + 0.5, prob=1.0)
+    ])  # fmt: skip
+
+
+def test_prepared_pairs_on_disk_are_done_once_until_a_file_changes(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("1")
+    items, preparing = [{"moving_image": str(file)}], reading_then_random()
+    for _ in range(2):  # a second dataset is a later run
+        dataset = cached_dataset(items, preparing, tmp_path / "cache")
+        assert [dataset[0]["value"], dataset[0]["value"]] == [1.5, 1.5]
+    assert len(READ) == 1
+    file.write_text("23")
+    assert cached_dataset(items, preparing, tmp_path / "cache")[0]["value"] == 23.5
+    assert len(READ) == 2
+
+
+def test_prepared_pairs_in_memory_write_nothing(tmp_path):
+    (tmp_path / "a.txt").write_text("1")
+    dataset = cached_dataset([{"moving_image": str(tmp_path / "a.txt")}], reading_then_random())
+    assert dataset[0]["value"] == dataset[0]["value"] == 1.5
+    assert len(READ) == 1 and [f.name for f in tmp_path.iterdir()] == ["a.txt"]

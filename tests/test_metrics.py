@@ -7,7 +7,7 @@ import torch
 from oracles import DIMS, SIZE, apply, grid_points, max_abs, rotation
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from istn_monai.metrics import folding_fraction, jacobian_determinant, overlap, sd_log_jacobian
+from istn_monai.metrics import folding_fraction, jacobian_determinant, overlap, sd_log_jacobian, sd_log_jacobian_l2r
 
 
 def ddf_of(matrix, size):
@@ -59,7 +59,7 @@ def test_determinant_of_a_curved_field_equals_itk(dims):
 
 def test_a_batch_equals_its_items():
     ddf = torch.randn(3, 3, *SIZE[3], generator=torch.Generator().manual_seed(0))
-    for function in (jacobian_determinant, folding_fraction, sd_log_jacobian):
+    for function in (jacobian_determinant, folding_fraction, sd_log_jacobian, sd_log_jacobian_l2r):
         singles = torch.cat([function(ddf[k : k + 1]) for k in range(3)])
         assert max_abs(function(ddf), singles) < 1e-12
 
@@ -95,6 +95,17 @@ def test_folds_count_as_the_floor():
     for floor in (1e-6, 1e-3):
         logs = np.tile([0.0] * 3 + [np.log(floor)] * 5, 3)
         assert max_abs(sd_log_jacobian(ddf, floor), np.array([logs.std(ddof=1)])) < 1e-9
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_the_learn2reg_figure_adds_three_and_leaves_out_two_voxels_at_each_border(dims):
+    """Determinants along the last axis: 1, 1, then 1, 0, -1, -1 inside, then -1, -1; the script's numpy by hand."""
+    size = (6, 7, 8)[-dims:]
+    position = torch.arange(8, dtype=torch.float64)
+    ddf = torch.zeros(1, dims, *size, dtype=torch.float64)
+    ddf[:, -1] = torch.where(position <= 3, position, 6 - position) - position
+    expected = np.log(np.clip(np.array([1, 0, -1, -1.0]) + 3, 1e-9, 1e9)).std()
+    assert max_abs(sd_log_jacobian_l2r(ddf), np.array([expected])) < 1e-12
 
 
 # overlap

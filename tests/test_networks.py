@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from helpers import perturb, rand, small_istn
 from monai.networks.nets import BasicUNet, UNet
+from oracles import max_abs
 from torch import nn
 from torch.nn import functional as F
 
 from istn_monai.losses import ISTNLoss
-from istn_monai.networks import ISTN, ITN, STN, BackboneITN, DisplacementNetwork, PyramidSTN, crop_to, pad_to_multiple
+from istn_monai.networks import (
+    ISTN,
+    ITN,
+    STN,
+    BackboneITN,
+    DisplacementNetwork,
+    PyramidSTN,
+    SoftClamp,
+    crop_to,
+    pad_to_multiple,
+)
 from istn_monai.spatial import AffineTransformation, BSplineTransformation, CompositeTransformation
 
 GRIDS = [(24, 20), (23, 31), (18, 17, 21)]
@@ -137,6 +149,21 @@ def test_backbone_activation():
     image = 4 * rand(1, 1, 5, 6) - 2
     assert torch.equal(BackboneITN(nn.Identity())(image), image)
     torch.testing.assert_close(BackboneITN(nn.Identity(), activation="sigmoid")(image), image.sigmoid())
+
+
+def test_soft_clamp_keeps_the_range_and_never_loses_the_gradient():
+    x = torch.tensor([-3.0, 0.0, 0.25, 1.0, 5.0], dtype=torch.float64, requires_grad=True)
+    y = SoftClamp(slope=0.1)(x)
+    assert max_abs(y.detach(), np.array([-0.3, 0.0, 0.25, 1.0, 1.4])) < 1e-12
+    inside = torch.tensor([-2.0, 0.3, 0.7, 4.0], dtype=torch.float64, requires_grad=True)
+    SoftClamp(slope=0.1)(inside).sum().backward()
+    assert max_abs(inside.grad, np.array([0.1, 1.0, 1.0, 0.1])) < 1e-12
+
+
+def test_backbone_takes_an_activation_module_whose_settings_show_in_its_text():
+    itn = BackboneITN(nn.Identity(), activation=SoftClamp(0.2))
+    assert torch.equal(itn(torch.full((1, 1, 4, 4), -1.0)), torch.full((1, 1, 4, 4), -0.2))
+    assert repr(itn) != repr(BackboneITN(nn.Identity(), activation=SoftClamp(0.3)))
 
 
 # --- STN, PyramidSTN -------------------------------------------------------------------------------------------------

@@ -113,6 +113,36 @@ def test_no_steps_give_the_one_pass_prediction(network, image):
     assert all(report.steps == 0 for report in result.reports)
 
 
+@pytest.mark.parametrize("target", ["theta", "stn"])
+def test_coarse_steps_are_cheaper_and_chosen_on_all_voxels(network, image, target):
+    """The representations are noise on every second voxel: what helps those alone must not count as better."""
+    strides = []
+    transformation = network.transformation
+    transformation.register_forward_pre_hook(lambda module, arguments: strides.append((*arguments, 1)[1]))
+    result = Refiner(steps=8, target=target, coarse_steps=4, patience=99)(network, image[:1])
+    assert strides[-10:] == [1, 2, 2, 2, 1, 1, 1, 1, 1, 1]  # start; coarse; full and the last look; the final field
+    moving, fixed = network.represent(image[:1])
+    best = ((Warp()(moving, result.ddf) - fixed) ** 2).mean().item()
+    assert abs(best - result.reports[0].objective_end) < 1e-6 and best <= result.reports[0].objective_start
+
+
+def test_coarse_steps_by_default():
+    defaults = {
+        target: Refiner(steps=steps, target=target).coarse_steps for target, steps in [("theta", 50), ("stn", 50)]
+    }
+    assert defaults == {"theta": 25, "stn": 0}
+    assert Refiner(steps=9).coarse_steps == 4 and Refiner(steps=1000).coarse_steps == 25
+    assert Refiner(regulariser=BendingEnergyLoss()).coarse_steps == 0
+
+
+def test_coarse_steps_do_the_work():
+    """Coarse steps alone, then one full step: a shift of two voxels is found."""
+    fixed, moving = blob(12, 10, 9), blob(14, 10, 9)
+    rigid = AffineTransformation(SIZE, max_translation=10.0, max_rotation=0.2, max_log_scale=0.0, max_shear=0.0)
+    result = Refiner(steps=100, coarse_steps=50, patience=99).register(rigid, moving, fixed)
+    assert result.reports[0].objective_end < 0.01 * result.reports[0].objective_start
+
+
 def test_stops_on_a_plateau_and_in_time():
     same = blob(12, 10, 9)
     transformation = BSplineTransformation(SIZE, 1.0, 8.0)
@@ -147,5 +177,7 @@ def test_errors_name_the_argument(network, image):
         Refiner(target="itn")
     with pytest.raises(ValueError, match="steps must be"):
         Refiner(steps=-1)
+    with pytest.raises(ValueError, match="coarse_steps must be"):
+        Refiner(coarse_steps=-1)
     with pytest.raises(ValueError, match="moving and fixed must both be"):
         Refiner().register(AffineTransformation(SIZE), image[:, :1], image[:, :1, :10])

@@ -27,6 +27,7 @@ from scipy.ndimage import map_coordinates
 
 from istn_monai.metrics import jacobian_determinant
 from istn_monai.spatial import (
+    TRANSFORMATIONS,
     AffineTransformation,
     BSplineTransformation,
     CompositeTransformation,
@@ -621,3 +622,14 @@ def test_traces_to_the_same_function(dims, kind):
     for seed in (2, 3):
         theta = random_theta(transformation, seed, batch=seed).float()
         assert max_abs(traced(theta), transformation(theta)) < 1e-5
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("stride", [2, 3])
+def test_a_stride_gives_every_so_many_voxels_of_the_same_field(dims, name, stride):
+    size = (13, 10, 9)[:dims]
+    transformation = spatial_transformation(name, size, (1.0, 2.0, 0.5)[:dims], control_spacing=(12.0, 6.0))
+    theta = torch.randn(2, transformation.num_parameters, generator=torch.Generator().manual_seed(0)).double()
+    expected = transformation(theta)[(..., *[slice(None, None, stride)] * dims)]
+    assert max_abs(transformation(theta, stride), expected) < 1e-12

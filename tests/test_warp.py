@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import rand
 from monai.networks.blocks import Warp as MonaiWarp
 from oracles import DIMS, SIZE, grid_points, max_abs, normal, smooth_image
 from scipy.ndimage import map_coordinates
@@ -215,3 +216,24 @@ def test_resample_by_hand(dims):
     for channel in range(2):
         expected = map_coordinates(image[0, channel].double().numpy(), points, order=1, mode="grid-constant")
         assert max_abs(result[0, channel], expected) < 1e-5
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_threads_share_one_image_without_changing_it(dims, threads):
+    """Size 6 along the first axis: one part, two, three, and six for eight threads."""
+    image = rand(1, 2, *(6, 7, 8)[:dims]).double()
+    ddf = (3 * rand(1, dims, *image.shape[2:], seed=1).double() - 1.5).requires_grad_()
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            moved = image.clone().requires_grad_()
+            warped = warp(moved, ddf)
+            results.append((warped.detach(), *torch.autograd.grad((warped**2).sum(), (moved, ddf))))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0][0], results[1][0])
+    for one, shared in zip(results[0][1:], results[1][1:], strict=True):
+        assert max_abs(one, shared) < 1e-12
