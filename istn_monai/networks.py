@@ -114,11 +114,24 @@ class BackboneITN(nn.Module):
         return self.activation(crop_to(representation, image.shape[2:]))
 
 
-def zero_initialised(layer: nn.Module) -> nn.Module:
-    """A last layer that starts as the identity transformation, theta = 0."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+class Scaled(nn.Module):
+    """A last layer that starts as the identity transformation, theta = 0, and leaves it in small steps.
+
+    Adam moves each weight by the learning rate, whatever the gradient. A sum over n inputs, all with the same sign of
+    gradient, moves n times as far: theta would be at its bounds after a few steps, where ``tanh`` gives no gradient
+    back. So the sum is divided by the square root of n.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        self.layer = layer
+        self.factor = layer.weight[0].numel() ** -0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer."""
+        return self.layer(x) * self.factor
 
 
 class STN(nn.Module):
@@ -153,7 +166,7 @@ class STN(nn.Module):
         width = channels[-1] * pool_size**spatial_dims
         hidden = [] if hidden_channels is None else [nn.Linear(width, hidden_channels), nn.ReLU()]
         last = nn.Linear(hidden_channels or width, transformation.num_parameters)
-        self.regressor = nn.Sequential(*hidden, zero_initialised(last))
+        self.regressor = nn.Sequential(*hidden, Scaled(last))
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, in_channels, *S)`` to theta ``(B, P)``."""
@@ -202,10 +215,10 @@ class PyramidSTN(nn.Module):
         self.decoder = nn.ModuleList(block(deepest + skip, deepest, 1) for skip in skips)
         conv, pool = Conv[Conv.CONV, spatial_dims], Pool[Pool.ADAPTIVEAVG, spatial_dims]
         self.heads = nn.ModuleList(
-            zero_initialised(conv(deepest, shape[0], kernel_size=3, padding=1))
+            Scaled(conv(deepest, shape[0], kernel_size=3, padding=1))
             if len(shape) > 1
             else nn.Sequential(
-                pool(pool_size), nn.Flatten(), zero_initialised(nn.Linear(deepest * pool_size**spatial_dims, shape[0]))
+                pool(pool_size), nn.Flatten(), Scaled(nn.Linear(deepest * pool_size**spatial_dims, shape[0]))
             )
             for shape in self.shapes
         )

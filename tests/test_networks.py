@@ -227,6 +227,22 @@ def test_gradients_reach_the_heads_first_and_everything_after_one_step(stn, name
     assert not still
 
 
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("stn", STNS)
+def test_the_first_steps_of_adam_are_small(stn, name):
+    """A head sums hundreds of features: unscaled, theta would be near its bounds (tanh) after one step."""
+    size = (33, 38)
+    transformation = transformation_of(name, size)
+    torch.manual_seed(0)
+    network = stn(2, 2, transformation)
+    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
+    image = rand(1, 2, *size)
+    network(image).sum().backward()
+    optimiser.step()
+    theta = network(image).detach()
+    assert 0 < -theta.max() and theta.abs().max() < 0.2
+
+
 def test_gradients_reach_the_itn_through_the_stn_alone():
     """With loss s nothing but the predicted transformation tells the ITN anything."""
     network = small_istn((16, 12), seed=3)

@@ -38,7 +38,7 @@ def network():
     transformation = CompositeTransformation([BSplineTransformation(SIZE, 1.0, spacing) for spacing in (12.0, 8.0)])
     network = ISTN(ITN(3), PyramidSTN(3, 2, transformation), transformation).eval()
     for head in network.stn.heads:
-        torch.nn.init.normal_(head.weight, std=0.02)
+        torch.nn.init.normal_(head.layer.weight, std=0.5)
     return network
 
 
