@@ -37,11 +37,11 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from istn_monai import AffineTransformation, BSplineTransformation, Warp
+from istn_monai.bspline import cubic_bspline
 from istn_monai.data import read_datalist
 from istn_monai.evaluation import label_figures
 from istn_monai.inference import weights_hash
 from istn_monai.refinement import Refiner
-from istn_monai.spatial import cubic_bspline
 from istn_monai.training import load_checkpoint
 
 DATA = Path(os.environ.get("ISTN_DATA_DIR", ROOT.parent / "shared" / "data")) / "hippocampus"

@@ -2,7 +2,8 @@
 
 Where things are:
 
-- :mod:`istn_monai.spatial`: parameters to displacement field (affine, B-spline, compositions)
+- :mod:`istn_monai.transformation` (what all share), :mod:`istn_monai.spatial` (affine, compositions),
+  :mod:`istn_monai.bspline`: parameters to displacement field
 - :mod:`istn_monai.warp`: sampling; :mod:`istn_monai.world`: affines, registration grid;
   :mod:`istn_monai.alignment`: initial alignment
 - :mod:`istn_monai.networks`: ITN, STN, ISTN; :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i
@@ -28,20 +29,16 @@ from istn_monai import (
     training,
     world,
 )
+from istn_monai.bspline import BSplineTransformation
 from istn_monai.losses import DiceMSELoss, ISTNLoss
-from istn_monai.networks import ISTN, ITN, STN, BackboneITN, DisplacementNetwork, ISTNOutput, PyramidSTN
-from istn_monai.spatial import (
-    AffineTransformation,
-    BSplineTransformation,
-    CompositeTransformation,
-    Transformation,
-    spatial_transformation,
-)
+from istn_monai.networks import ISTN, ITN, STN, BackboneITN, DisplacementNetwork, ISTNOutput, PyramidSTN, SoftClamp
+from istn_monai.spatial import AffineTransformation, CompositeTransformation, spatial_transformation
+from istn_monai.transformation import Transformation
 from istn_monai.warp import Warp
 
 __all__ = [
     "ISTN", "ITN", "STN", "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation",
-    "DiceMSELoss", "DisplacementNetwork", "ISTNLoss", "ISTNOutput", "PyramidSTN", "Transformation", "Warp", "alignment",
-    "augmentation", "checks", "data", "dictionary", "evaluation", "inference", "refinement", "settings",
+    "DiceMSELoss", "DisplacementNetwork", "ISTNLoss", "ISTNOutput", "PyramidSTN", "SoftClamp", "Transformation", "Warp",
+    "alignment", "augmentation", "checks", "data", "dictionary", "evaluation", "inference", "refinement", "settings",
     "spatial_transformation", "training", "world",
 ]  # fmt: skip

@@ -9,15 +9,16 @@ import torch
 from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor
 
+from istn_monai.bspline import BSplineTransformation
 from istn_monai.dictionary import Pair, affine_of, with_affine
-from istn_monai.spatial import AffineTransformation, BSplineTransformation, CompositeTransformation
+from istn_monai.spatial import AffineTransformation, CompositeTransformation
 from istn_monai.warp import warp
 
 
 class RandDeformd(RandomizableTransform, MapTransform):
     """Random affine and B-spline deformation of an image and its SoI together, in one interpolation and never folding.
 
-    Parameters are drawn in the unbounded space of :mod:`istn_monai.spatial`, normal with standard deviation
+    Parameters are drawn in the unbounded space of :mod:`istn_monai.transformation`, normal with standard deviation
     ``strength``, and bounded by it.
 
     Args:

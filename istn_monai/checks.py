@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS
 from istn_monai.losses import VARIANTS
-from istn_monai.spatial import TRANSFORMATIONS, checked_size, per_axis
+from istn_monai.spatial import TRANSFORMATIONS
+from istn_monai.transformation import checked_size, per_axis
 from istn_monai.world import square
 
 SIDES = ("moving", "fixed")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment, unit_range
 from istn_monai.checks import check_image, check_label, source
-from istn_monai.spatial import checked_size, per_axis
+from istn_monai.transformation import checked_size, per_axis
 from istn_monai.warp import resample, sample
 from istn_monai.world import (
     averaged,

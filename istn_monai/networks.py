@@ -11,7 +11,7 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers import Conv, Pool, get_act_layer
 from torch import Tensor, nn
 
-from istn_monai.spatial import Transformation
+from istn_monai.transformation import Transformation
 
 
 def pad_to_multiple(image: Tensor, divisor: int) -> Tensor:

@@ -15,7 +15,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from istn_monai.networks import ISTN
-from istn_monai.spatial import Transformation
+from istn_monai.transformation import Transformation
 from istn_monai.warp import sample_moved
 
 logger = logging.getLogger(__name__)

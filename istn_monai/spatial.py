@@ -1,11 +1,6 @@
-"""Spatial transformations: parameters ``theta`` to a dense displacement field (ddf).
+"""Affine transformation, composition, and the transformation that a config names.
 
-Convention:
-    ``theta`` is ``(B, P)``, free of units; each class states its order and its bounds. The ddf is ``(B, D, *S)`` in
-    voxels of the registration grid, component c along tensor axis c+2, and pulls back, ``warped(x) = moving(x +
-    ddf(x))``.
-    What users type is in millimetres, radians and log-scale; millimetres become voxels here and nowhere else.
-    ``theta = 0`` is exactly the identity. Transformations hold constants only: no weights, nothing written in forward.
+See :mod:`istn_monai.transformation` for the conventions.
 """
 
 from __future__ import annotations
@@ -17,75 +12,11 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from istn_monai.warp import at_least_float32, compose, voxel_grid
+from istn_monai.bspline import BSplineTransformation
+from istn_monai.transformation import Transformation
+from istn_monai.warp import compose, voxel_grid
 
 TRANSFORMATIONS = ("affine", "bspline")
-
-
-def per_axis(name: str, value: float | Sequence[float], spatial_dims: int) -> tuple[float, ...]:
-    """One positive number for each axis from a number or a sequence; errors name the argument."""
-    try:
-        values = tuple(map(float, value)) if isinstance(value, (list, tuple)) else (float(value),) * spatial_dims  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        values = ()
-    if len(values) != spatial_dims or not all(math.isfinite(v) and v > 0 for v in values):
-        raise ValueError(f"{name} must be a positive number or {spatial_dims} of them (mm), got {value!r}")
-    return values
-
-
-def checked_size(spatial_size: Sequence[int]) -> tuple[int, ...]:
-    """A registration grid's size: 2 or 3 whole numbers, at least 2 each."""
-    if not isinstance(spatial_size, Sequence) or not all(isinstance(s, (int, float)) for s in spatial_size):
-        raise ValueError(f"spatial_size must be 2 or 3 whole numbers of at least 2, got {spatial_size!r}")
-    size = tuple(int(s) for s in spatial_size)
-    if len(size) not in (2, 3) or min(size) < 2 or any(n != s for n, s in zip(size, spatial_size, strict=True)):
-        raise ValueError(f"spatial_size must be 2 or 3 whole numbers of at least 2, got {spatial_size!r}")
-    return size
-
-
-class Transformation(nn.Module):
-    """What all transformations share: sizes, and the shapes of their blocks of parameters.
-
-    Attributes:
-        spatial_size: registration grid ``*S``.
-        spacing: its voxel size in mm, one for each axis.
-        parameter_shapes: shapes of the blocks that make up ``theta``, in order; ``(n,)`` for global parameters,
-            ``(D, *control_shape)`` for a lattice of control points.
-    """
-
-    def __init__(self, spatial_size: Sequence[int], spacing: float | Sequence[float] = 1.0) -> None:
-        super().__init__()
-        self.spatial_size = checked_size(spatial_size)
-        self.spatial_dims = len(self.spatial_size)
-        self.spacing = per_axis("spacing", spacing, self.spatial_dims)
-        self.parameter_shapes: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def num_parameters(self) -> int:
-        """P, the length of ``theta``."""
-        return sum(math.prod(shape) for shape in self.parameter_shapes)
-
-    def constant(self, name: str, value: Sequence) -> None:
-        """Keeps a constant tensor that follows ``.to()`` and stays out of checkpoints."""
-        self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64).float(), persistent=False)
-
-    def checked(self, theta: Tensor) -> Tensor:
-        """``theta`` in at least float32, or a ValueError that states the shape it must have."""
-        if theta.ndim != 2 or theta.shape[1] != self.num_parameters:
-            raise ValueError(
-                f"theta of {type(self).__name__} must be (B, {self.num_parameters}), got {tuple(theta.shape)}"
-            )
-        return at_least_float32(theta)
-
-    def forward(self, theta: Tensor, stride: int = 1) -> Tensor:
-        """``theta`` ``(B, P)`` to the ddf ``(B, D, *S)``, or its every ``stride``-th voxel alone; outside autocast."""
-        theta = self.checked(theta)
-        with torch.autocast(theta.device.type, enabled=False):
-            return self.displacement(theta, stride)
-
-    def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
-        """The ddf of a checked ``theta``; what a subclass computes."""
-        raise TypeError(f"{type(self).__name__} does not define displacement(theta, stride)")
 
 
 class AffineTransformation(Transformation):
@@ -184,99 +115,11 @@ class AffineTransformation(Transformation):
         shift = matrix[:, :-1, -1:] / voxel_size[:, None]
         return (per_voxel @ points + shift).unflatten(2, grid.shape[1:])
 
-
-def cubic_bspline(t: Tensor) -> Tensor:
-    """The centred cubic B-spline at distances ``t`` (in control spacings); zero beyond 2."""
-    t = t.abs()
-    near = 2.0 / 3.0 - t**2 + t**3 / 2
-    far = (2 - t).clamp(min=0) ** 3 / 6
-    return torch.where(t < 1, near, far)
-
-
-class BSplineTransformation(Transformation):
-    """Cubic B-spline free-form deformation (Rueckert et al., 1999) with one lattice of control points.
-
-    Convention:
-        The lattice is aligned with the grid's axes and centred on the grid. Along an axis of extent
-        ``L = (S - 1) * spacing`` mm it has ``ceil(L / control_spacing)`` cells and 3 control points more than cells,
-        the first one cell outside (the layout of ``itk.BSplineTransform`` of order 3). ``theta`` is the flattened
-        ``(D, *control_shape)``; control point displacement along axis c is ``max_displacement * control_spacing[c] *
-        tanh(theta)`` in mm.
-
-    Evaluated as one small matrix product for each axis, never as a transposed convolution.
-
-    Args:
-        spatial_size: registration grid ``*S``, 2-D or 3-D.
-        spacing: its voxel size in mm.
-        control_spacing: distance of control points in mm; need not be a whole number of voxels.
-        max_displacement: bound as a fraction of the control spacing. 0.4 cannot fold: Choi & Lee, "Injectivity
-            conditions of 2D and 3D uniform cubic B-spline functions" (2000), bound 1/2.48 in 3-D and 1/2.05 in 2-D.
-            None leaves the displacement free, ``control_spacing * theta`` (the paper's own case is bounded loosely).
-
-    Example:
-        >>> bspline = BSplineTransformation((33, 17), spacing=1.0, control_spacing=8.0)
-        >>> bspline.control_shape
-        (7, 5)
-        >>> bspline(torch.zeros(1, bspline.num_parameters)).shape
-        torch.Size([1, 2, 33, 17])
-    """
-
-    def __init__(
-        self,
-        spatial_size: Sequence[int],
-        spacing: float | Sequence[float] = 1.0,
-        control_spacing: float | Sequence[float] = 8.0,
-        max_displacement: float | None = 0.4,
-    ) -> None:
-        super().__init__(spatial_size, spacing)
-        self.control_spacing = per_axis("control_spacing", control_spacing, self.spatial_dims)
-        if max_displacement is not None and not (math.isfinite(max_displacement) and max_displacement > 0):
-            raise ValueError(
-                "max_displacement must be a positive fraction of the control spacing, or None for no bound, got "
-                f"{max_displacement!r}"
-            )
-        self.max_displacement = max_displacement
-        extents = [(n - 1) * h for n, h in zip(self.spatial_size, self.spacing, strict=True)]
-        # 1e-9: an extent of whole cells must not gain one from rounding
-        self.cells = tuple(math.ceil(e / c - 1e-9) for e, c in zip(extents, self.control_spacing, strict=True))
-        self.control_shape = tuple(cells + 3 for cells in self.cells)
-        self.parameter_shapes = ((self.spatial_dims, *self.control_shape),)
-        #: position in mm of the lattice's domain (its second control point) relative to the grid's first voxel
-        self.domain_origin = tuple(
-            (e - n * c) / 2 for e, n, c in zip(extents, self.cells, self.control_spacing, strict=True)
-        )
-        for axis in range(self.spatial_dims):
-            self.constant(f"weights_{axis}", self.axis_weights(axis))
-        self.constant("voxels_per_cell", [c / h for c, h in zip(self.control_spacing, self.spacing, strict=True)])
-
-    def axis_weights(self, axis: int) -> Tensor:
-        """``(S[axis], control_shape[axis])``: the weight of each control point at each voxel of an axis."""
-        voxels = torch.arange(self.spatial_size[axis], dtype=torch.float64) * self.spacing[axis]
-        cells = (voxels - self.domain_origin[axis]) / self.control_spacing[axis]
-        control_points = torch.arange(self.control_shape[axis], dtype=torch.float64) - 1
-        return cubic_bspline(cells[:, None] - control_points)
-
-    def control_displacements(self, theta: Tensor) -> Tensor:
-        """``theta`` ``(B, P)`` to the control points' displacements ``(B, D, *control_shape)`` in mm."""
-        cells = self.in_cells(self.checked(theta))
-        mm = torch.tensor(self.control_spacing, dtype=cells.dtype, device=cells.device)
-        return cells * mm.view(-1, *[1] * self.spatial_dims)
-
-    def in_cells(self, theta: Tensor) -> Tensor:
-        """Control points' displacements in control spacings, bounded."""
-        lattice = theta.unflatten(1, self.parameter_shapes[0])
-        return lattice if self.max_displacement is None else self.max_displacement * torch.tanh(lattice)
-
-    def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
-        """The ddf of a checked ``theta``."""
-        voxels_per_cell = self.voxels_per_cell.to(theta.dtype).view(-1, *[1] * self.spatial_dims)
-        field = self.in_cells(theta) * voxels_per_cell
-        for axis in reversed(range(self.spatial_dims)):
-            weights = getattr(self, f"weights_{axis}")[::stride].to(theta.dtype)
-            before, after = field.shape[: axis + 2], field.shape[axis + 3 :]
-            product = weights @ field.reshape(math.prod(before), weights.shape[1], math.prod(after))
-            field = product.reshape(*before, weights.shape[0], *after)
-        return field
+    def transform_points(self, theta: Tensor, points: Tensor) -> Tensor:
+        """See :class:`Transformation`."""
+        matrix = self.matrix(theta.to(points.dtype))
+        moved = matrix[:, :-1, :-1] @ points.flatten(2) + matrix[:, :-1, -1:]
+        return moved.unflatten(2, points.shape[2:])
 
 
 class CompositeTransformation(Transformation):
@@ -320,6 +163,12 @@ class CompositeTransformation(Transformation):
         for part, block in zip(reversed(self.parts[:-1]), reversed(parameters[:-1]), strict=True):
             total = compose(outer=part(block), inner=total, stride=stride)
         return total
+
+    def transform_points(self, theta: Tensor, points: Tensor) -> Tensor:
+        """See :class:`Transformation`; no part is interpolated."""
+        for part, block in zip(reversed(self.parts), reversed(self.split(theta)), strict=True):
+            points = part.transform_points(block, points)
+        return points
 
 
 def spatial_transformation(

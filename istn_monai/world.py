@@ -17,7 +17,7 @@ import torch
 from monai.networks.layers import Pool
 from torch import Tensor
 
-from istn_monai.spatial import checked_size, per_axis
+from istn_monai.transformation import checked_size, per_axis
 from istn_monai.warp import affine_points, resample, sample
 
 

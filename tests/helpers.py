@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from istn_monai.networks import ISTN, ITN, STN, ISTNOutput
-from istn_monai.spatial import AffineTransformation, Transformation
+from istn_monai.spatial import AffineTransformation
+from istn_monai.transformation import Transformation
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 

@@ -11,6 +11,7 @@ from oracles import max_abs
 from torch import nn
 from torch.nn import functional as F
 
+from istn_monai.bspline import BSplineTransformation
 from istn_monai.losses import ISTNLoss
 from istn_monai.networks import (
     ISTN,
@@ -23,7 +24,7 @@ from istn_monai.networks import (
     crop_to,
     pad_to_multiple,
 )
-from istn_monai.spatial import AffineTransformation, BSplineTransformation, CompositeTransformation
+from istn_monai.spatial import AffineTransformation, CompositeTransformation
 
 GRIDS = [(24, 20), (23, 31), (18, 17, 21)]
 STNS = [STN, PyramidSTN]

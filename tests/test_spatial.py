@@ -25,15 +25,9 @@ from oracles import (
 )
 from scipy.ndimage import map_coordinates
 
+from istn_monai.bspline import BSplineTransformation, cubic_bspline
 from istn_monai.metrics import jacobian_determinant
-from istn_monai.spatial import (
-    TRANSFORMATIONS,
-    AffineTransformation,
-    BSplineTransformation,
-    CompositeTransformation,
-    cubic_bspline,
-    spatial_transformation,
-)
+from istn_monai.spatial import TRANSFORMATIONS, AffineTransformation, CompositeTransformation, spatial_transformation
 
 quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -633,3 +627,67 @@ def test_a_stride_gives_every_so_many_voxels_of_the_same_field(dims, name, strid
     theta = torch.randn(2, transformation.num_parameters, generator=torch.Generator().manual_seed(0)).double()
     expected = transformation(theta)[(..., *[slice(None, None, stride)] * dims)]
     assert max_abs(transformation(theta, stride), expected) < 1e-12
+
+
+# --- transform_points: any point, without a grid ---------------------------------------------------------------------
+
+
+def points_about_centre(transformation, count, seed, reach=1.0):
+    """Random points ``(1, D, count, 1, ..)`` in mm about the grid's centre, up to ``reach`` times its half extent."""
+    half = (np.array(transformation.spatial_size) - 1) * np.array(transformation.spacing) / 2
+    points = rng(seed).uniform(-reach, reach, (count, len(half))) * half
+    return torch.as_tensor(points.T).reshape(1, len(half), count, *[1] * (len(half) - 1)), half
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("control_spacing", [4.0, 2.9])
+def test_bspline_at_any_point_equals_itk(dims, control_spacing):
+    bspline = BSplineTransformation(SIZE[dims], SPACING[dims], control_spacing)
+    theta = normal(1, bspline.num_parameters, seed=3, dtype=torch.float64)
+    points, half = points_about_centre(bspline, 300, seed=4, reach=1.4)  # some lie outside, where ITK gives identity
+    ours = bspline.transform_points(theta, points) - points
+    from_first_voxel = points[0].numpy() + column(half, dims)
+    expected = itk_displacement(itk_bspline(bspline, theta[0]), from_first_voxel)
+    assert (np.abs(expected).max(0) == 0).any() and np.abs(expected).max() > 0.5
+    assert max_abs(ours[0], expected) < 1e-5
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_affine_at_any_point_equals_itk(dims):
+    affine = AffineTransformation(SIZE[dims], SPACING[dims])
+    theta = normal(2, affine.num_parameters, seed=5, dtype=torch.float64)
+    points, _ = points_about_centre(affine, 50, seed=6, reach=2.0)
+    ours = affine.transform_points(theta, points.expand(2, *points.shape[1:])) - points
+    for number in range(2):
+        expected = itk_displacement(itk_affine(affine.matrix(theta)[number]), points[0].numpy())
+        assert max_abs(ours[number], expected) < 1e-5
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_voxels_move_as_the_field_says(dims, name):
+    """One level: to the last digit. The field of several levels is interpolated between voxels, the points are not."""
+    transformation = spatial_transformation(name, SIZE[dims], SPACING[dims], control_spacing=4.0)
+    theta = normal(2, transformation.num_parameters, seed=7, dtype=torch.float64)
+    spacing = column(SPACING[dims], dims)
+    voxels = grid_points(SIZE[dims])
+    points = torch.as_tensor((voxels - column((np.array(SIZE[dims]) - 1) / 2, dims)) * spacing)[None].expand(
+        2, *[-1] * (dims + 1)
+    )
+    moved = (transformation.transform_points(theta, points) - points) / torch.as_tensor(spacing)
+    assert max_abs(moved, transformation(theta)) < 1e-6
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_levels_move_points_finest_first_without_interpolation(dims):
+    levels = [BSplineTransformation(SIZE[dims], SPACING[dims], c) for c in (6.0, 3.0)]
+    composite = CompositeTransformation([AffineTransformation(SIZE[dims], SPACING[dims], 2.0), *levels])
+    theta = normal(1, composite.num_parameters, seed=8, dtype=torch.float64)
+    points, half = points_about_centre(composite, 100, seed=9, reach=0.8)
+    blocks = composite.split(theta)
+    expected = points[0].numpy() + column(half, dims)
+    for level, block in ((levels[1], blocks[2]), (levels[0], blocks[1])):
+        expected = expected + itk_displacement(itk_bspline(level, block[0]), expected)
+    expected = expected - column(half, dims)
+    expected = expected + itk_displacement(itk_affine(composite.parts[0].matrix(blocks[0])[0]), expected)
+    assert max_abs(composite.transform_points(theta, points)[0], expected) < 1e-5
