@@ -14,17 +14,20 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment, unit_range
 from istn_monai.checks import check_image, check_label, source
-from istn_monai.transformation import checked_size, per_axis
-from istn_monai.warp import resample, sample
+from istn_monai.transformation import Transformation, checked_size, per_axis
+from istn_monai.warp import affine_points, resample, sample
 from istn_monai.world import (
     averaged,
+    map_points,
     pull_back_points,
     registration_grid,
     square,
+    transformed_points,
     warp_labels,
 )
 
@@ -244,29 +247,55 @@ class ConcatPaird(Transform):
 class WarpPaird(Transform):
     """Samples the original moving image and label once, straight on the fixed image's own grid.
 
-    Adds ``warped`` and, if there is a moving label, ``warped_label``, on the fixed image's grid. The originals are
-    under ``ORIGINAL_KEYS``; ``pred`` is the ddf ``(D, *S)``; ``image`` has the registration grid's affine.
+    Adds ``warped``, ``displacement`` ``(D, *fixed)`` in mm, RAS, from a voxel's world point in the fixed image to where
+    it is found in the moving one, and, if there is a moving label, ``warped_label``. The originals are under
+    ``ORIGINAL_KEYS``; ``pred`` is the ddf ``(D, *S)``; ``image`` has the registration grid's affine.
+
+    Args:
+        transformation: evaluated from ``theta`` ``(P,)`` in the data, exactly, on any grid; without either the ddf is
+            interpolated.
     """
+
+    def __init__(self, transformation: Transformation | None = None) -> None:
+        self.transformation = transformation
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
         moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
-        points = pull_back_points(
-            torch.as_tensor(data["pred"])[None],
-            affine_of(data["image"]),
-            affine_of(fixed),
-            fixed.shape[1:],
-            affine_of(moving),
-        )
+        points = self.points(data)
         original = moving.as_tensor()[None].float().to(points.device)
-        darkest = original.min()  # what lies outside the moving image becomes dark, which in CT is not 0
-        warped = sample(original - darkest, points, padding_mode="zeros")[0] + darkest
+        # what lies outside the moving image becomes dark, which in CT is not 0
+        warped = torch.where(within(points, original.shape[2:]), sample(original, points), original.min())[0]
         result["warped"] = with_affine(in_range_of(warped, moving.as_tensor()), affine_of(fixed), fixed)
+        result["displacement"] = with_affine(self.displacement(data, points), affine_of(fixed), fixed)
         if ORIGINAL_KEYS[2] in data:
             label = data[ORIGINAL_KEYS[2]].as_tensor()[None].round().int().to(points.device)
             values = [value for value in label.unique().tolist() if value != 0]
             result["warped_label"] = with_affine(warp_labels(label, points, values)[0], affine_of(fixed), fixed)
         return result
+
+    def points(self, data: Mapping[Hashable, Any]) -> Tensor:
+        """Where each voxel of the fixed image is found, ``(1, D, *fixed)`` in voxels of the moving image."""
+        moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
+        place = (affine_of(data["image"]), affine_of(fixed), fixed.shape[1:], affine_of(moving))
+        if self.transformation is None or "theta" not in data:
+            return pull_back_points(convert_to_tensor(data["pred"], track_meta=False)[None], *place)
+        return transformed_points(self.transformation, torch.as_tensor(data["theta"])[None], *place)
+
+    def displacement(self, data: Mapping[Hashable, Any], points: Tensor) -> Tensor:
+        """``(D, *fixed)`` in mm, RAS, initial alignment included."""
+        moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
+        to_world = affine_of(moving)
+        if "initial_alignment" in data:
+            to_world = torch.as_tensor(data["initial_alignment"], dtype=torch.float64) @ to_world
+        found = map_points(to_world.to(points), points[0])
+        return found - affine_points(affine_of(fixed), fixed.shape[1:]).to(found)
+
+
+def within(points: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """Which points ``(1, D, *T)`` lie in a voxel of an image, as ITK has it: up to half a voxel beyond the centres."""
+    size = points.new_tensor(spatial_size).view(-1, *[1] * (points.ndim - 2))
+    return ((points >= -0.5) & (points <= size - 0.5)).all(1, keepdim=True)
 
 
 def in_range_of(image: Tensor, original: Tensor) -> Tensor:
@@ -275,7 +304,8 @@ def in_range_of(image: Tensor, original: Tensor) -> Tensor:
 
 
 class Representd(Transform):
-    """Adds the representations M' and F' of ``image``, as ``moving_representation`` and ``fixed_representation``.
+    """Adds what a network made of ``image``: M' and F', as ``moving_representation`` and ``fixed_representation``, and
+    the parameters ``theta`` ``(P,)``: those of a refinement, which come with ``pred``, or else the network's own.
 
     Args:
         network: a :class:`istn_monai.networks.DisplacementNetwork`.
@@ -288,8 +318,12 @@ class Representd(Transform):
         result = dict(data)
         image = data["image"]
         device = next(self.network.parameters()).device
+        istn = self.network.istn
         with torch.no_grad():
-            representations = self.network.istn.represent(image.as_tensor()[None].to(device))
+            representations = istn.represent(image.as_tensor()[None].to(device))
+            theta = istn.stn(torch.cat(representations, dim=1))[0]
         for name, representation in zip(("moving", "fixed"), representations, strict=True):
             result[f"{name}_representation"] = with_affine(representation[0].cpu(), affine_of(image), image)
+        refined = getattr(data.get("pred"), "meta", {})
+        result["theta"] = refined.get("theta", theta)
         return result

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -196,7 +197,7 @@ class Evaluation:
         for method, inferer in self.inferers.items():
             start = time.perf_counter()
             with torch.no_grad():
-                fields[method] = inferer(image, self.network).cpu()
+                fields[method] = convert_to_tensor(inferer(image, self.network), track_meta=False, device="cpu")
             seconds[method] = time.perf_counter() - start
         for method, ddf in fields.items():
             if spread is not None:

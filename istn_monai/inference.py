@@ -18,9 +18,13 @@ from torch import nn
 
 from istn_monai.checks import check_output_dir
 from istn_monai.dictionary import affine_of
+from istn_monai.export import to_itk, write_displacement, write_transform
 from istn_monai.metrics import folding_fraction, sd_log_jacobian
+from istn_monai.transformation import Transformation
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
+DISPLACEMENT, TRANSFORM = "displacement.nii.gz", "transform.h5"
+OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, "report.json")
 
 
 def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
@@ -33,7 +37,7 @@ def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
     Returns:
         The folder's absolute path, made.
     """
-    outputs = {(Path(output_dir).expanduser().absolute() / f"{name}.nii.gz") for name in IMAGES}
+    outputs = {Path(output_dir).expanduser().absolute() / name for name in OUTPUTS}
     for key, file in files.items():
         if file is None:
             if key.endswith("image"):
@@ -81,17 +85,25 @@ def file_hash(file: str) -> str | None:
 
 
 class SavePairHandler:
-    """Evaluator handler: writes ``warped``, ``warped_label``, both representations and ``report.json``.
+    """Evaluator handler: writes images, transforms and ``report.json``; ``OUTPUTS`` lists them.
 
     Args:
         output_dir: folder.
         network: whose weights are named in the report.
         options: resolved settings for the report.
+        transformation: whose parameters ``theta`` is; None writes the displacement field alone.
     """
 
-    def __init__(self, output_dir: str | Path, network: nn.Module, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        network: nn.Module,
+        options: Mapping[str, Any] | None = None,
+        transformation: Transformation | None = None,
+    ) -> None:
         self.output_dir = Path(output_dir).expanduser().absolute()
         self.network = network
+        self.transformation = transformation
         self.options = dict(options or {})
 
     def attach(self, engine: Engine) -> None:
@@ -109,6 +121,13 @@ class SavePairHandler:
         for name in IMAGES:
             if name in pair:
                 save_image(pair[name], self.output_dir / f"{name}.nii.gz")
+        if "displacement" in pair:
+            field = pair["displacement"]
+            write_displacement(field.as_tensor().cpu(), affine_of(field), self.output_dir / DISPLACEMENT)
+        if self.transformation is not None and "theta" in pair:
+            theta, start = (torch.as_tensor(pair[key]) for key in ("theta", "initial_alignment"))
+            transform = to_itk(self.transformation, theta[None], affine_of(pair["image"]), start)
+            write_transform(transform, self.output_dir / TRANSFORM)
         report = self.report(pair, ddf)
         (self.output_dir / "report.json").write_text(json.dumps(report, indent=1, default=str))
         print(f"registered: results in {self.output_dir}")
@@ -133,6 +152,14 @@ class SavePairHandler:
             "initial_alignment": torch.as_tensor(pair["initial_alignment"]).tolist(),
             "registration_grid": {"shape": list(ddf.shape[1:]), "affine": affine_of(pair["image"]).tolist()},
             "frame": "affines and initial_alignment in RAS mm; initial_alignment maps fixed to moving world points",
+            "transforms": {
+                TRANSFORM: "ITK composite, fixed to moving points, LPS mm",
+                DISPLACEMENT: "vectors in LPS mm on the fixed image's grid, from fixed to moving points",
+            },
+            "refinement": {
+                name: torch.as_tensor(value).tolist()
+                for name, value in getattr(pair.get("pred"), "meta", {}).get("refinement", {}).items()
+            },
             "max_displacement_voxels": ddf.norm(dim=0).max().item(),
             "folding_fraction": folding_fraction(field).item(),
             "sdlogj": sd_log_jacobian(field).item(),

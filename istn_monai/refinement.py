@@ -237,7 +237,8 @@ class BestIterates:
 class RefineInferer(Inferer):
     """MONAI inferer that refines the network's prediction at test time; see :class:`Refiner`.
 
-    Takes the place of ``SimpleInferer`` and returns the ddf; hosts that pass more arguments are served too.
+    Takes the place of ``SimpleInferer`` and returns the ddf; hosts that pass more arguments are served too. The ddf's
+    metadata hold the refined ``theta`` ``(B, P)`` and ``refinement``, what :class:`RefinementReport` says of each pair.
 
     Args:
         refiner: None is ``Refiner(**options)``.
@@ -252,6 +253,10 @@ class RefineInferer(Inferer):
         """``(B, 2C, *S)`` and a :class:`istn_monai.DisplacementNetwork` (or ISTN) to the ddf ``(B, D, *S)``."""
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         result = self.refiner(getattr(network, "istn", network), image)
-        for report in result.reports:
-            logger.info(f"refined: {asdict(report)}")
-        return result.ddf
+        reports = [asdict(report) for report in result.reports]
+        for report in reports:
+            logger.info(f"refined: {report}")
+        columns = {name: torch.tensor([report[name] for report in reports]) for name in reports[0]}
+        # a batch's metadata is cut along its first axis, also the affine that a MetaTensor must have
+        affine = torch.eye(4, dtype=torch.float64).expand(len(image), 4, 4)
+        return MetaTensor(result.ddf, affine=affine, meta={"theta": result.theta, "refinement": columns})
