@@ -133,17 +133,3 @@ class BSplineTransformation(Transformation):
             moved = weights @ field.reshape(math.prod(before), weights.shape[1], math.prod(after))
             field = moved.reshape(*before, weights.shape[0], *after)
         return field
-
-    def transform_points(self, theta: Tensor, points: Tensor) -> Tensor:
-        """See :class:`Transformation`; beyond the lattice's domain, the grid up to whole cells, points stay (as ITK's).
-
-        A point on the domain's surface belongs to it, up to rounding.
-        """
-        control = self.control_displacements(theta.to(points.dtype))
-        cells, spacing = (
-            points.new_tensor(values).view(-1, *[1] * (points.ndim - 2))
-            for values in (self.cells, self.control_spacing)
-        )
-        position = points / spacing + cells / 2  # in cells from the domain's first corner: it is centred on the grid
-        inside = ((position > -1e-4) & (position < cells + 1e-4)).all(1, keepdim=True)
-        return points + sample_cubic_bspline(control, position + 1) * inside

@@ -27,9 +27,9 @@ from istn_monai.world import (
     pull_back_points,
     registration_grid,
     square,
-    transformed_points,
     warp_labels,
 )
+from istn_monai.world_transform import world_transform
 
 IMAGE_KEYS = ("moving_image", "fixed_image")
 LABEL_KEYS = ("moving_label", "fixed_label")
@@ -277,10 +277,14 @@ class WarpPaird(Transform):
     def points(self, data: Mapping[Hashable, Any]) -> Tensor:
         """Where each voxel of the fixed image is found, ``(1, D, *fixed)`` in voxels of the moving image."""
         moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
-        place = (affine_of(data["image"]), affine_of(fixed), fixed.shape[1:], affine_of(moving))
+        grid = affine_of(data["image"])
         if self.transformation is None or "theta" not in data:
-            return pull_back_points(convert_to_tensor(data["pred"], track_meta=False)[None], *place)
-        return transformed_points(self.transformation, torch.as_tensor(data["theta"])[None], *place)
+            ddf = convert_to_tensor(data["pred"], track_meta=False)[None]
+            return pull_back_points(ddf, grid, affine_of(fixed), fixed.shape[1:], affine_of(moving))
+        # the moving image's affine has the initial alignment already
+        transform = world_transform(self.transformation, torch.as_tensor(data["theta"])[None], grid)
+        world = transform.on_grid(fixed.shape[1:], affine_of(fixed))
+        return map_points(torch.linalg.inv(affine_of(moving)), world).float()[None]
 
     def displacement(self, data: Mapping[Hashable, Any], points: Tensor) -> Tensor:
         """``(D, *fixed)`` in mm, RAS, initial alignment included."""

@@ -18,9 +18,10 @@ from torch import nn
 
 from istn_monai.checks import check_output_dir
 from istn_monai.dictionary import affine_of
-from istn_monai.export import to_itk, write_displacement, write_transform
+from istn_monai.export import write_displacement, write_transform
 from istn_monai.metrics import folding_fraction, sd_log_jacobian
 from istn_monai.transformation import Transformation
+from istn_monai.world_transform import world_transform
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
 DISPLACEMENT, TRANSFORM = "displacement.nii.gz", "transform.h5"
@@ -126,7 +127,7 @@ class SavePairHandler:
             write_displacement(field.as_tensor().cpu(), affine_of(field), self.output_dir / DISPLACEMENT)
         if self.transformation is not None and "theta" in pair:
             theta, start = (torch.as_tensor(pair[key]) for key in ("theta", "initial_alignment"))
-            transform = to_itk(self.transformation, theta[None], affine_of(pair["image"]), start)
+            transform = world_transform(self.transformation, theta[None], affine_of(pair["image"]), start)
             write_transform(transform, self.output_dir / TRANSFORM)
         report = self.report(pair, ddf)
         (self.output_dir / "report.json").write_text(json.dumps(report, indent=1, default=str))

@@ -115,12 +115,6 @@ class AffineTransformation(Transformation):
         shift = matrix[:, :-1, -1:] / voxel_size[:, None]
         return (per_voxel @ points + shift).unflatten(2, grid.shape[1:])
 
-    def transform_points(self, theta: Tensor, points: Tensor) -> Tensor:
-        """See :class:`Transformation`."""
-        matrix = self.matrix(theta.to(points.dtype))
-        moved = matrix[:, :-1, :-1] @ points.flatten(2) + matrix[:, :-1, -1:]
-        return moved.unflatten(2, points.shape[2:])
-
 
 class CompositeTransformation(Transformation):
     """Transformations one after the other, the first one coarsest: ``T = T_1 o T_2 o ... o T_n``.
@@ -163,12 +157,6 @@ class CompositeTransformation(Transformation):
         for part, block in zip(reversed(self.parts[:-1]), reversed(parameters[:-1]), strict=True):
             total = compose(outer=part(block), inner=total, stride=stride)
         return total
-
-    def transform_points(self, theta: Tensor, points: Tensor) -> Tensor:
-        """See :class:`Transformation`; no part is interpolated."""
-        for part, block in zip(reversed(self.parts), reversed(self.split(theta)), strict=True):
-            points = part.transform_points(block, points)
-        return points
 
 
 def spatial_transformation(

@@ -83,15 +83,3 @@ class Transformation(nn.Module):
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``; what a subclass computes."""
         raise TypeError(f"{type(self).__name__} does not define displacement(theta, stride)")
-
-    def transform_points(self, theta: Tensor, points: Tensor) -> Tensor:
-        """Where the transformation takes any points, without a grid in between: what ITK computes from its parameters.
-
-        Args:
-            theta: ``(B, P)``.
-            points: ``(B, D, *T)`` in mm along the grid's axes, from the grid's centre; T is any shape of D dimensions.
-
-        Returns:
-            ``(B, D, *T)``, likewise.
-        """
-        raise TypeError(f"{type(self).__name__} does not define transform_points(theta, points)")

@@ -111,15 +111,15 @@ def resample(
     return sample(image, affine_points(matrix, spatial_size)[None].to(image.device), mode, padding_mode)
 
 
-def affine_points(matrix: Tensor, spatial_size: Sequence[int]) -> Tensor:
-    """``(D, *spatial_size)``: each voxel of a grid mapped by ``matrix`` ``(D+1, D+1)``, in float64, then float32."""
+def affine_points(matrix: Tensor, spatial_size: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """``(D, *spatial_size)``: each voxel of a grid mapped by ``matrix`` ``(D+1, D+1)``, in float64, then ``dtype``."""
     matrix = torch.as_tensor(matrix, dtype=torch.float64)
     dims = len(spatial_size)
     points = matrix[:-1, -1].view(dims, *[1] * dims)
     for axis, size in enumerate(spatial_size):  # a sum of one term for each axis needs no grid of coordinates
         term = matrix[:-1, axis, None] * torch.arange(size, dtype=torch.float64, device=matrix.device)
         points = points + term.view(dims, *(size if other == axis else 1 for other in range(dims)))
-    return points.float()
+    return points.to(dtype)
 
 
 class Warp(nn.Module):

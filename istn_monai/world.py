@@ -9,7 +9,6 @@ Convention:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import nibabel as nib
@@ -18,10 +17,8 @@ import torch
 from monai.networks.layers import Pool
 from torch import Tensor
 
-from istn_monai.transformation import Transformation, checked_size, per_axis
+from istn_monai.transformation import checked_size, per_axis
 from istn_monai.warp import affine_points, resample, sample
-
-POINTS_AT_ONCE = 2**20  # so that whole brains at full resolution need no more memory than their points
 
 
 def square(affine: Tensor | np.ndarray, spatial_dims: int) -> Tensor:
@@ -111,42 +108,6 @@ def pull_back_points(
     in_grid = in_grid + sample(ddf, in_grid)
     to_moving = torch.linalg.solve(moving_affine, grid_affine)
     return map_points(to_moving.to(in_grid), in_grid[0])[None]
-
-
-def transformed_points(
-    transformation: Transformation,
-    theta: Tensor,
-    grid_affine: Tensor,
-    fixed_affine: Tensor,
-    fixed_size: Sequence[int],
-    moving_affine: Tensor,
-) -> Tensor:
-    """:func:`pull_back_points` straight from the parameters: no displacement is interpolated, on any fixed grid.
-
-    Args:
-        transformation: of the registration grid.
-        theta: ``(1, P)``.
-        grid_affine: the grid's affine; fixed_affine, fixed_size, moving_affine as in :func:`pull_back_points`.
-
-    Returns:
-        ``(1, D, *fixed_size)`` in voxels of the moving image. Beyond the domain of a level of B-splines it moves
-        nothing, as in ITK.
-    """
-    dims = transformation.spatial_dims
-    to_grid_mm = torch.eye(dims + 1, dtype=torch.float64)  # voxels of the grid to mm along its axes from its centre
-    to_grid_mm[:-1, :-1] = torch.diag(torch.tensor(transformation.spacing, dtype=torch.float64))
-    to_grid_mm[:-1, -1] = -grid_centre(transformation.spatial_size, to_grid_mm)
-    from_fixed = to_grid_mm @ torch.linalg.solve(grid_affine, fixed_affine)
-    to_moving = torch.linalg.solve(moving_affine, grid_affine) @ torch.linalg.inv(to_grid_mm)
-    slabs = []
-    rows = max(1, POINTS_AT_ONCE // math.prod(fixed_size[1:]))
-    for first in range(0, fixed_size[0], rows):
-        corner = torch.eye(dims + 1, dtype=torch.float64)
-        corner[0, -1] = first
-        slab = affine_points(from_fixed @ corner, (min(rows, fixed_size[0] - first), *fixed_size[1:]))
-        moved = transformation.transform_points(theta, slab[None].to(theta.device))[0]
-        slabs.append(map_points(to_moving.to(moved), moved))
-    return torch.cat(slabs, dim=1)[None]
 
 
 def warp_labels(label: Tensor, points: Tensor, values: Sequence[int]) -> Tensor:

@@ -16,7 +16,6 @@ from oracles import (
     itk_resample,
     max_abs,
     meta,
-    normal,
     oblique_affine,
     rng,
     rotation,
@@ -26,8 +25,6 @@ from scipy.ndimage import map_coordinates
 
 from istn_monai.alignment import centre_of_mass, initial_alignment, translation
 from istn_monai.dictionary import InitialAlignmentd, RegistrationGridd, WarpPaird, affine_of
-from istn_monai.export import to_itk, transform_world_points
-from istn_monai.spatial import spatial_transformation
 from istn_monai.warp import sample, voxel_grid
 from istn_monai.world import (
     grid_centre,
@@ -35,7 +32,6 @@ from istn_monai.world import (
     pull_back_points,
     registration_grid,
     square,
-    transformed_points,
     warp_labels,
 )
 
@@ -471,29 +467,3 @@ def test_map_points_and_translation(dims):
     assert max_abs(map_points(tensor(matrix), tensor(points)), apply(matrix, points)) < 1e-12
     shift = torch.arange(1, dims + 1, dtype=torch.float64)
     assert max_abs(map_points(translation(shift), tensor(points)), points + column(shift.numpy(), dims)) < 1e-12
-
-
-@pytest.mark.parametrize("dims", DIMS)
-@pytest.mark.parametrize("name", ["affine", "bspline"])
-@pytest.mark.parametrize("at_once", [2**20, 7])
-def test_points_from_parameters_agree_with_the_itk_transform(dims, name, at_once, monkeypatch):
-    """Fixed voxels through the package, and through ITK's transform of the same parameters; oblique grids."""
-    monkeypatch.setattr("istn_monai.world.POINTS_AT_ONCE", at_once)
-    fixed = tensor(fixed_affine(dims))
-    grid = registration_grid(FIXED[dims], fixed, GRID[dims], 1.2)
-    t0 = torch.eye(dims + 1, dtype=torch.float64)
-    t0[:dims, dims] = torch.tensor([4.0, -3.0, 2.0][:dims])
-    t0[:dims, :dims] = tensor(rotation(dims, 3, 0.2))
-    moving = tensor(moving_affine(dims))
-    transformation = spatial_transformation(name, GRID[dims], 1.2, control_spacing=(8.0, 5.0))
-    theta = normal(1, transformation.num_parameters, seed=4, scale=0.3)
-    aligned = torch.linalg.solve(t0, moving)
-    points = transformed_points(transformation, theta, grid, fixed, FIXED[dims], aligned)
-
-    world = apply(fixed_affine(dims), grid_points(FIXED[dims])).reshape(dims, -1).T
-    transform = to_itk(transformation, theta, grid, t0)
-    in_moving = apply(np.linalg.inv(moving_affine(dims)), transform_world_points(transform, world).T)
-    assert points.shape == (1, dims, *FIXED[dims])
-    in_grid = apply(np.linalg.inv(grid.numpy()), world.T)
-    interior = inside(in_grid, GRID[dims], margin=0.01)
-    assert max_abs(points[0].reshape(dims, -1)[:, interior], in_moving[:, interior]) < 1e-4

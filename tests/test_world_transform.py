@@ -1,0 +1,224 @@
+"""World transforms against ITK's transforms of the same numbers, on oblique anisotropic grids."""
+
+from __future__ import annotations
+
+import itk
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import (
+    DIMS,
+    SIZE,
+    SPACING,
+    apply,
+    column,
+    grid_points,
+    inside,
+    itk_affine,
+    itk_bspline,
+    itk_displacement,
+    max_abs,
+    normal,
+    oblique_affine,
+    rng,
+)
+
+from istn_monai.bspline import BSplineTransformation
+from istn_monai.export import part_from_itk, read_transform, to_itk, write_displacement, write_transform
+from istn_monai.spatial import AffineTransformation, CompositeTransformation
+from istn_monai.transformation import Transformation
+from istn_monai.world_transform import WorldAffine, WorldTransform, world_transform
+
+KINDS = ("affine", "bspline", "levels", "affine+levels", "dense")
+
+
+class Dense(Transformation):
+    """A transformation that ITK has no parameters for: smooth in theta, one number for each axis."""
+
+    def __init__(self, spatial_size, spacing):
+        super().__init__(spatial_size, spacing)
+        self.parameter_shapes = ((self.spatial_dims,),)
+
+    def displacement(self, theta, stride=1):
+        waves = torch.as_tensor(np.sin(grid_points(self.spatial_size) / 3.0))
+        return 0.3 * theta[:, :, None].unflatten(2, (1,) * self.spatial_dims) * waves
+
+
+def transformation_of(kind, dims):
+    size, spacing = SIZE[dims], SPACING[dims]
+    affine = AffineTransformation(size, spacing, max_translation=3.0, max_rotation=0.3)
+    levels = [BSplineTransformation(size, spacing, c) for c in (6.0, 3.0)]
+    return {
+        "affine": affine,
+        "bspline": levels[1],
+        "levels": CompositeTransformation(levels),
+        "affine+levels": CompositeTransformation([affine, *levels]),
+        "dense": Dense(size, spacing),
+    }[kind]
+
+
+def registration(kind, dims, scale=1.0):
+    """A transformation with parameters, its oblique grid, and an initial alignment that turns and shifts."""
+    transformation = transformation_of(kind, dims)
+    theta = normal(1, transformation.num_parameters, seed=11, scale=scale, dtype=torch.float64)
+    grid = oblique_affine(SIZE[dims], SPACING[dims], seed=12, centre=[7.0, -11.0, 5.0][:dims])
+    start = oblique_affine((1,) * dims, (1.0,) * dims, seed=13, centre=[20.0, 3.0, -9.0][:dims])
+    return transformation, theta, torch.as_tensor(grid), torch.as_tensor(start)
+
+
+def points_in(grid, size, count, seed, reach=1.0):
+    """Random world points ``(D, N)`` in a grid, well off its border for a reach of 1."""
+    half = (np.array(size) - 1) / 2
+    voxels = half + rng(seed).uniform(-reach, reach, (count, len(size))) * (half - 0.3)
+    return torch.as_tensor(apply(grid, voxels.T))
+
+
+def itk_chain(transformation, theta, points):
+    """Points ``(D, N)`` in mm from the grid's first voxel through ITK's transforms, the last part first."""
+    parts = transformation.parts if isinstance(transformation, CompositeTransformation) else [transformation]
+    blocks = transformation.split(theta) if isinstance(transformation, CompositeTransformation) else [theta]
+    middle = column((np.array(transformation.spatial_size) - 1) * np.array(transformation.spacing) / 2, 1)
+    for part, block in reversed(list(zip(parts, blocks, strict=True))):
+        if isinstance(part, AffineTransformation):  # acts about the middle
+            points = points + itk_displacement(itk_affine(part.matrix(block)[0]), points - middle)
+        else:
+            points = points + itk_displacement(itk_bspline(part, block[0]), points)
+    return points
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_points_go_where_itk_takes_them(kind, dims):
+    """Into the grid's mm, through ITK's transforms with hand-set parameters, back to the world, then T0."""
+    transformation, theta, grid, start = registration(kind, dims)
+    points = points_in(grid, SIZE[dims], 300, seed=14, reach=1.5)  # some outside the grid, where B-splines end
+    spacing = column(SPACING[dims], 1)
+    in_grid = apply(np.linalg.inv(grid), points.numpy()) * spacing
+    expected = apply(start, apply(grid, itk_chain(transformation, theta, in_grid) / spacing))
+    found = world_transform(transformation, theta, grid, start).transform_points(points)
+    assert np.abs(expected - apply(start, points.numpy())).max() > 0.5  # the pair's own part does something
+    assert max_abs(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_voxels_move_as_the_field_says(dims, kind):
+    """The field of several levels is interpolated between voxels, the points are not."""
+    transformation, theta, grid, _ = registration(kind, dims, scale=0.3)
+    moved = world_transform(transformation, theta, grid).on_grid(SIZE[dims], grid)
+    expected = apply(grid, grid_points(SIZE[dims]) + transformation(theta)[0].numpy())
+    interior = inside(grid_points(SIZE[dims]), SIZE[dims], margin=0.5)
+    assert max_abs(moved[:, interior], expected[:, interior]) < (0.05 if "levels" in kind else 1e-6)
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", [".h5", ".tfm"])
+def test_written_itk_itself_and_read_back_it_is_the_same_map(tmp_path, kind, dims, suffix):
+    transform = world_transform(*registration(kind, dims))
+    points = points_in(registration(kind, dims)[2], SIZE[dims], 200, seed=15)
+    expected = transform.transform_points(points)
+    file = write_transform(transform, tmp_path / f"transform{suffix}")
+    by_itk = itk.transformread(str(file))[0]
+    flip = np.diag([-1.0, -1.0, 1.0][:dims])
+    moved = np.array([list(by_itk.TransformPoint(point.tolist())) for point in (flip @ points.numpy()).T])
+    assert max_abs(flip @ moved.T, expected) < 1e-5
+    back = read_transform(file, dims)
+    assert [type(part) for part in back.parts] == [type(part) for part in transform.parts]
+    assert max_abs(back.transform_points(points), expected) < 1e-9
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_inverse_undoes_it(kind, dims):
+    transformation, theta, grid, start = registration(kind, dims)
+    transform = world_transform(transformation, theta, grid, start)
+    points = points_in(grid, SIZE[dims], 300, seed=16, reach=0.6)
+    there = transform.transform_points(points)
+    assert max_abs(transform.inverse_points(there), points) < 2e-3
+    assert transform.inverse_error(there).max() < 2e-3
+    if kind == "affine":
+        assert max_abs(transform.inverse_points(there), points) < 1e-10
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.1, 1.0))
+def test_the_default_levels_can_be_inverted(seed, scale):
+    levels = CompositeTransformation([BSplineTransformation((24, 20, 22), 1.0, c) for c in (12.0, 6.0)])
+    theta = scale * torch.randn(1, levels.num_parameters, generator=torch.Generator().manual_seed(seed))
+    transform = world_transform(levels, theta, torch.eye(4, dtype=torch.float64))
+    points = points_in(np.eye(4), (24, 20, 22), 200, seed=seed, reach=0.7)
+    assert transform.inverse_error(transform.transform_points(points)).max() < 0.01
+
+
+def test_many_points_in_shares_are_the_same(monkeypatch):
+    transform = world_transform(*registration("affine+levels", 3))
+    points = points_in(registration("affine+levels", 3)[2], SIZE[3], 50, seed=17)
+    expected = transform.transform_points(points)
+    monkeypatch.setattr("istn_monai.world_transform.POINTS_AT_ONCE", 7)
+    assert max_abs(transform.transform_points(points), expected) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["Euler3DTransform", "TranslationTransform", "VersorRigid3DTransform"])
+def test_linear_transforms_of_other_tools(tmp_path, kind):
+    """ANTs, elastix and Slicer write these."""
+    template = getattr(itk, kind)
+    transform = (template[itk.D, 3] if kind == "TranslationTransform" else template[itk.D]).New()
+    values = {"TranslationTransform": [3.0, -4.0, 5.0]}.get(kind, [0.1, -0.2, 0.15, 3.0, -4.0, 5.0])
+    parameters = itk.OptimizerParameters[itk.D](len(values))
+    for number, value in enumerate(values):
+        parameters[number] = value
+    transform.SetParametersByValue(parameters)
+    itk.transformwrite([transform], str(tmp_path / "t.tfm"))
+    points = torch.as_tensor(rng(18).uniform(-50, 50, (3, 20)))
+    flip = np.diag([-1.0, -1.0, 1.0])
+    expected = flip @ np.array([list(transform.TransformPoint(p.tolist())) for p in (flip @ points.numpy()).T]).T
+    assert max_abs(read_transform(tmp_path / "t.tfm").transform_points(points), expected) < 1e-9
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_displacement_file_is_a_field_that_itk_reads(tmp_path, dims):
+    transformation, theta, grid, start = registration("levels", dims)
+    world = apply(grid, grid_points(SIZE[dims]))
+    moved = world_transform(transformation, theta, grid, start).on_grid(SIZE[dims], grid).numpy()
+    file = write_displacement(moved - world, grid, tmp_path / "displacement.nii.gz")
+    reader = itk.ImageFileReader[itk.Image[itk.Vector[itk.F, dims], dims]].New(FileName=str(file))
+    reader.Update()
+    transform = itk.DisplacementFieldTransform[itk.F, dims].New()
+    transform.SetDisplacementField(reader.GetOutput())
+    interior = (slice(None), *[slice(1, -1)] * dims)
+    flip = np.diag([-1.0, -1.0, 1.0][:dims])
+    points = flip @ world[interior].reshape(dims, -1)
+    found = points + itk_displacement(transform, points)
+    assert max_abs(flip @ found, moved[interior].reshape(dims, -1)) < 1e-4
+
+
+def test_unreadable_wrong_and_singular_transforms_are_named(tmp_path):
+    (tmp_path / "broken.h5").write_text("not a transform")
+    with pytest.raises(ValueError, match=r"broken.h5 is not a transform that ITK can read"):
+        read_transform(tmp_path / "broken.h5")
+    with pytest.raises(FileNotFoundError, match=r"no such transform: .*absent.h5"):
+        read_transform(tmp_path / "absent.h5")
+    flat = world_transform(*registration("affine", 2))
+    with pytest.raises(ValueError, match=r"t.tfm is a transform of 2 dimensions, the images have 3"):
+        read_transform(write_transform(flat, tmp_path / "t.tfm"), 3)
+    with pytest.raises(ValueError, match=r"written as one of .*, got t.nii"):
+        write_transform(flat, tmp_path / "t.nii")
+    with pytest.raises(ValueError, match="finite and invertible"):
+        WorldTransform([WorldAffine(np.diag([1.0, 0.0, 1.0, 1.0]))], 3)
+    transformation, theta, grid, start = registration("affine", 2)
+    with pytest.raises(ValueError, match=r"theta must be \(1, P\)"):
+        world_transform(transformation, theta.expand(2, -1), grid, start)
+
+
+def test_a_transform_that_is_not_supported_is_named():
+    kernel = itk.ThinPlateSplineKernelTransform[itk.D, 3].New()
+    with pytest.raises(ValueError, match=r"ThinPlateSplineKernelTransform is not supported: linear transforms, cubic"):
+        part_from_itk(kernel)
+
+
+def test_itk_composite_has_the_parts_in_order():
+    transform = world_transform(*registration("affine+levels", 3))
+    assert to_itk(transform).GetNumberOfTransforms() == 4
