@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import fire
 
+from istn_monai.apply import apply_transform
 from istn_monai.data import make_datalist
+from istn_monai.register import (
+    Registration,
+    bundle_folder,
+    evaluate_datalist,
+    register_datalist,
+    register_files,
+    represent_file,
+)
+from istn_monai.settings import root_cause
 from istn_monai.synthetic import synthesize as write_synthetic_pairs
 
 
@@ -64,15 +76,117 @@ def synthesize(
     return f"written: {file}"
 
 
-COMMANDS = {"pairs": pairs, "synthesize": synthesize}
+def register(
+    moving: str,
+    fixed: str | None = None,
+    output_dir: str = "registration",
+    moving_label: str | None = None,
+    refine_steps: int = 50,
+    inverse: bool = False,
+    part: str = "testing",
+    bundle_root: str | None = None,
+    **settings: Any,
+) -> str:
+    """Registers two images, or all pairs of a datalist, with the bundle's network; no annotation is needed.
+
+    Writes for each pair warped.nii.gz (the moving image on the fixed image's own grid), transform.h5 and
+    displacement.nii.gz (fixed to moving points; open in ITK, 3D Slicer, ANTs), both representations and report.json.
+
+    Args:
+        moving: image to be warped; or a datalist (.json), whose pairs go to output_dir/pair_0000 and so on.
+        fixed: image that it is warped to.
+        output_dir: folder for results.
+        moving_label: label map that is warped along.
+        refine_steps: of test-time refinement; 0 takes the network's prediction.
+        inverse: also write inverse_transform.h5, moving to fixed points.
+        part: of a datalist.
+        bundle_root: folder of the bundle; the package's own by default.
+        settings: any of the bundle's, e.g. --ckpt_dir, --initial_alignment, --device.
+    """
+    registration = Registration(bundle_root, refine_steps, **settings)
+    if fixed is not None:
+        register_files(
+            registration, output_dir, inverse, moving_image=moving, fixed_image=fixed, moving_label=moving_label
+        )
+        return f"written: {Path(output_dir).expanduser().absolute()}"
+    if not moving.endswith(".json"):
+        raise ValueError("fixed is not set: give two images, or one datalist (.json)")
+    failures = register_datalist(registration, moving, part, output_dir, inverse)
+    if failures:
+        raise ValueError("\n".join([f"{len(failures)} pairs failed:", *failures]))
+    return f"written: {Path(output_dir).expanduser().absolute()}"
+
+
+def apply(
+    transform: str,
+    input: str,
+    output: str,
+    reference: str | None = None,
+    inverse: bool = False,
+    interpolation: str = "linear",
+    frame: str | None = None,
+) -> str:
+    """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
+
+    Args:
+        transform: transform.h5 of register, or any that ITK reads.
+        input: image, label map, or landmarks (.csv, .fcsv, .mrk.json).
+        output: file to write; an existing one is left alone.
+        reference: image whose grid the result has: the fixed one (with --inverse the moving one).
+        inverse: bring what belongs to the fixed image to the moving one.
+        interpolation: linear, nearest, or label (linear one-hot, then the largest).
+        frame: RAS or LPS, of landmarks in a .csv that does not say it in a column.
+    """
+    return f"written: {apply_transform(transform, input, output, reference, inverse, interpolation, frame)}"
+
+
+def represent(image: str, output: str, bundle_root: str | None = None, **settings: Any) -> str:
+    """Writes the representation that the network makes of one image, for registration by another tool.
+
+    Args:
+        image: any image of the kind that the network was trained on.
+        output: NIfTI file to write, on the registration grid; an existing one is left alone.
+        bundle_root: folder of the bundle; the package's own by default.
+        settings: any of the bundle's, e.g. --ckpt_dir.
+    """
+    return f"written: {represent_file(Registration(bundle_root, 0, **settings), image, output)}"
+
+
+def evaluate(
+    datalist: str, output_dir: str, refine_steps: int = 50, bundle_root: str | None = None, **settings: Any
+) -> str:
+    """Evaluates the network on annotated pairs: Dice, surface distances, folding, before and after registration.
+
+    Args:
+        datalist: JSON file of pairs with labels.
+        output_dir: folder for evaluation.csv and evaluation.json.
+        refine_steps: of test-time refinement; 0 for none.
+        bundle_root: folder of the bundle; the package's own by default.
+        settings: any of the bundle's, e.g. --ckpt_dir, --evaluated_part, --soi_labels.
+    """
+    evaluate_datalist(bundle_folder(bundle_root), datalist, output_dir, refine_steps, **settings)
+    return f"written: {Path(output_dir).expanduser().absolute()}"
+
+
+COMMANDS = {
+    "register": register,
+    "apply": apply,
+    "represent": represent,
+    "evaluate": evaluate,
+    "pairs": pairs,
+    "synthesize": synthesize,
+}
 
 
 def main() -> None:
     """Runs a command; a foreseen failure is one line and exit code 1."""
     try:
         fire.Fire(COMMANDS, name="istn-monai")
-    except (OSError, ValueError) as error:
-        sys.exit(f"istn-monai: {error}")
+    except Exception as error:
+        cause = root_cause(error)  # MONAI raises further errors from those in a configuration
+        if not isinstance(cause, (OSError, ValueError, ImportError)):
+            raise
+        sys.exit(f"istn-monai: {cause}")
 
 
 if __name__ == "__main__":

@@ -20,14 +20,15 @@ from torch import Tensor
 from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment, unit_range
 from istn_monai.checks import check_image, check_label, source
 from istn_monai.transformation import Transformation, checked_size, per_axis
-from istn_monai.warp import affine_points, resample, sample
+from istn_monai.warp import affine_points, resample
 from istn_monai.world import (
     averaged,
     map_points,
     pull_back_points,
     registration_grid,
     square,
-    warp_labels,
+    warp_intensities,
+    warp_label_map,
 )
 from istn_monai.world_transform import world_transform
 
@@ -263,15 +264,11 @@ class WarpPaird(Transform):
         result = dict(data)
         moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
         points = self.points(data)
-        original = moving.as_tensor()[None].float().to(points.device)
-        # what lies outside the moving image becomes dark, which in CT is not 0
-        warped = torch.where(within(points, original.shape[2:]), sample(original, points), original.min())[0]
-        result["warped"] = with_affine(in_range_of(warped, moving.as_tensor()), affine_of(fixed), fixed)
+        result["warped"] = with_affine(warp_intensities(moving.as_tensor(), points), affine_of(fixed), fixed)
         result["displacement"] = with_affine(self.displacement(data, points), affine_of(fixed), fixed)
         if ORIGINAL_KEYS[2] in data:
-            label = data[ORIGINAL_KEYS[2]].as_tensor()[None].round().int().to(points.device)
-            values = [value for value in label.unique().tolist() if value != 0]
-            result["warped_label"] = with_affine(warp_labels(label, points, values)[0], affine_of(fixed), fixed)
+            label = data[ORIGINAL_KEYS[2]].as_tensor()
+            result["warped_label"] = with_affine(warp_label_map(label, points), affine_of(fixed), fixed)
         return result
 
     def points(self, data: Mapping[Hashable, Any]) -> Tensor:
@@ -294,17 +291,6 @@ class WarpPaird(Transform):
             to_world = torch.as_tensor(data["initial_alignment"], dtype=torch.float64) @ to_world
         found = map_points(to_world.to(points), points[0])
         return found - affine_points(affine_of(fixed), fixed.shape[1:]).to(found)
-
-
-def within(points: Tensor, spatial_size: Sequence[int]) -> Tensor:
-    """Which points ``(1, D, *T)`` lie in a voxel of an image, as ITK has it: up to half a voxel beyond the centres."""
-    size = points.new_tensor(spatial_size).view(-1, *[1] * (points.ndim - 2))
-    return ((points >= -0.5) & (points <= size - 0.5)).all(1, keepdim=True)
-
-
-def in_range_of(image: Tensor, original: Tensor) -> Tensor:
-    """``image`` in the dtype of ``original``: rounded where that was loaded as whole numbers."""
-    return image if original.is_floating_point() else image.round().to(original.dtype)
 
 
 class Representd(Transform):

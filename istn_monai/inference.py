@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from istn_monai.dictionary import affine_of
 from istn_monai.export import write_displacement, write_transform
 from istn_monai.metrics import folding_fraction, sd_log_jacobian
 from istn_monai.transformation import Transformation
-from istn_monai.world_transform import world_transform
+from istn_monai.warp import affine_points
+from istn_monai.world import map_points, within
+from istn_monai.world_transform import WorldTransform, world_transform
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
-DISPLACEMENT, TRANSFORM = "displacement.nii.gz", "transform.h5"
-OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, "report.json")
+DISPLACEMENT, TRANSFORM, INVERSE = "displacement.nii.gz", "transform.h5", "inverse_transform.h5"
+MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be cut off
+OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, "report.json")
 
 
 def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
@@ -56,7 +60,7 @@ def save_image(image: MetaTensor, file: Path) -> None:
     """Writes a channel-first image as NIfTI, several channels as its last axis."""
     array = image.as_tensor().detach().cpu().numpy()
     dims = array.ndim - 1
-    if array.dtype.kind == "i":  # label maps: as few bytes as their values need
+    if array.dtype.itemsize == 8 and array.dtype.kind in "iu":  # NIfTI's readers do not know those
         array = array.astype(np.result_type(*(np.min_scalar_type(int(value)) for value in (array.min(), array.max()))))
     channels, *size = array.shape
     # NIfTI's first three axes are space, so channels are the fourth
@@ -68,6 +72,39 @@ def save_image(image: MetaTensor, file: Path) -> None:
     small = affine_of(image).numpy()
     affine[:dims, :dims], affine[:dims, 3] = small[:dims, :dims], small[:dims, dims]
     nib.save(nib.Nifti1Image(array, affine), file)
+
+
+def covering_grid(spatial_size: Sequence[int], affine: torch.Tensor, spacing: float) -> tuple[list[int], torch.Tensor]:
+    """Size and affine of a grid that covers an image and ``MARGIN`` steps around it, of at least ``spacing`` mm."""
+    factors = [max(1.0, spacing / step) for step in affine[:-1, :-1].norm(dim=0).tolist()]
+    steps = [math.ceil((n - 1) / factor - 1e-6) for n, factor in zip(spatial_size, factors, strict=True)]
+    to_voxel = torch.diag(torch.tensor([*factors, 1.0], dtype=torch.float64))
+    to_voxel[:-1, -1] = -MARGIN * to_voxel.diagonal()[:-1]
+    return [n + 1 + 2 * MARGIN for n in steps], affine @ to_voxel
+
+
+def inverse_of(
+    transform: WorldTransform, pair: Mapping[str, Any], start: torch.Tensor, spacing: float
+) -> tuple[WorldTransform, dict[str, float]]:
+    """The inverse, and how far from themselves points of the fixed image come back in mm, through both.
+
+    Args:
+        transform: of the pair.
+        pair: with the original images.
+        start: the initial alignment, which the original moving image's affine has.
+        spacing: of the field that the inverse is kept as, in mm.
+    """
+    moving, fixed = pair["moving_image_original"], pair["fixed_image_original"]
+    moving_affine = start.double() @ affine_of(moving)  # as in its file: the initial alignment taken back
+    size, affine = covering_grid(moving.shape[1:], moving_affine, spacing)
+    inverse = transform.inverse(size, affine)
+    points = affine_points(affine_of(fixed), fixed.shape[1:], torch.float64).flatten(1)
+    moved = transform.transform_points(points)
+    seen = within(map_points(torch.linalg.inv(moving_affine), moved)[None], moving.shape[1:])[0, 0]
+    if not seen.any():
+        return inverse, {}
+    error = (inverse.transform_points(moved[:, seen]) - points[:, seen]).norm(dim=0)
+    return inverse, {"mean": error.mean().item(), "max": error.max().item()}
 
 
 def weights_hash(network: nn.Module) -> str:
@@ -93,6 +130,7 @@ class SavePairHandler:
         network: whose weights are named in the report.
         options: resolved settings for the report.
         transformation: whose parameters ``theta`` is; None writes the displacement field alone.
+        inverse: also writes the transform from moving to fixed points.
     """
 
     def __init__(
@@ -101,7 +139,9 @@ class SavePairHandler:
         network: nn.Module,
         options: Mapping[str, Any] | None = None,
         transformation: Transformation | None = None,
+        inverse: bool = False,
     ) -> None:
+        self.inverse = inverse
         self.output_dir = Path(output_dir).expanduser().absolute()
         self.network = network
         self.transformation = transformation
@@ -125,13 +165,33 @@ class SavePairHandler:
         if "displacement" in pair:
             field = pair["displacement"]
             write_displacement(field.as_tensor().cpu(), affine_of(field), self.output_dir / DISPLACEMENT)
-        if self.transformation is not None and "theta" in pair:
-            theta, start = (torch.as_tensor(pair[key]) for key in ("theta", "initial_alignment"))
-            transform = world_transform(self.transformation, theta[None], affine_of(pair["image"]), start)
-            write_transform(transform, self.output_dir / TRANSFORM)
-        report = self.report(pair, ddf)
+        transforms = self.save_transforms(pair)
+        report = self.report(pair, ddf) | {"transforms": transforms}
         (self.output_dir / "report.json").write_text(json.dumps(report, indent=1, default=str))
         print(f"registered: results in {self.output_dir}")
+
+    def save_transforms(self, pair: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Writes what there is of transforms; what they are, for the report."""
+        written: dict[str, dict[str, Any]] = {}
+        if "displacement" in pair:
+            field = pair["displacement"]
+            write_displacement(field.as_tensor().cpu(), affine_of(field), self.output_dir / DISPLACEMENT)
+            written[DISPLACEMENT] = {
+                "maps": "fixed to moving points",
+                "frame": "LPS mm",
+                "on": "the fixed image's grid",
+            }
+        if self.transformation is None or "theta" not in pair:
+            return written
+        theta, start = (torch.as_tensor(pair[key]) for key in ("theta", "initial_alignment"))
+        transform = world_transform(self.transformation, theta[None], affine_of(pair["image"]), start)
+        write_transform(transform, self.output_dir / TRANSFORM)
+        written[TRANSFORM] = {"maps": "fixed to moving points", "frame": "LPS mm"}
+        if self.inverse:
+            inverse, residual = inverse_of(transform, pair, start, min(self.transformation.spacing))
+            write_transform(inverse, self.output_dir / INVERSE)
+            written[INVERSE] = {"maps": "moving to fixed points", "frame": "LPS mm", "residual_mm": residual}
+        return written
 
     def report(self, pair: Mapping[str, Any], ddf: torch.Tensor) -> dict[str, Any]:
         """What was done, with what, and how regular the field is."""
@@ -153,10 +213,6 @@ class SavePairHandler:
             "initial_alignment": torch.as_tensor(pair["initial_alignment"]).tolist(),
             "registration_grid": {"shape": list(ddf.shape[1:]), "affine": affine_of(pair["image"]).tolist()},
             "frame": "affines and initial_alignment in RAS mm; initial_alignment maps fixed to moving world points",
-            "transforms": {
-                TRANSFORM: "ITK composite, fixed to moving points, LPS mm",
-                DISPLACEMENT: "vectors in LPS mm on the fixed image's grid, from fixed to moving points",
-            },
             "refinement": {
                 name: torch.as_tensor(value).tolist()
                 for name, value in getattr(pair.get("pred"), "meta", {}).get("refinement", {}).items()

@@ -110,6 +110,36 @@ def pull_back_points(
     return map_points(to_moving.to(in_grid), in_grid[0])[None]
 
 
+def within(points: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """Which points ``(1, D, *T)`` lie in a voxel of an image, as ITK has it: up to half a voxel beyond the centres."""
+    size = points.new_tensor(spatial_size).view(-1, *[1] * (points.ndim - 2))
+    return ((points >= -0.5) & (points <= size - 0.5)).all(1, keepdim=True)
+
+
+def warp_intensities(image: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
+    """An image sampled at points, as ITK does it, in its own dtype; what lies outside becomes its darkest value.
+
+    Args:
+        image: ``(C, *S)``; whole numbers are rounded to.
+        points: ``(1, D, *T)`` in voxels of the image.
+        mode: "bilinear" (linear) or "nearest".
+
+    Returns:
+        ``(C, *T)``.
+    """
+    values = image[None].float().to(points.device)
+    # dark is not 0 in CT
+    sampled = torch.where(within(points, image.shape[1:]), sample(values, points, mode), values.min())[0]
+    return (sampled if image.is_floating_point() else sampled.round()).to(image.dtype)
+
+
+def warp_label_map(label: Tensor, points: Tensor) -> Tensor:
+    """All labels of a map ``(1, *S)`` at points, ``(1, *T)``, in whole numbers; see :func:`warp_labels`."""
+    whole = label[None].round().int().to(points.device)
+    warped = warp_labels(whole, points, [value for value in whole.unique().tolist() if value != 0])[0]
+    return warped if label.is_floating_point() else warped.to(label.dtype)
+
+
 def warp_labels(label: Tensor, points: Tensor, values: Sequence[int]) -> Tensor:
     """A label map sampled at points: linear one-hot, then the largest; no interpolation between label values.
 

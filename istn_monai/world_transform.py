@@ -144,6 +144,30 @@ class WorldTransform:
         """``(N,)`` in mm: how far the inverse of points ``(D, N)`` is from mapping back onto them."""
         return (self.transform_points(self.inverse_points(points)) - points).norm(dim=0)
 
+    def inverse(self, spatial_size: Sequence[int], affine: Tensor) -> WorldTransform:
+        """Moving to fixed points as a transform of its own: affine parts exactly, all else as a displacement field.
+
+        Args:
+            spatial_size: of the grid that the field is known on, in the moving image's world; there is none of affine
+                parts alone.
+            affine: of that grid.
+        """
+        linear: list[WorldAffine] = []
+        for part in self.parts:
+            if not isinstance(part, WorldAffine):
+                break
+            linear.append(part)
+        exact = [WorldAffine(torch.linalg.inv(part.matrix)) for part in reversed(linear)]
+        rest = WorldTransform(self.parts[len(linear) :], self.dims)
+        if not rest.parts:
+            return WorldTransform(exact, self.dims)
+        for part in linear:  # the grid as it lies where the other parts act
+            affine = torch.linalg.solve(part.matrix, affine.double())
+        points = affine_points(affine, spatial_size, torch.float64)
+        return WorldTransform(
+            [WorldField(rest.on_grid(spatial_size, affine, True) - points, affine), *exact], self.dims
+        )
+
     def on_grid(self, spatial_size: Sequence[int], affine: Tensor, inverse: bool = False) -> Tensor:
         """Where the voxels of an image are found: world points ``(D, *spatial_size)``."""
         points = affine_points(affine, spatial_size, torch.float64).flatten(1)

@@ -60,7 +60,26 @@ def test_synthesize_writes_a_datalist(tmp_path):
 def test_help_names_the_commands():
     done = istn_monai("--help")
     assert done.returncode == 0
-    assert "pairs" in done.stdout + done.stderr and "synthesize" in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert all(name in said for name in ("register", "apply", "represent", "evaluate", "pairs", "synthesize"))
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (("register", "absent.nii.gz", "b.nii.gz"), "moving_image: no such file"),
+        (("register", "a.nii.gz"), "fixed is not set"),
+        (("register", "a.nii.gz", "b.nii.gz", "--initial_alignement", "world"), "did you mean 'initial_alignment'?"),
+        (("apply", "absent.h5", "a.nii.gz", "b.nii.gz"), "no such transform"),
+        (("represent", "absent.nii.gz", "b.nii.gz"), "image: no such file"),
+        (("evaluate", "absent.json", "out"), "datalist not found"),
+    ],
+)
+def test_a_failure_is_one_line_and_an_exit_code(arguments, reason):
+    done = istn_monai(*arguments)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("istn-monai: ") and reason in last and "Traceback" not in done.stderr
 
 
 def test_an_error_in_the_bundle_ends_with_its_reason(tmp_path):

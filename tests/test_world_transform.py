@@ -29,6 +29,7 @@ from istn_monai.bspline import BSplineTransformation
 from istn_monai.export import part_from_itk, read_transform, to_itk, write_displacement, write_transform
 from istn_monai.spatial import AffineTransformation, CompositeTransformation
 from istn_monai.transformation import Transformation
+from istn_monai.world import grid_centre
 from istn_monai.world_transform import WorldAffine, WorldTransform, world_transform
 
 KINDS = ("affine", "bspline", "levels", "affine+levels", "dense")
@@ -141,6 +142,24 @@ def test_inverse_undoes_it(kind, dims):
     assert transform.inverse_error(there).max() < 2e-3
     if kind == "affine":
         assert max_abs(transform.inverse_points(there), points) < 1e-10
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("kind", ["affine", "levels", "affine+levels"])
+def test_inverse_as_a_transform_of_its_own(tmp_path, kind, dims):
+    """Written, read, and applied after the forward one: affine parts exact, the field up to its interpolation."""
+    transformation, theta, grid, start = registration(kind, dims, scale=0.4)
+    transform = world_transform(transformation, theta, grid, start)
+    size = tuple(8 * s + 1 for s in SIZE[dims])  # a grid in the moving world, finer than the levels, twice as large
+    fine = grid.clone()
+    fine[:-1, :-1] /= 4
+    fine[:-1, -1] += grid_centre(SIZE[dims], grid) - grid_centre(size, fine)
+    inverse = transform.inverse(size, start @ fine)
+    back = read_transform(write_transform(inverse, tmp_path / "inverse.h5"), dims)
+    points = points_in(grid, SIZE[dims], 200, seed=19, reach=0.6)
+    returned = back.transform_points(transform.transform_points(points))
+    assert max_abs(returned, points) < (1e-9 if kind == "affine" else 0.05)
+    assert len(inverse.parts) == {"affine": 2, "levels": 2, "affine+levels": 3}[kind]
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,0 +1,112 @@
+"""Applying a written transform to other files: images, label maps, landmarks.
+
+Convention:
+    A registration's transform maps fixed to moving points. With it an image of the moving side comes onto the fixed
+    side's grid (pull-back), while landmarks of the moving side go to the fixed side by its inverse (push-forward).
+    ``inverse`` turns both round: what lies on the fixed side goes to the moving one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
+
+from istn_monai.checks import check_affine, check_dims
+from istn_monai.dictionary import affine_of, with_affine
+from istn_monai.export import read_transform
+from istn_monai.inference import save_image
+from istn_monai.points import Points, is_points, read_points, write_points
+from istn_monai.world import map_points, warp_intensities, warp_label_map
+from istn_monai.world_transform import WorldTransform
+
+INTERPOLATIONS = ("linear", "nearest", "label")
+IMAGE_SUFFIXES = (".nii.gz", ".nii")
+
+
+def load_image(file: str, name: str, dims: int) -> MetaTensor:
+    """A channel-first image of so many dimensions, or an error that names the argument and the file."""
+    path = Path(file).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: no such file: {path}")
+    try:
+        image = LoadImage(image_only=True, ensure_channel_first=True, dtype=None)(path)
+    except Exception as error:
+        raise ValueError(f"{name}: {path} is not an image that can be read: {error}") from error
+    check_dims(image, name, dims)
+    check_affine(image, name)
+    return image
+
+
+def resample_image(
+    image: MetaTensor,
+    transform: WorldTransform,
+    reference: MetaTensor,
+    inverse: bool = False,
+    interpolation: str = "linear",
+) -> MetaTensor:
+    """``image`` on the grid of ``reference``, in its own dtype.
+
+    Args:
+        image: ``(C, *S)``, of the moving side (of the fixed side, if ``inverse``).
+        transform: fixed to moving points.
+        reference: an image of the other side.
+        inverse: see the module.
+        interpolation: "linear", "nearest", or "label": linear one-hot, then the largest.
+    """
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
+    world = transform.on_grid(reference.shape[1:], affine_of(reference), inverse)
+    points = map_points(torch.linalg.inv(affine_of(image)), world).float()[None]
+    values = image.as_tensor()
+    if interpolation == "label":
+        warped = torch.cat([warp_label_map(channel[None], points) for channel in values])
+    else:
+        warped = warp_intensities(values, points, {"linear": "bilinear"}.get(interpolation, interpolation))
+    return with_affine(warped, affine_of(reference), reference)
+
+
+def move_points(points: Points, transform: WorldTransform, inverse: bool = False) -> Points:
+    """Landmarks of the moving side on the fixed side; the other way round, if ``inverse``."""
+    if points.positions.shape[1] != transform.dims:
+        raise ValueError(f"the landmarks have {points.positions.shape[1]} coordinates, the transform {transform.dims}")
+    move = transform.transform_points if inverse else transform.inverse_points
+    return Points(move(points.positions.T).T, points.labels)
+
+
+def apply_transform(
+    transform: str,
+    input: str,
+    output: str,
+    reference: str | None = None,
+    inverse: bool = False,
+    interpolation: str = "linear",
+    frame: str | None = None,
+) -> Path:
+    """Applies a transform file to an image, a label map or landmarks, and writes the result.
+
+    Args:
+        transform: file of ``register``, or any that ITK reads.
+        input: image, or landmarks (.csv, .fcsv, .mrk.json).
+        output: file to write; must not exist.
+        reference: image whose grid the result has: the fixed image, or, if ``inverse``, the moving one.
+        inverse: see the module.
+        interpolation: "linear", "nearest" or "label".
+        frame: RAS or LPS, of landmarks in a CSV file without a column ``frame``; the result is in the same.
+    """
+    path = Path(output).expanduser().absolute()
+    if path.exists():
+        raise FileExistsError(f"output exists and is left alone: {path}; choose another name or remove it")
+    loaded = read_transform(transform)
+    if is_points(input):
+        return write_points(move_points(read_points(input, frame), loaded, inverse), path, frame or "LPS")
+    if not path.name.endswith(IMAGE_SUFFIXES):
+        raise ValueError(f"an image is written as one of {IMAGE_SUFFIXES}, got {path.name}")
+    if reference is None:
+        raise ValueError("reference is not set: give the image whose grid the result is to have")
+    images = load_image(input, "input", loaded.dims), load_image(reference, "reference", loaded.dims)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(resample_image(images[0], loaded, images[1], inverse, interpolation), path)
+    return path

@@ -1,0 +1,139 @@
+"""Registration of single pairs from Python and from the command line, with the bundle's own configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser, run
+from monai.data import decollate_batch
+from monai.utils import convert_to_tensor
+from tqdm import tqdm
+
+from istn_monai.data import Item, existing, pair_item, read_datalist
+from istn_monai.dictionary import Representd
+from istn_monai.inference import SavePairHandler, check_pair_files, save_image
+from istn_monai.settings import root_cause
+from istn_monai.training import load_checkpoint
+
+
+def bundle_folder(bundle_root: str | Path | None = None) -> Path:
+    """The bundle's folder: the one that is given, the one installed with the package, or the checkout's."""
+    package = Path(__file__).resolve().parent
+    folders = (
+        [Path(bundle_root).expanduser().absolute()] if bundle_root else [package / "bundle", package.parent / "bundle"]
+    )
+    for folder in folders:
+        if (folder / "configs" / "inference.json").is_file():
+            return folder
+    raise FileNotFoundError(f"no bundle (configs/inference.json) in {' or '.join(map(str, folders))}: give bundle_root")
+
+
+class Registration:
+    """The bundle's registration, loaded once, for any number of pairs.
+
+    Args:
+        bundle_root: the bundle's folder; None for the one that comes with the package.
+        refine_steps: of test-time refinement; 0 takes the network's one-pass prediction.
+        settings: overrides, by the names of the bundle's command line, e.g. ``ckpt_dir`` or ``initial_alignment``.
+    """
+
+    def __init__(self, bundle_root: str | Path | None = None, refine_steps: int = 50, **settings: Any) -> None:
+        folder = bundle_folder(bundle_root)
+        names = ["inference", "refine"] if refine_steps else ["inference"]
+        self.parser = ConfigParser()
+        self.parser.read_config([str(folder / "configs" / f"{name}.json") for name in names])
+        self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | settings)
+        content = self.content
+        for number in range(1, 3):  # not the first, which changes how the whole process shows its errors
+            content(f"initialize#{number}")
+        self.device = torch.device(content("device"))
+        self.network = content("network").eval()
+        load_checkpoint(content("checkpoint_file"), self.network, content("settings"), self.device)
+
+    def content(self, name: str) -> Any:
+        """What an entry of the configuration stands for."""
+        return self.parser.get_parsed_content(name)
+
+    def __call__(self, pair: Item) -> dict[str, Any]:
+        """Registers one pair.
+
+        Args:
+            pair: files by ``moving_image``, ``fixed_image`` and, if there is one, ``moving_label``.
+
+        Returns:
+            All that the bundle's pre- and postprocessing made of it: ``warped``, ``pred``, ``theta`` ...
+        """
+        data = self.content("preprocessing")(pair)
+        image = convert_to_tensor(data["image"], track_meta=False)[None].to(self.device)
+        with torch.no_grad():
+            pred = self.content("inferer")(image, self.network)
+        return self.content("postprocessing")(data | {"pred": decollate_batch(pred)[0]})
+
+    def save(self, result: dict[str, Any], output_dir: str | Path, inverse: bool = False) -> None:
+        """Writes what :meth:`__call__` gave as the bundle does; see :class:`istn_monai.inference.SavePairHandler`."""
+        options = self.content("handlers#1#options")
+        handler = SavePairHandler(output_dir, self.network, options, self.content("transformation_def"), inverse)
+        handler.save(result, convert_to_tensor(result["pred"], track_meta=False))
+
+
+def register_files(
+    registration: Registration, output_dir: str | Path, inverse: bool = False, **files: str | None
+) -> None:
+    """Registers one pair of files into a folder."""
+    check_pair_files(output_dir, **files)
+    registration.save(registration(pair_item(**files)), output_dir, inverse)
+
+
+def register_datalist(
+    registration: Registration, datalist: str | Path, part: str, output_dir: str | Path, inverse: bool = False
+) -> list[str]:
+    """Registers the pairs of one part of a datalist into ``pair_0000``, ``pair_0001`` ...; goes on after a failure.
+
+    Returns:
+        A line for each pair that failed.
+    """
+    failures = []
+    for number, pair in enumerate(tqdm(pairs_of(datalist, part), desc="registering", unit="pair")):
+        name = f"pair_{number:04d}"
+        try:
+            register_files(registration, Path(output_dir).expanduser() / name, inverse, **pair)
+        except (OSError, ValueError, RuntimeError) as error:
+            failures.append(f"{name}: {root_cause(error)}")
+    return failures
+
+
+def pairs_of(datalist: str | Path, part: str) -> Sequence[Item]:
+    """The pairs of a part, with the files that registration takes."""
+    taken = ("moving_image", "fixed_image", "moving_label")
+    return [{key: pair[key] for key in taken if key in pair} for pair in read_datalist(datalist, [part])[part]]
+
+
+def represent_file(registration: Registration, image: str, output: str | Path) -> Path:
+    """Writes the representation of one image, on its registration grid."""
+    path = Path(output).expanduser().absolute()
+    if path.exists():
+        raise FileExistsError(f"output exists and is left alone: {path}; choose another name or remove it")
+    if not Path(image).expanduser().exists():
+        raise FileNotFoundError(f"image: no such file: {image}")
+    data = registration.content("preprocessing")(pair_item(moving_image=image, fixed_image=image))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(Representd(registration.network)(data)["fixed_representation"], path)
+    return path
+
+
+def evaluate_datalist(
+    folder: Path, datalist: str | Path, output_dir: str | Path, refine_steps: int, **settings: Any
+) -> None:
+    """Runs the bundle's evaluation with the bundle's own weights, or those of ``ckpt_dir``."""
+    files = [str(folder / "configs" / f"{name}.json") for name in ("train", "evaluate")]
+    path = existing(datalist)
+    run(
+        run_id="evaluation",
+        config_file=files,
+        **{"ckpt_dir": str(folder / "models"), "dataset_dir": str(path.parent), "data_list_file": path.name} | settings,
+        output_dir=str(output_dir),
+        refine_steps=refine_steps,
+    )

@@ -1,0 +1,207 @@
+"""Registration of files: what is written opens in SimpleITK and means there what it means here."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from helpers import BUNDLE, ball, write_json, write_nifti
+from monai.bundle import ConfigParser
+from oracles import oblique_affine, smooth_image
+
+from istn_monai.apply import apply_transform
+from istn_monai.inference import OUTPUTS
+from istn_monai.points import Points, read_points, write_points
+from istn_monai.register import Registration, register_datalist, register_files, represent_file
+
+#: by dimension and transformation: a grid of 1.5 mm around images of 1 to 2 mm
+SETTINGS = {
+    (dims, name): {
+        "spatial_size": [32, 24, 28][:dims], "spacing": 1.5, "control_spacing": [16, 8], "transformation": name,
+        "soi_labels": [[1]], "device": "cpu",
+    }
+    for dims in (2, 3)
+    for name in ("affine", "bspline")
+}  # fmt: skip
+
+
+def checkpoint(folder, settings):
+    """Random weights whose heads move points by some millimetres."""
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs" / "inference.json"))
+    parser.update(settings)
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def")
+    for head in network.istn.stn.heads:
+        for parameter in head.parameters():
+            torch.nn.init.normal_(parameter, std=0.6)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": network.state_dict()}, folder / "model.pt")
+    return settings | {"ckpt_dir": str(folder)}
+
+
+def pair_files(folder, dims):
+    """Moving and fixed image and label, oblique, anisotropic, of different size, spacing and place."""
+    files = {}
+    for seed, side in enumerate(("moving", "fixed")):
+        size = ((26, 19, 22), (21, 25, 18))[seed][:dims]
+        spacing = ((1.4, 1.1, 1.7), (1.2, 1.0, 1.9))[seed][:dims]
+        affine = oblique_affine(size, spacing, seed + 3, [(40.0, -7.0, 12.0), (-3.0, 55.0, 8.0)][seed][:dims])
+        full = np.eye(4)
+        full[:dims, :dims], full[:dims, 3] = affine[:dims, :dims], affine[:dims, dims]
+        files[f"{side}_image"] = write_nifti(
+            folder / f"{side}.nii.gz", (200 * smooth_image(size, seed)).astype(np.int16), full
+        )
+        files[f"{side}_label"] = write_nifti(
+            folder / f"{side}_label.nii.gz", ball(size, [s / 2 for s in size], 5), full
+        )
+    return files
+
+
+def images_of(files):
+    return {key: files[key] for key in ("moving_image", "fixed_image", "moving_label")}
+
+
+@pytest.fixture(scope="module", params=SETTINGS, ids=lambda p: f"{p[1]}-{p[0]}d")
+def registered(request, tmp_path_factory):
+    """Files, results and settings of a refined registration."""
+    folder = tmp_path_factory.mktemp("registered")
+    files = pair_files(folder, request.param[0])
+    settings = checkpoint(folder / "models", SETTINGS[request.param])
+    registration = Registration(refine_steps=3, **settings)
+    register_files(registration, folder / "out", inverse=True, **images_of(files))
+    return files, folder / "out", settings
+
+
+def by_simpleitk(image, reference, transform, interpolator=sitk.sitkLinear):
+    """SimpleITK's resampling of files, as float64; outside lies the darkest value, as ours has it."""
+    moving = sitk.ReadImage(str(image), sitk.sitkFloat64)
+    darkest = float(sitk.GetArrayViewFromImage(moving).min())
+    resampled = sitk.Resample(moving, sitk.ReadImage(str(reference)), transform, interpolator, darkest)
+    return sitk.GetArrayFromImage(resampled)
+
+
+def array(file):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(float)
+
+
+def test_simpleitk_reproduces_the_warped_image_from_either_transform(registered):
+    files, out, _ = registered
+    warped = array(out / "warped.nii.gz")
+    assert {file.name for file in out.iterdir()} == set(OUTPUTS)
+    before = by_simpleitk(files["moving_image"], files["fixed_image"], sitk.Transform(warped.ndim, sitk.sitkIdentity))
+    transform = sitk.ReadTransform(str(out / "transform.h5"))
+    found = by_simpleitk(files["moving_image"], files["fixed_image"], transform)
+    spread = np.ptp(warped)
+    assert np.abs(before - warped).max() > 0.2 * spread
+    # rounding puts a voxel at the very rim of the moving image on one side here, on the other there
+    assert nib.load(out / "warped.nii.gz").get_data_dtype() == np.int16  # the file's own: whole numbers are rounded
+    assert (np.abs(found - warped) > 0.501).mean() < 0.002
+    field = sitk.Cast(sitk.ReadImage(str(out / "displacement.nii.gz")), sitk.sitkVectorFloat64)
+    found = by_simpleitk(files["moving_image"], files["fixed_image"], sitk.DisplacementFieldTransform(field))
+    assert (np.abs(found - warped) > 0.51).mean() < 0.01
+
+
+def test_report_says_what_was_done(registered):
+    _, out, _ = registered
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["transforms"]) == {"transform.h5", "displacement.nii.gz", "inverse_transform.h5"}
+    assert report["transforms"]["inverse_transform.h5"]["residual_mm"]["max"] < 0.3
+    assert report["refinement"]["objective_end"] <= report["refinement"]["objective_start"]
+    assert {"steps", "seconds", "at_bound"} <= set(report["refinement"])
+
+
+def test_apply_makes_the_same_image_and_label(registered, tmp_path):
+    files, out, _ = registered
+    for source, kind, name in (("moving_image", "linear", "warped"), ("moving_label", "label", "warped_label")):
+        file = apply_transform(
+            str(out / "transform.h5"), files[source], str(tmp_path / f"{name}.nii.gz"), files["fixed_image"],
+            interpolation=kind,
+        )  # fmt: skip
+        assert np.abs(array(file) - array(out / f"{name}.nii.gz")).max() < 1e-3
+        assert nib.load(file).get_data_dtype() == nib.load(files[source]).get_data_dtype()
+
+
+def test_inverse_brings_the_fixed_image_to_the_moving_grid(registered, tmp_path):
+    """By inversion of the forward file, and by SimpleITK with the inverse file."""
+    files, out, _ = registered
+    file = apply_transform(
+        str(out / "transform.h5"),
+        files["fixed_image"],
+        str(tmp_path / "back.nii.gz"),
+        files["moving_image"],
+        inverse=True,
+    )
+    inverse = sitk.ReadTransform(str(out / "inverse_transform.h5"))
+    expected = by_simpleitk(files["fixed_image"], files["moving_image"], inverse)
+    difference = np.abs(array(file) - expected) / np.ptp(expected)
+    assert np.median(difference) < 5e-3 and (difference > 0.02).mean() < 0.02
+
+
+def test_points_and_a_blob_at_one_place_land_together(registered, tmp_path):
+    """Images pull back, points push forward: a wrong direction or sign parts the two by millimetres."""
+    files, out, _ = registered
+    moving = nib.load(files["moving_image"])
+    dims = moving.ndim
+    flip = np.array([-1.0, -1.0, 1.0])[:dims]
+    itk_transform, itk_fixed = sitk.ReadTransform(str(out / "transform.h5")), sitk.ReadImage(files["fixed_image"])
+    centre = itk_fixed.TransformContinuousIndexToPhysicalPoint([s / 2 for s in itk_fixed.GetSize()])
+    # the blob is seen in the middle of the fixed image
+    position = np.array(itk_transform.TransformPoint(centre)) * flip
+    middle = (np.linalg.inv(moving.affine) @ [*position, *[0.0] * (3 - dims), 1.0])[:dims]
+    grid = np.meshgrid(*map(np.arange, moving.shape), indexing="ij")
+    blob = np.exp(-sum((g - m) ** 2 for g, m in zip(grid, middle, strict=True)) / 8)
+    write_nifti(tmp_path / "blob.nii.gz", blob, moving.affine)
+    write_points(Points(torch.as_tensor(position)[None], ("blob",)), tmp_path / "moving.csv", "LPS")
+    transform = str(out / "transform.h5")
+    apply_transform(transform, str(tmp_path / "moving.csv"), str(tmp_path / "fixed.csv"))
+    found = read_points(tmp_path / "fixed.csv").positions[0].numpy()
+    assert np.abs(found * flip - centre).max() < 0.05  # mm
+    blob_file, warped_file = str(tmp_path / "blob.nii.gz"), str(tmp_path / "warped.nii.gz")
+    file = apply_transform(transform, blob_file, warped_file, files["fixed_image"])
+    warped = sitk.ReadImage(str(file), sitk.sitkFloat64)
+    values = sitk.GetArrayFromImage(warped)
+    index = np.array(warped.TransformPhysicalPointToContinuousIndex((found * flip).tolist()))
+    peak = np.array(np.unravel_index(values.argmax(), values.shape)[::-1])
+    assert np.abs(index - peak).max() < 1.6  # a sheared blob between voxels: its exact place is above
+
+
+def test_a_datalist_goes_on_after_a_failed_pair(registered, tmp_path):
+    files, _, settings = registered
+    good = images_of(files)
+    broken = good | {"moving_image": str(tmp_path / "absent.nii.gz")}
+    datalist = write_json(tmp_path / "pairs.json", {"testing": [broken, good]})
+    failures = register_datalist(Registration(refine_steps=0, **settings), datalist, "testing", tmp_path / "all")
+    assert len(failures) == 1 and failures[0].startswith("pair_0000: moving_image: no such file")
+    assert (tmp_path / "all" / "pair_0001" / "transform.h5").exists()
+
+
+def test_representation_of_one_image(registered, tmp_path):
+    files, out, settings = registered
+    file = represent_file(Registration(refine_steps=0, **settings), files["fixed_image"], tmp_path / "m.nii.gz")
+    # moving_image and fixed_image are one: its own grid is the fixed one's
+    assert np.abs(nib.load(file).get_fdata() - nib.load(out / "fixed_representation.nii.gz").get_fdata()).max() < 1e-4
+    with pytest.raises(FileExistsError, match="left alone"):
+        represent_file(Registration(refine_steps=0, **settings), files["fixed_image"], file)
+
+
+def test_errors_name_argument_and_file(registered, tmp_path):
+    files, out, _ = registered
+    transform, image = str(out / "transform.h5"), files["moving_image"]
+    with pytest.raises(ValueError, match="reference is not set"):
+        apply_transform(transform, image, str(tmp_path / "a.nii.gz"))
+    with pytest.raises(ValueError, match="interpolation must be one of"):
+        apply_transform(transform, image, str(tmp_path / "a.nii.gz"), image, interpolation="cubic")
+    with pytest.raises(FileNotFoundError, match="input: no such file"):
+        apply_transform(transform, str(tmp_path / "absent.nii.gz"), str(tmp_path / "a.nii.gz"), image)
+    with pytest.raises(FileExistsError, match="left alone"):
+        apply_transform(transform, image, image, image)
+    (tmp_path / "p.csv").write_text("x,y,z\n1,2,3\n")
+    with pytest.raises(ValueError, match="does not say its frame"):
+        apply_transform(transform, str(tmp_path / "p.csv"), str(tmp_path / "q.csv"))
+    with pytest.raises(FileNotFoundError, match="no bundle"):
+        Registration(bundle_root=tmp_path)
