@@ -45,7 +45,7 @@ LEARNING_RATES = (1e-3, 2e-3)
 REFINEMENT_RATES = (0.02, 0.05, 0.1)
 REFINE_STEPS = 50
 SOI_STEPS, SOI_RATE = 200, 0.05  # the label maps' own registration starts from the identity
-KEPT = ("pair", "method", "dice_merged", "dice_labels", "asd_merged", "hd95_merged", "folding", "sdlogj", "seconds")
+KEPT = ("pair", "method", "dice_merged", "dice_labels", "asd_merged", "hd95_merged", "folding", "sdlogj", "sdlogj_l2r")
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Case:
 
 
 CASES = {
-    "hippocampus": Case("hippocampus", ("hippocampus",), 20, {"soi_labels": [[1, 2]]}, short_epochs=3),
+    "hippocampus": Case("hippocampus", ("hippocampus",), 40, {"soi_labels": [[1, 2]]}, short_epochs=3),
     "hippocampus_1000": Case(
         "hippocampus",
         ("hippocampus",),
-        2,
+        4,
         {"soi_labels": [[1, 2]], "data_list_file": "pairs_1000.json"},
         rates_of="hippocampus",
     ),
