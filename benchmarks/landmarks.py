@@ -1,0 +1,94 @@
+"""Landmark error between two brain templates, registered on their intensities by the Refiner alone, without a network.
+
+    python benchmarks/landmarks.py --data DIR
+
+DIR holds ``templates``: MNI152NLin6Asym (moving) and Colin27 (fixed), 32 anatomical landmarks each. Prints the mean
+target registration error in mm for no registration, rigid, affine, and affine with B-splines, and writes it to
+``benchmarks/results/landmarks.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from common import RESULTS, provenance, write
+from monai.losses import BendingEnergyLoss, LocalNormalizedCrossCorrelationLoss
+from monai.transforms import Compose, LoadImaged
+from torch import Tensor
+
+from istn_monai import AffineTransformation, BSplineTransformation, CompositeTransformation
+from istn_monai.dictionary import InitialAlignmentd, RegistrationGridd, UnitRanged, affine_of
+from istn_monai.metrics import folding_fraction
+from istn_monai.refinement import Refiner
+from istn_monai.world_transform import WorldTransform, world_transform
+
+FILES = {"moving_image": "MNI152_T1_1mm_brain.nii.gz", "fixed_image": "ch2bet.nii.gz"}
+SPACES = {"moving": "MNI152NLin6Asym", "fixed": "Colin27"}
+SIZE, SPACING = (72, 88, 72), 2.5
+CONTROL_SPACING = (40.0, 20.0)
+
+
+def landmarks(folder: Path, space: str) -> Tensor:
+    """``(3, N)`` in mm, RAS."""
+    with open(folder / "afids32_ras_mm.csv", newline="") as file:
+        rows = [[float(row[f"{space}_{axis}"]) for axis in "xyz"] for row in csv.DictReader(file)]
+    return torch.tensor(rows, dtype=torch.float64).T
+
+
+def errors(transform: WorldTransform | None, fixed: Tensor, moving: Tensor) -> dict[str, float]:
+    """Distances in mm of the moving landmarks from where the fixed ones are mapped to."""
+    found = fixed if transform is None else transform.transform_points(fixed)
+    distance = (found - moving).norm(dim=0)
+    return {"mean": distance.mean().item(), "median": distance.median().item(), "max": distance.max().item()}
+
+
+def main(data: str, threads: int = 2) -> None:
+    torch.set_num_threads(threads)
+    folder = Path(data) / "templates"
+    fixed, moving = (landmarks(folder, SPACES[side]) for side in ("fixed", "moving"))
+    load = [
+        LoadImaged(list(FILES), image_only=True, ensure_channel_first=True),
+        InitialAlignmentd("world"),
+        UnitRanged(),
+        RegistrationGridd(SIZE, SPACING),
+    ]
+    pair: dict[str, Any] = Compose(load)({key: str(folder / name) for key, name in FILES.items()})
+    images = [pair[key].as_tensor()[None] for key in FILES]
+    affine = AffineTransformation(SIZE, SPACING)
+    rigid = AffineTransformation(SIZE, SPACING, max_log_scale=0.0, max_shear=0.0)
+    levels = [BSplineTransformation(SIZE, SPACING, spacing) for spacing in CONTROL_SPACING]
+    lncc = LocalNormalizedCrossCorrelationLoss(spatial_dims=3, kernel_size=7)
+    linear = Refiner(steps=100, learning_rate=0.02, similarity=lncc)
+    smooth = Refiner(
+        steps=100, learning_rate=0.05, similarity=lncc, regulariser=BendingEnergyLoss(), regulariser_weight=1.0
+    )
+    rows: dict[str, dict[str, Any]] = {"none": errors(None, fixed, moving)}
+    theta = None
+    for name, transformation, refiner in (
+        ("rigid", rigid, linear),
+        ("affine", affine, linear),
+        ("affine + B-splines", CompositeTransformation([affine, *levels]), smooth),
+    ):
+        begin = time.perf_counter()
+        if theta is not None:  # goes on from the one before, whose parameters come first
+            theta = torch.nn.functional.pad(theta, (0, transformation.num_parameters - theta.shape[1]))
+        result = refiner.register(transformation, *images, theta)
+        theta = result.theta
+        transform = world_transform(transformation, theta, affine_of(pair["fixed_image"]), pair["initial_alignment"])
+        rows[name] = errors(transform, fixed, moving) | {
+            "folding": folding_fraction(result.ddf).item(),
+            "seconds": time.perf_counter() - begin,
+        }
+        print(f"{name:20} TRE {rows[name]['mean']:.2f} mm (before {rows['none']['mean']:.2f})", flush=True)
+    write(
+        {"provenance": provenance("cpu", pair=FILES), "target_registration_error_mm": rows}, RESULTS / "landmarks.json"
+    )
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
