@@ -24,11 +24,16 @@ from tqdm import tqdm
 
 from istn_monai.dictionary import LABEL_KEYS, affine_of
 from istn_monai.metrics import box_of, folding_fraction, overlap, sd_log_jacobian, sd_log_jacobian_l2r
+from istn_monai.points import is_points, read_points
 from istn_monai.warp import sample
-from istn_monai.world import pull_back_points, warp_labels
+from istn_monai.world import map_points, pull_back_landmarks, pull_back_points, warp_labels
 
 Figures = dict[str, float]
-COLUMNS = ("dice_merged", "dice_labels", "asd_merged", "hd95_merged", "folding", "sdlogj", "sdlogj_l2r", "seconds")
+#: of the table: figures and their titles; landmarks only where there are any
+COLUMNS = {
+    "dice_merged": "Dice merged", "dice_labels": "Dice labels", "asd_merged": "ASD mm", "hd95_merged": "HD95 mm",
+    "tre": "TRE mm", "folding": "folding %", "sdlogj": "SDlogJ", "sdlogj_l2r": "SDlogJ L2R", "seconds": "s",
+}  # fmt: skip
 IDENTITY = "Id"
 
 
@@ -74,9 +79,30 @@ def label_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Seq
     return figures
 
 
+def landmark_figures(pair: Mapping[str, Any], ddf: Tensor) -> Figures:
+    """Target registration error in mm, mean and median over a pair's landmarks; nothing if it has no landmark files.
+
+    The distance of each landmark of the moving image from where the fixed one of the same row is mapped to.
+    """
+    files = [pair.get(f"{side}_points") for side in ("fixed", "moving")]
+    if not all(file and is_points(file) for file in files):
+        return {}
+    fixed, moving = (read_points(str(file)) for file in files)
+    if len(fixed.positions) != len(moving.positions):
+        raise ValueError(
+            f"landmarks must correspond row by row: {files[0]} has {len(fixed.positions)}, {files[1]} "
+            f"{len(moving.positions)}"
+        )
+    found = pull_back_landmarks(ddf, affine_of(pair["image"]), fixed.positions.T)
+    if "initial_alignment" in pair:
+        found = map_points(torch.as_tensor(pair["initial_alignment"], dtype=torch.float64), found)
+    distances = (found - moving.positions.T).norm(dim=0)
+    return {"tre": distances.mean().item(), "tre_median": distances.median().item()}
+
+
 def pair_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Figures:
     """All figures of one pair and one field; arguments as in :func:`label_figures`."""
-    figures = label_figures(pair, ddf, soi_labels)
+    figures = label_figures(pair, ddf, soi_labels) | landmark_figures(pair, ddf)
     regularity = {"folding": folding_fraction, "sdlogj": sd_log_jacobian, "sdlogj_l2r": sd_log_jacobian_l2r}
     return figures | {name: figure(ddf).item() for name, figure in regularity.items()}
 
@@ -103,11 +129,11 @@ def statistics(values: Sequence[float]) -> dict[str, float]:
 
 def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """The summary as text, mean +- standard deviation over pairs."""
-    titles = ("Dice merged", "Dice labels", "ASD mm", "HD95 mm", "folding %", "SDlogJ", "SDlogJ L2R", "s")
-    lines = [f"{'':10}" + "".join(f"{title:>16}" for title in titles)]
+    columns = [column for column in COLUMNS if column in next(iter(summary.values()))]
+    lines = [f"{'':10}" + "".join(f"{COLUMNS[column]:>16}" for column in columns)]
     for method, figures in summary.items():
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             factor = 100.0 if column == "folding" else 1.0
             cells.append(f"{factor * figures[column]['mean']:.3f}+-{factor * figures[column]['std']:.3f}")
         lines.append(f"{method:10}" + "".join(f"{cell:>16}" for cell in cells))

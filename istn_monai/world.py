@@ -110,6 +110,20 @@ def pull_back_points(
     return map_points(to_moving.to(in_grid), in_grid[0])[None]
 
 
+def pull_back_landmarks(ddf: Tensor, grid_affine: Tensor, points: Tensor) -> Tensor:
+    """Where landmarks ``(D, N)`` of the fixed image's world are found, before the initial alignment takes them on.
+
+    Args:
+        ddf: ``(1, D, *S)`` on the registration grid, in its voxels.
+        grid_affine: the grid's affine.
+        points: in mm, RAS.
+    """
+    dims = len(points)
+    in_grid = map_points(torch.linalg.inv(grid_affine), points.double())
+    places = in_grid.view(1, dims, -1, *[1] * (dims - 1)).to(ddf)
+    return map_points(grid_affine, in_grid + sample(ddf, places).view(dims, -1).double())
+
+
 def within(points: Tensor, spatial_size: Sequence[int]) -> Tensor:
     """Which points ``(1, D, *T)`` lie in a voxel of an image, as ITK has it: up to half a voxel beyond the centres."""
     size = points.new_tensor(spatial_size).view(-1, *[1] * (points.ndim - 2))

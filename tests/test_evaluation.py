@@ -25,6 +25,7 @@ from istn_monai.evaluation import (
     table,
 )
 from istn_monai.networks import DisplacementNetwork
+from istn_monai.points import Points, write_points
 
 SHAPE = (20, 22, 18)
 
@@ -130,6 +131,28 @@ def test_a_label_that_is_missing_has_dice_zero_and_nan_distances():
     figures = pair_figures(pair_of_labels(moving, labels_at((8, 8, 9))), zero_ddf(), [[1], [2]])
     assert figures["dice_2"] == 0 and math.isnan(figures["asd_2"]) and math.isnan(figures["hd95_2"])
     assert figures["dice_labels"] == pytest.approx(0.5)
+
+
+def test_landmark_error_is_zero_for_the_true_motion_and_its_length_before(tmp_path):
+    """The moving landmark lies 2 voxels (5 mm) further along the first axis, and 7 mm by the initial alignment."""
+    label = labels_at((8, 8, 9))
+    pair = pair_of_labels(label, label, spacing=2.5)
+    fixed = torch.tensor([[20.0, 25.0, 20.0], [10.0, 30.0, 15.0]], dtype=torch.float64)
+    moving = fixed + torch.tensor([5.0, 0.0, 7.0], dtype=torch.float64)
+    for side, positions in (("fixed", fixed), ("moving", moving)):
+        pair[f"{side}_points"] = str(write_points(Points(positions, ("a", "b")), tmp_path / f"{side}.csv"))
+    start = torch.eye(4, dtype=torch.float64)
+    start[2, 3] = 7.0
+    pair["initial_alignment"] = start
+    ddf = zero_ddf()
+    assert pair_figures(pair, ddf, [[1, 2]])["tre"] == pytest.approx(5.0)
+    ddf[:, 0] = 2.0
+    figures = pair_figures(pair, ddf, [[1, 2]])
+    assert figures["tre"] == pytest.approx(0.0, abs=1e-5) and figures["tre_median"] == pytest.approx(0.0, abs=1e-5)
+    assert pair_figures(pair, -ddf, [[1, 2]])["tre"] == pytest.approx(10.0), "the wrong direction"
+    write_points(Points(fixed[:1], ("a",)), tmp_path / "moving.csv")
+    with pytest.raises(ValueError, match=r"correspond row by row: .*fixed.csv has 2, .*moving.csv 1"):
+        pair_figures(pair, ddf, [[1, 2]])
 
 
 def test_soi_that_is_moved_out_of_sight_has_dice_zero():
