@@ -24,9 +24,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from monai.utils import optional_import
 from PIL import Image
 
+from istn_monai.points import Points, write_points
 from istn_monai.vessels import (
     Grid,
     Vessel,
@@ -44,7 +46,7 @@ __all__ = ["synthesize", "true_displacement"]
 
 tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
 
-VERSION = 1  # of what is drawn: a set made by another version is not the same set
+VERSION = 2  # of what is drawn: a set made by another version is not the same set
 SECTIONS = {"training": "train", "validation": "validation", "testing": "test"}  # in the datalist: argument's name
 LABELS = {"0": "background", "1": "trunk", "2": "branches"}
 MIN_SIZE = 32  # voxels and mm: a smaller grid has no room for a tree that moves
@@ -72,11 +74,6 @@ def _write_image(path: Path, array: np.ndarray, grid: Grid) -> None:
     nib.save(image, path)
 
 
-def _write_points(path: Path, names: Sequence[str], points: np.ndarray) -> None:
-    rows = [",".join([name, *(f"{value:.6f}" for value in point)]) for name, point in zip(names, points, strict=True)]
-    path.write_text("\n".join([",".join(["label", *"xyz"[: points.shape[1]]]), *rows]) + "\n")
-
-
 def _write_pair(folder: Path, item: Mapping[str, str], rng: np.random.Generator, settings: Mapping[str, Any]) -> None:
     """Draw one pair and write the files that `item` names."""
     grids = {"moving": _random_grid(rng, settings), "fixed": _random_grid(rng, settings)}
@@ -100,7 +97,7 @@ def _write_pair(folder: Path, item: Mapping[str, str], rng: np.random.Generator,
         label = np.where(depth[0] > 0, 1, 2 * (depth[1] > 0)).astype(np.uint8)  # branches begin at the trunk's surface
         _write_image(folder / item[f"{role}_label"], label, grid)
         _write_image(folder / item[f"{role}_landmarks"], blobs, grid)
-        _write_points(folder / item[f"{role}_points"], names, points)
+        write_points(Points(torch.as_tensor(points), tuple(names)), folder / item[f"{role}_points"], "RAS")
     text = json.dumps({"direction": "fixed world -> moving world, mm, RAS", **truth}, default=np.ndarray.tolist)
     (folder / item["transform"]).write_text(text + "\n")
 
@@ -258,7 +255,7 @@ def synthesize(
 
     Returns:
         Path of `pairs.json`. Each item names images (intensities of arbitrary scale), labels (0, 1 = trunk,
-        2 = branches), landmarks as `*_points.csv` (world mm; for PNG pixels, x = tensor axis 0, y = axis 1; rows
+        2 = branches), landmarks as `*_points.csv` (world mm, RAS; for PNG pixels, x = tensor axis 0, y = axis 1; rows
         correspond) and as maps of blobs with sigma 2 mm (in [0, 1], PNG 0..255), and `transform`, see
         `true_displacement`. Contents are centred in their images.
 

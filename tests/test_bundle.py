@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, run, verify_metadata, verify_net_in_out
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from istn_monai.inference import OUTPUTS
 from istn_monai.settings import SETTINGS
 from istn_monai.synthetic import synthesize
 
@@ -125,8 +126,7 @@ def test_inference_from_elsewhere_agrees_with_evaluation(toy, trained, evaluated
         **options,
     )
     result = tmp_path / "result"
-    names = {"warped", "warped_label", "moving_representation", "fixed_representation"}
-    assert {file.name for file in result.iterdir()} == {f"{name}.nii.gz" for name in names} | {"report.json"}
+    assert {file.name for file in result.iterdir()} == set(OUTPUTS) - {"inverse_transform.h5"}
     fixed, warped = nib.load(files["fixed_image"]), nib.load(result / "warped.nii.gz")
     assert warped.shape == fixed.shape
     assert np.abs(warped.affine - fixed.affine).max() < 1e-5
@@ -137,7 +137,7 @@ def test_inference_from_elsewhere_agrees_with_evaluation(toy, trained, evaluated
     row = next(row for row in evaluated["pairs"] if row["pair"] == 0 and row["method"] == "one-pass")
     for value in (1, 2):
         dice = 2 * ((label == value) & (truth == value)).sum() / ((label == value).sum() + (truth == value).sum())
-        assert abs(dice - row[f"dice_{value}"]) < 1e-6
+        assert abs(dice - row[f"dice_{value}"]) < 0.01  # files: from the parameters; evaluation: from the ddf
     report = json.loads((result / "report.json").read_text())
     assert report["inputs"]["moving_image"]["file"] == files["moving_image"]
     assert report["folding_fraction"] == 0

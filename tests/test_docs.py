@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
 
+from istn_monai.__main__ import COMMANDS
 from istn_monai.settings import SETTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -34,16 +36,9 @@ def test_settings_named_in_the_readme_exist():
     table = [line for line in README.splitlines() if line.startswith("| `")]
     named = {name for line in table for name in re.findall(r"`(\w+)`", line.split("|")[1])}
     assert named and named <= set(SETTINGS)
+    arguments = {name for command in COMMANDS.values() for name in inspect.signature(command).parameters}
     for name in re.findall(r"--(\w+)", README):
-        assert name in SETTINGS | {
-            "config_file": "",
-            "images": "",
-            "labels": "",
-            "output": "",
-            "train": "",
-            "val": "",
-            "test": "",
-        }
+        assert name in SETTINGS or name in arguments | {"config_file", "inferer", "help"}
 
 
 def test_configs_named_in_the_documents_exist():

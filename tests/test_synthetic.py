@@ -39,7 +39,7 @@ class Pair:
         rows = {role: list(csv.reader(Path(item[f"{role}_points"]).open())) for role in ("moving", "fixed")}
         self.header = {role: r[0] for role, r in rows.items()}
         self.names = {role: [line[0] for line in r[1:]] for role, r in rows.items()}
-        self.points = {role: np.array([line[1:] for line in r[1:]], float) for role, r in rows.items()}
+        self.points = {role: np.array([line[1:-1] for line in r[1:]], float) for role, r in rows.items()}
         self.transform = json.loads(Path(item["transform"]).read_text())
 
     def to_voxel(self, key: str, world: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def test_tree_is_grey_in_a_bright_box_on_black(case):
 
 def test_truth_maps_landmarks(case):
     for pair in case[1]:
-        assert pair.header["fixed"] == pair.header["moving"] == ["label", *"xyz"[: pair.ndim]]
+        assert pair.header["fixed"] == pair.header["moving"] == ["label", *"xyz"[: pair.ndim], "frame"]
         assert pair.names["fixed"] == pair.names["moving"] and len(set(pair.names["fixed"])) == len(pair.names["fixed"])
         kinds = [name.split("_")[0] for name in pair.names["fixed"]]
         assert kinds.count("root") == 1 and kinds.count("tip") == (9, 16)[pair.ndim - 2]
