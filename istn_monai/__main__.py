@@ -117,29 +117,6 @@ def register(
     return f"written: {Path(output_dir).expanduser().absolute()}"
 
 
-def apply(
-    transform: str,
-    input: str,
-    output: str,
-    reference: str | None = None,
-    inverse: bool = False,
-    interpolation: str = "linear",
-    frame: str | None = None,
-) -> str:
-    """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
-
-    Args:
-        transform: transform.h5 of register, or any that ITK reads.
-        input: image, label map, or landmarks (.csv, .fcsv, .mrk.json).
-        output: file to write; an existing one is left alone.
-        reference: image whose grid the result has: the fixed one (with --inverse the moving one).
-        inverse: bring what belongs to the fixed image to the moving one.
-        interpolation: linear, nearest, or label (linear one-hot, then the largest).
-        frame: RAS or LPS, of landmarks in a .csv that does not say it in a column.
-    """
-    return f"written: {apply_transform(transform, input, output, reference, inverse, interpolation, frame)}"
-
-
 def represent(image: str, output: str, bundle_root: str | None = None, **settings: Any) -> str:
     """Writes the representation that the network makes of one image, for registration by another tool.
 
@@ -170,7 +147,7 @@ def evaluate(
 
 COMMANDS = {
     "register": register,
-    "apply": apply,
+    "apply": apply_transform,
     "represent": represent,
     "evaluate": evaluate,
     "pairs": pairs,

@@ -85,16 +85,16 @@ def apply_transform(
     interpolation: str = "linear",
     frame: str | None = None,
 ) -> Path:
-    """Applies a transform file to an image, a label map or landmarks, and writes the result.
+    """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
     Args:
-        transform: file of ``register``, or any that ITK reads.
-        input: image, or landmarks (.csv, .fcsv, .mrk.json).
-        output: file to write; must not exist.
-        reference: image whose grid the result has: the fixed image, or, if ``inverse``, the moving one.
-        inverse: see the module.
-        interpolation: "linear", "nearest" or "label".
-        frame: RAS or LPS, of landmarks in a CSV file without a column ``frame``; the result is in the same.
+        transform: transform.h5 of register, or any that ITK reads.
+        input: image, label map, or landmarks (.csv, .fcsv, .mrk.json).
+        output: file to write; an existing one is left alone.
+        reference: image whose grid the result has: the fixed one (with inverse the moving one).
+        inverse: bring what belongs to the fixed image to the moving one.
+        interpolation: linear, nearest, or label (linear one-hot, then the largest).
+        frame: RAS or LPS, of landmarks in a .csv that does not say it in a column; the result is in the same.
     """
     path = Path(output).expanduser().absolute()
     if path.exists():
