@@ -24,6 +24,7 @@ from istn_monai.warp import affine_points, resample
 from istn_monai.world import (
     averaged,
     map_points,
+    overlap_in_world,
     pull_back_points,
     registration_grid,
     square,
@@ -151,7 +152,8 @@ class InitialAlignmentd(Transform):
     Writes ``T0`` ``(D+1, D+1)``, fixed world to moving world in RAS mm, under ``initial_alignment``.
 
     Args:
-        name: "world", "center", "moments" or "rigid", see :func:`istn_monai.alignment.initial_alignment`.
+        name: "world", "center", "moments" or "rigid", see :func:`istn_monai.alignment.initial_alignment`. Images
+            that do not overlap after it are refused.
         keys: what to move along; those that are absent are skipped.
     """
 
@@ -172,6 +174,12 @@ class InitialAlignmentd(Transform):
             if key in data:
                 image = data[key]
                 result[key] = with_affine(image.as_tensor(), torch.linalg.solve(matrix, affine_of(image)), image)
+        aligned = result[IMAGE_KEYS[0]] if IMAGE_KEYS[0] in self.keys else moving
+        if not overlap_in_world(fixed.shape[1:], affine_of(fixed), aligned.shape[1:], affine_of(aligned)):
+            raise ValueError(
+                f"{source(moving, IMAGE_KEYS[0])} and {source(fixed, IMAGE_KEYS[1])} do not overlap in the world under "
+                f"initial_alignment {self.name!r}: choose 'center' or 'moments'"
+            )
         return result
 
 

@@ -40,6 +40,19 @@ def grid_centre(spatial_size: Sequence[int], affine: Tensor) -> Tensor:
     return map_points(affine, middle)
 
 
+def overlap_in_world(
+    size: Sequence[int], affine: Tensor, other_size: Sequence[int], other_affine: Tensor, samples: int = 16
+) -> bool:
+    """Whether any of some points all over one image lies in the other, in the world."""
+    pairs = ((size, affine, other_size, other_affine), (other_size, other_affine, size, affine))
+    for own, own_affine, theirs, their_affine in pairs:  # the other way round too: the other one may be small
+        spread = torch.diag(torch.tensor([*((n - 1) / (samples - 1) for n in own), 1.0], dtype=torch.float64))
+        points = affine_points(torch.linalg.solve(their_affine, own_affine @ spread), (samples,) * len(own))
+        if within(points[None], theirs).any():
+            return True
+    return False
+
+
 def registration_grid(
     fixed_size: Sequence[int],
     fixed_affine: Tensor,

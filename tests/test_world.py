@@ -467,3 +467,18 @@ def test_map_points_and_translation(dims):
     assert max_abs(map_points(tensor(matrix), tensor(points)), apply(matrix, points)) < 1e-12
     shift = torch.arange(1, dims + 1, dtype=torch.float64)
     assert max_abs(map_points(translation(shift), tensor(points)), points + column(shift.numpy(), dims)) < 1e-12
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_images_that_do_not_meet_in_the_world_are_refused(dims):
+    far = oblique_affine(MOVING[dims], (1.0,) * dims, 2, [500.0, *[0.0] * (dims - 1)])
+    pair = {
+        "moving_image": meta(smooth_image(MOVING[dims], 5), far),
+        "fixed_image": meta(smooth_image(FIXED[dims], 6), fixed_affine(dims)),
+    }
+    with pytest.raises(ValueError, match="moving_image .*do not overlap .*'world': choose 'center' or 'moments'"):
+        InitialAlignmentd("world")(pair)
+    InitialAlignmentd("center")(pair)
+    small = oblique_affine((3,) * dims, (0.05,) * dims, 3, fixed_affine(dims)[:dims] @ [*[4.3] * dims, 1.0])
+    pair["moving_image"] = meta(np.arange(3**dims).reshape((3,) * dims), small)  # lies between two sampled points
+    InitialAlignmentd("world")(pair)
