@@ -52,6 +52,11 @@ class Candidate:
     error: Callable[[], float]
 
 
+def configs(*names: str) -> list[str]:
+    """Config files of the bundle."""
+    return [str(ROOT / "bundle" / "configs" / f"{name}.json") for name in names]
+
+
 def commit() -> str:
     """The commit that is checked out, with "-dirty" where tracked files differ from it; "unknown" without git."""
     git = ["git", "-C", str(ROOT)]

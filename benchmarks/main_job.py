@@ -10,29 +10,19 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from pathlib import Path
 
 import fire
 import torch
+from common import RESULTS, commit, configs, write
 from monai.bundle import run
 
-ROOT = Path(__file__).resolve().parents[1]
 CASES = {
     "hippocampus_i": ("hippocampus", ["hippocampus"], {"loss": "i"}),
     "hippocampus_e": ("hippocampus", ["hippocampus"], {"loss": "e"}),
     "brain_i": ("brain", ["brain"], {"loss": "i"}),
     "synth2d_paper_i": ("synth2d", ["paper", "synth2d"], {"loss": "i"}),
 }
-
-
-def configs(*names: str) -> list[str]:
-    return [str(ROOT / "bundle" / "configs" / f"{name}.json") for name in names]
-
-
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def main(case: str, data: str, runs: str = "runs", refine_steps: int = 0, evaluate_only: bool = False) -> None:
@@ -55,9 +45,8 @@ def main(case: str, data: str, runs: str = "runs", refine_steps: int = 0, evalua
         "field_std_voxels": evaluation["field_std_voxels"],
         "summary": evaluation["summary"],
     }
-    file = ROOT / "benchmarks" / "results" / f"main_job_{case}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    file = RESULTS / f"main_job_{case}.json"
+    write(result, file)
     print(f"written: {file}")
 
 

@@ -22,10 +22,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import common
 import fire
 import numpy as np
 import torch
-from common import provenance
+from common import configs, provenance
 from monai.bundle import ConfigParser, run
 from monai.data import Dataset
 from monai.transforms import Compose
@@ -38,8 +39,7 @@ from istn_monai.dictionary import ConcatPaird
 from istn_monai.evaluation import Evaluation
 from istn_monai.refinement import RefineInferer
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "table1"
+RESULTS = common.RESULTS / "table1"
 METHODS = {"u": "STN-u", "s": "STN-s", "e": "ISTN-e", "i": "ISTN-i", "soi": "SoI"}
 LEARNING_RATES = (1e-3, 2e-3)
 REFINEMENT_RATES = (0.02, 0.05, 0.1)
@@ -81,11 +81,6 @@ CASES = {
         rates_of="hippocampus",
     ),
 }
-
-
-def configs(*names: str) -> list[str]:
-    """Config files of the bundle."""
-    return [str(ROOT / "bundle" / "configs" / f"{name}.json") for name in names]
 
 
 class Cell:
@@ -196,8 +191,7 @@ class Cell:
             "summary": evaluation["summary"],
             "pairs": [{key: row[key] for key in KEPT} for row in evaluation["pairs"]],
         }
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(content, indent=1) + "\n")
+        common.write(content, self.file)
         print(f"written: {self.file}")
 
 

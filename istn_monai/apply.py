@@ -14,7 +14,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
-from istn_monai.checks import check_affine, check_dims
+from istn_monai.checks import check_affine, check_dims, new_file
 from istn_monai.dictionary import affine_of, with_affine
 from istn_monai.export import read_transform
 from istn_monai.inference import save_image
@@ -96,9 +96,7 @@ def apply_transform(
         interpolation: linear, nearest, or label (linear one-hot, then the largest).
         frame: RAS or LPS, of landmarks in a .csv that does not say it in a column; the result is in the same.
     """
-    path = Path(output).expanduser().absolute()
-    if path.exists():
-        raise FileExistsError(f"output exists and is left alone: {path}; choose another name or remove it")
+    path = new_file(output)
     loaded = read_transform(transform)
     if is_points(input):
         return write_points(move_points(read_points(input, frame), loaded, inverse), path, frame or "LPS")

@@ -196,6 +196,14 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def new_file(file: str | Path, name: str = "output") -> Path:
+    """The absolute path of a file to write, or FileExistsError: what is there is left alone."""
+    path = Path(file).expanduser().absolute()
+    if path.exists():
+        raise FileExistsError(f"{name} exists and is left alone: {path}; choose another name or remove it")
+    return path
+
+
 def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> Path:
     """Makes a folder for results and tries to write in it; ``name`` is how errors call it.
 

@@ -14,6 +14,8 @@ from monai.data import CacheDataset, Dataset, PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 
+from istn_monai.checks import new_file
+
 PARTS = ("training", "validation", "testing")
 PATH_KEYS = tuple(f"{side}_{kind}" for kind in ("image", "label", "points") for side in ("moving", "fixed"))
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png")
@@ -211,9 +213,7 @@ def make_datalist(
     Returns:
         The file's absolute path.
     """
-    path = Path(output).expanduser().absolute()
-    if path.exists():
-        raise FileExistsError(f"output exists and is left alone: {path}; choose another name or remove it")
+    path = new_file(output)
     counts = dict(zip(PARTS, (train, validation, test), strict=True))
     if not all(isinstance(n, int) and n >= 0 for n in counts.values()) or not sum(counts.values()):
         raise ValueError(f"train, validation and test must be whole numbers of at least 0, not all 0, got {counts}")

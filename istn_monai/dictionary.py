@@ -317,11 +317,10 @@ class Representd(Transform):
         image = data["image"]
         device = next(self.network.parameters()).device
         istn = self.network.istn
+        refined = getattr(data.get("pred"), "meta", {})
         with torch.no_grad():
             representations = istn.represent(image.as_tensor()[None].to(device))
-            theta = istn.stn(torch.cat(representations, dim=1))[0]
+            result["theta"] = refined["theta"] if "theta" in refined else istn.stn(torch.cat(representations, dim=1))[0]
         for name, representation in zip(("moving", "fixed"), representations, strict=True):
             result[f"{name}_representation"] = with_affine(representation[0].cpu(), affine_of(image), image)
-        refined = getattr(data.get("pred"), "meta", {})
-        result["theta"] = refined.get("theta", theta)
         return result

@@ -2,8 +2,8 @@
 
 Convention:
     What is written maps fixed to moving world points (pull-back), the direction in which ITK, SimpleITK, ANTs and 3D
-    Slicer resample. Inside the package world points are RAS; ITK's are LPS, and this file is the only one that knows.
-    It is also the only one that imports itk, and only when it is used.
+    Slicer resample. Inside the package world points are RAS; ITK's are LPS, and how the two differ stands here
+    alone. This is also the only file that imports itk, and only when it is used.
 """
 
 from __future__ import annotations

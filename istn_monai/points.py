@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from istn_monai.export import lps
+
 FRAMES = ("RAS", "LPS")
 SUFFIXES = (".csv", ".fcsv", ".mrk.json")
 AXES = ("x", "y", "z")
@@ -60,8 +62,7 @@ def checked_frame(frame: str, file: str | Path) -> str:
 
 def to_ras(positions: Tensor, frame: str) -> Tensor:
     """Positions ``(N, D)`` of a frame in RAS; and back, for it is a reflection."""
-    flip = torch.tensor([-1.0, -1.0, 1.0][: positions.shape[1]], dtype=torch.float64)
-    return positions * flip if frame == "LPS" else positions.clone()
+    return positions * torch.as_tensor(lps(positions.shape[1]).diagonal()) if frame == "LPS" else positions.clone()
 
 
 def read_points(file: str | Path, frame: str | None = None) -> Points:

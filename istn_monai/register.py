@@ -12,6 +12,7 @@ from monai.data import decollate_batch
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
+from istn_monai.checks import new_file
 from istn_monai.data import Item, existing, pair_item, read_datalist
 from istn_monai.dictionary import Representd
 from istn_monai.inference import SavePairHandler, check_pair_files, save_image
@@ -113,9 +114,7 @@ def pairs_of(datalist: str | Path, part: str) -> Sequence[Item]:
 
 def represent_file(registration: Registration, image: str, output: str | Path) -> Path:
     """Writes the representation of one image, on its registration grid."""
-    path = Path(output).expanduser().absolute()
-    if path.exists():
-        raise FileExistsError(f"output exists and is left alone: {path}; choose another name or remove it")
+    path = new_file(output)
     if not Path(image).expanduser().exists():
         raise FileNotFoundError(f"image: no such file: {image}")
     data = registration.content("preprocessing")(pair_item(moving_image=image, fixed_image=image))
