@@ -6,7 +6,7 @@
 CASE is a key of ``CASES``; DIR holds the data sets' folders. Each cell of the table (transformation x method) is
 trained, its refinement's learning rate chosen on the validation pairs, and evaluated on the test pairs before and after
 50 steps of refinement; ``Id`` comes with each, and ``SoI``, the label maps themselves registered, is the best case. The
-learning rate of training is chosen on the validation pairs too, in short trainings; a case may take over another one's.
+learning rate of training is chosen on the validation pairs too, in short trainings of ``RATES_OF``, for all cases.
 
 A finished cell is a file in ``benchmarks/results/table1``, with commit, versions, device, data, seed and the figures of
 each pair, and is not done again: an interrupted run goes on where it stopped, and several processes may share a case.
@@ -42,6 +42,7 @@ from istn_monai.refinement import RefineInferer
 RESULTS = common.RESULTS / "table1"
 METHODS = {"u": "STN-u", "s": "STN-s", "e": "ISTN-e", "i": "ISTN-i", "soi": "SoI"}
 LEARNING_RATES = (1e-3, 2e-3)
+DTYPE = "bfloat16"  # of the networks in training; all else is float32
 REFINEMENT_RATES = (0.02, 0.05, 0.1)
 REFINE_STEPS = 50
 SOI_STEPS, SOI_RATE = 200, 0.05  # the label maps' own registration starts from the identity
@@ -58,29 +59,18 @@ class Case:
     settings: dict[str, Any]
     #: by transformation
     special: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: epochs of the trainings that choose the learning rate; 0 takes it from ``rates_of``
-    short_epochs: int = 0
-    rates_of: str = ""
 
 
 CASES = {
-    "hippocampus": Case("hippocampus", ("hippocampus",), 40, {"soi_labels": [[1, 2]]}, short_epochs=3),
+    "hippocampus": Case("hippocampus", ("hippocampus",), 12, {"soi_labels": [[1, 2]]}),
     "hippocampus_1000": Case(
-        "hippocampus",
-        ("hippocampus",),
-        4,
-        {"soi_labels": [[1, 2]], "data_list_file": "pairs_1000.json"},
-        rates_of="hippocampus",
+        "hippocampus", ("hippocampus",), 1, {"soi_labels": [[1, 2]], "data_list_file": "pairs_1000.json"}
     ),
     "brain": Case(
-        "brain",
-        ("brain",),
-        8,
-        {},
-        special={"bspline": {"control_spacing": 30, "initial_alignment": "rigid"}},
-        rates_of="hippocampus",
+        "brain", ("brain",), 6, {}, special={"bspline": {"control_spacing": 30, "initial_alignment": "rigid"}}
     ),
 }
+RATES_OF, SHORT_EPOCHS = ("hippocampus", "affine"), 2  # whose trainings choose the learning rate for all, and how
 
 
 class Cell:
@@ -96,7 +86,8 @@ class Cell:
 
     def __init__(self, case: str, transformation: str, method: str, data: str, runs: str) -> None:
         self.case, self.name = CASES[case], f"{case}_{transformation}_{method}"
-        self.transformation, self.method = transformation, method
+        self.method = method
+        self.chooses_rate = (case, transformation) == RATES_OF
         self.runs = Path(runs).absolute()
         self.file = RESULTS / f"{self.name}.json"
         self.settings = self.case.settings | self.case.special.get(transformation, {})
@@ -110,6 +101,7 @@ class Cell:
     def train(self, output_dir: Path, epochs: int, learning_rate: float) -> Path:
         """Trains, or goes on, and returns ``model.pt``."""
         settings = self.settings | {"output_dir": str(output_dir), "max_epochs": epochs, "loss": self.method}
+        settings |= {"training_dtype": DTYPE}
         run(
             run_id="training",
             config_file=configs("train", *self.case.overlays),
@@ -120,12 +112,12 @@ class Cell:
 
     def learning_rate(self) -> tuple[float, dict[str, float]]:
         """The rate with the best validation Dice in a short training, and all of them."""
-        if self.case.rates_of:
-            other = RESULTS / f"{self.case.rates_of}_{self.transformation}_{self.method}.json"
+        if not self.chooses_rate:
+            other = RESULTS / f"{'_'.join(RATES_OF)}_{self.method}.json"
             return json.loads(other.read_text())["learning_rate"], {}
         found = {}
         for rate in LEARNING_RATES:
-            model = self.train(self.runs / "rates" / f"{self.name}_{rate}", self.case.short_epochs, rate)
+            model = self.train(self.runs / "rates" / f"{self.name}_{rate}", SHORT_EPOCHS, rate)
             found[str(rate)] = torch.load(model, weights_only=True)["validation"]
         return float(max(found, key=lambda rate: found[rate])), found
 

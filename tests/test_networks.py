@@ -142,8 +142,14 @@ def test_backbone_sees_sizes_that_divide_and_an_image_that_divides_is_not_padded
     itn = BackboneITN(Spy(), 8)
     image = rand(1, 1, 9, 16)
     assert torch.equal(itn(image), 2 * image)
-    assert torch.equal(itn(rand(1, 1, 8, 16)), 2 * rand(1, 1, 8, 16))
-    assert seen == [(16, 16), (8, 16)]
+    assert torch.equal(itn(rand(1, 1, 24, 16)), 2 * rand(1, 1, 24, 16))
+    assert seen == [(16, 16), (24, 16)]
+
+
+@pytest.mark.parametrize("size", [(9, 16), (3, 5, 4)])
+def test_backbone_trains_on_images_that_its_deepest_level_would_see_as_one_voxel(size):
+    itn = BackboneITN(basic_unet(len(size), 2), 16)
+    assert itn.train()(rand(1, 1, *size)).shape == (1, 2, *size)
 
 
 def test_backbone_activation():

@@ -18,11 +18,13 @@ from istn_monai.losses import ISTNLoss
 from istn_monai.networks import DisplacementNetwork
 from istn_monai.settings import Settings
 from istn_monai.training import (
+    AutocastInferer,
     Checkpoints,
     KeepBestHandler,
     LoadHandler,
     PairImageHandler,
     ResumeHandler,
+    channels_last,
     load_checkpoint,
     middle_slice,
     pair_picture,
@@ -430,3 +432,37 @@ def test_picture_handler_writes_for_tensorboard(tmp_path):
     )
     evaluator.run()
     assert any(file.stat().st_size > 500 for file in (tmp_path / "logs").iterdir())
+
+
+@pytest.mark.parametrize("size", [(12, 10), (9, 8, 10)])
+def test_channels_last_changes_the_order_of_weights_alone(size):
+    network = perturb(small_istn(size))
+    image = rand(2, 2, *size)
+    before = network(image)
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    assert channels_last(network) is network
+    kernel = next(value for value in network.parameters() if value.ndim == len(size) + 2 and value.shape[1] > 1)
+    assert kernel.stride(1) == 1
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    for one, other in zip(network(image), before, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_autocast_computes_in_bfloat16_and_gives_float32_near_it():
+    network = perturb(small_istn(SIZE))
+    image = rand(2, 2, *SIZE)
+    exact = network(image)
+    seen = []
+    network.stn.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    short = AutocastInferer("bfloat16")(image, network)
+    assert seen == [torch.bfloat16]
+    for one, other in zip(short, exact, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.allclose(one, other, atol=0.05 * max(1.0, other.abs().max().item()))
+    for one, other in zip(AutocastInferer()(image, network), exact, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_autocast_refuses_other_types():
+    with pytest.raises(ValueError, match="training_dtype must be 'float32' or 'bfloat16', got 'float16'"):
+        AutocastInferer("float16")
