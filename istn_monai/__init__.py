@@ -8,8 +8,8 @@ Where things are:
   :mod:`istn_monai.alignment`: initial alignment
 - :mod:`istn_monai.networks`: ITN, STN, ISTN; :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i
 - :mod:`istn_monai.refinement`: test-time refinement for the one pair in hand
-- :mod:`istn_monai.dictionary`: MONAI dictionary transforms; :mod:`istn_monai.augmentation`: random
-  deformation; :mod:`istn_monai.data`: datalists
+- :mod:`istn_monai.loading`: images from files; :mod:`istn_monai.data`: datalists; :mod:`istn_monai.dictionary`: MONAI
+  dictionary transforms; :mod:`istn_monai.augmentation`: random deformation
 - :mod:`istn_monai.synthetic`: the paper's toy
 - :mod:`istn_monai.metrics`, :mod:`istn_monai.evaluation`: figures
 - :mod:`istn_monai.checks`, :mod:`istn_monai.settings`, :mod:`istn_monai.training`, :mod:`istn_monai.inference`: what
@@ -24,6 +24,7 @@ from istn_monai import (
     dictionary,
     evaluation,
     inference,
+    loading,
     refinement,
     settings,
     training,
@@ -36,9 +37,10 @@ from istn_monai.spatial import AffineTransformation, CompositeTransformation, sp
 from istn_monai.transformation import Transformation
 from istn_monai.warp import Warp
 
+__version__ = "0.1.0"
 __all__ = [
     "ISTN", "ITN", "STN", "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation",
     "DiceMSELoss", "DisplacementNetwork", "ISTNLoss", "ISTNOutput", "PyramidSTN", "SoftClamp", "Transformation", "Warp",
-    "alignment", "augmentation", "checks", "data", "dictionary", "evaluation", "inference", "refinement", "settings",
-    "spatial_transformation", "training", "world",
+    "alignment", "augmentation", "checks", "data", "dictionary", "evaluation", "inference", "loading", "refinement",
+    "settings", "spatial_transformation", "training", "world",
 ]  # fmt: skip

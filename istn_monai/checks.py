@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
 from torch import Tensor
 from tqdm import tqdm
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS
+from istn_monai.loading import read_image
 from istn_monai.losses import VARIANTS
 from istn_monai.spatial import TRANSFORMATIONS
 from istn_monai.transformation import checked_size, per_axis
@@ -167,13 +167,12 @@ def check_datalist(
         for file in files:
             if file is not None and not Path(file).exists():
                 raise FileNotFoundError(f"{place}: no such file: {file}")
-    load = LoadImage(image_only=True, ensure_channel_first=True)
     present: set[int] = set()
     for (image, label), place in tqdm(subjects.items(), desc="checking data", unit="image", leave=False):
-        loaded = read_or_explain(load, image, place)
+        loaded = read_or_explain(image, place)
         check_image(loaded, place, spatial_dims, in_channels)
         if label is not None:
-            loaded_label = read_or_explain(load, label, place)
+            loaded_label = read_or_explain(label, place)
             check_label(loaded_label, place, loaded, soi_labels)
             if soi_labels is not None:
                 present.update(int(value) for value in plain(loaded_label).round().unique().tolist())
@@ -182,10 +181,10 @@ def check_datalist(
         raise ValueError(f"soi_labels {unknown} are in no label file of the datalist; there are {sorted(present)}")
 
 
-def read_or_explain(load: LoadImage, file: str, place: str) -> MetaTensor:
+def read_or_explain(file: str, place: str) -> MetaTensor:
     """The image in ``file``, or a ValueError that names it."""
     try:
-        return load(file)
+        return read_image(file)
     except Exception as error:
         raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({last_line(error)})") from error
 

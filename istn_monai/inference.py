@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from monai.utils import get_package_version
 from torch import nn
 
 from istn_monai.checks import check_output_dir
@@ -117,9 +118,13 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def file_hash(file: str) -> str | None:
-    """SHA-256 of a file; None for a folder."""
+    """SHA-256 of a file, or of a folder's files (a DICOM series) one after the other, by name; None for nothing."""
     path = Path(file)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    digest = hashlib.sha256()
+    for part in [path] if path.is_file() else sorted(path.glob("*")):
+        if part.is_file():
+            digest.update(part.read_bytes())
+    return digest.hexdigest() if path.exists() else None
 
 
 class SavePairHandler:
@@ -162,9 +167,6 @@ class SavePairHandler:
         for name in IMAGES:
             if name in pair:
                 save_image(pair[name], self.output_dir / f"{name}.nii.gz")
-        if "displacement" in pair:
-            field = pair["displacement"]
-            write_displacement(field.as_tensor().cpu(), affine_of(field), self.output_dir / DISPLACEMENT)
         transforms = self.save_transforms(pair)
         report = self.report(pair, ddf) | {"transforms": transforms}
         (self.output_dir / "report.json").write_text(json.dumps(report, indent=1, default=str))
@@ -206,7 +208,11 @@ class SavePairHandler:
                 }  # fmt: skip
         field = ddf[None].cpu()
         return {
-            "versions": {"monai": monai.__version__, "torch": torch.__version__},
+            "versions": {
+                "istn-monai": get_package_version("istn_monai"),
+                "monai": monai.__version__,
+                "torch": torch.__version__,
+            },
             "weights_sha256": weights_hash(self.network),
             "options": self.options,
             "inputs": inputs,

@@ -48,8 +48,7 @@ class Registration:
         self.parser.read_config([str(folder / "configs" / f"{name}.json") for name in names])
         self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | settings)
         content = self.content
-        for number in range(1, 3):  # not the first, which changes how the whole process shows its errors
-            content(f"initialize#{number}")
+        content("check")
         self.device = torch.device(content("device"))
         self.network = content("network").eval()
         load_checkpoint(content("checkpoint_file"), self.network, content("settings"), self.device)
@@ -75,7 +74,7 @@ class Registration:
 
     def save(self, result: dict[str, Any], output_dir: str | Path, inverse: bool = False) -> None:
         """Writes what :meth:`__call__` gave as the bundle does; see :class:`istn_monai.inference.SavePairHandler`."""
-        options = self.content("handlers#1#options")
+        options = self.content("saver#options")
         handler = SavePairHandler(output_dir, self.network, options, self.content("transformation_def"), inverse)
         handler.save(result, convert_to_tensor(result["pred"], track_meta=False))
 

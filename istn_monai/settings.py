@@ -51,6 +51,7 @@ SETTINGS: dict[str, str] = {
     "max_epochs": "of training",
     "batch_size": "pairs in a training batch",
     "learning_rate": "at the start; follows a cosine to 0",
+    "training_dtype": "of the networks in training: float32 or bfloat16, which is faster where the hardware knows it",
     "val_interval": "epochs between validations",
     "moving_image": "file to be warped (inference)",
     "fixed_image": "file whose grid is the result's (inference)",
@@ -59,11 +60,11 @@ SETTINGS: dict[str, str] = {
     "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
 }
 
-#: top-level ids that MONAI itself reads, and those that only make sense to a host
+#: top-level ids that MONAI itself reads, and those that only make sense to a host or to :mod:`istn_monai.register`
 MONAI_IDS = {
     "imports", "initialize", "run", "finalize", "training", "evaluation", "inference", "refinement",
     "train", "validate", "evaluate", "dataset", "dataloader", "evaluator", "inferer", "preprocessing",
-    "postprocessing", "handlers", "network_def", "network", "displayable_configs", "_meta_", "_mode_",
+    "postprocessing", "handlers", "network_def", "network", "displayable_configs", "check", "_meta_", "_mode_",
     "save_execute_config", "tracking_uri", "experiment_name", "is_not_rank0",
 }  # fmt: skip
 

@@ -6,8 +6,8 @@ has a random pose of its own in either image, so aligning intensities aligns the
 Every tree is a deformation of one template ("anatomy"), so what is learnt on some pairs holds for others.
 
 Convention:
-    - Points are in world mm, RAS, one row each; for PNG files, which have no header, world is the pixel index:
-      spacing 1 mm, origin 0, x = tensor axis 0 and y = tensor axis 1 of MONAI's ``LoadImage``.
+    - Points are in world mm, RAS, one row each; for PNG files, which have no header, world is the pixel index in LPS,
+      as in ITK: spacing 1 mm, origin 0, x = tensor axis 0 and y = tensor axis 1 of MONAI's ``LoadImage``.
     - The transformation is a pull-back, as everywhere in this package: fixed world -> moving world.
     - Both images are rendered from geometry, at every voxel's own position; no image is ever resampled.
 """
@@ -28,6 +28,7 @@ import torch
 from monai.utils import optional_import
 from PIL import Image
 
+from istn_monai.export import lps
 from istn_monai.points import Points, write_points
 from istn_monai.vessels import (
     Grid,
@@ -46,7 +47,7 @@ __all__ = ["synthesize", "true_displacement"]
 
 tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
 
-VERSION = 2  # of what is drawn: a set made by another version is not the same set
+VERSION = 3  # of what is drawn: a set made by another version is not the same set
 SECTIONS = {"training": "train", "validation": "validation", "testing": "test"}  # in the datalist: argument's name
 LABELS = {"0": "background", "1": "trunk", "2": "branches"}
 MIN_SIZE = 32  # voxels and mm: a smaller grid has no room for a tree that moves
@@ -86,19 +87,21 @@ def _write_pair(folder: Path, item: Mapping[str, str], rng: np.random.Generator,
     names, landmarks = landmarks_of(template)  # before rounding can tell a branch's beginning from its parent
     landmarks = apply_transform(subject, landmarks)
     nonlinear_mm = settings["nonlinear_mm"]
+    png = settings["image_format"] == "png"
+    frame = "LPS" if png else "RAS"
     truth = fitting_transform(tree, rng, center, grids["moving"].center, extent, nonlinear_mm=nonlinear_mm)
     for role, grid in grids.items():
         depth = render_tree(grid, tree, truth if role == "moving" else None)
         points = apply_transform(truth, landmarks) if role == "moving" else landmarks
         blobs = render_landmarks(grid, points)
-        png = settings["image_format"] == "png"
         blobs = (blobs * 255).round().astype(np.uint8) if png else blobs.astype(np.float32)
         _write_image(folder / item[f"{role}_image"], render_image(rng, grid, depth, extent), grid)
         label = np.where(depth[0] > 0, 1, 2 * (depth[1] > 0)).astype(np.uint8)  # branches begin at the trunk's surface
         _write_image(folder / item[f"{role}_label"], label, grid)
         _write_image(folder / item[f"{role}_landmarks"], blobs, grid)
-        write_points(Points(torch.as_tensor(points), tuple(names)), folder / item[f"{role}_points"], "RAS")
-    text = json.dumps({"direction": "fixed world -> moving world, mm, RAS", **truth}, default=np.ndarray.tolist)
+        in_ras = torch.as_tensor(points @ lps(points.shape[1]) if png else points)
+        write_points(Points(in_ras, tuple(names)), folder / item[f"{role}_points"], frame)
+    text = json.dumps({"direction": f"fixed world -> moving world, mm, {frame}", **truth}, default=np.ndarray.tolist)
     (folder / item["transform"]).write_text(text + "\n")
 
 
@@ -255,8 +258,8 @@ def synthesize(
 
     Returns:
         Path of `pairs.json`. Each item names images (intensities of arbitrary scale), labels (0, 1 = trunk,
-        2 = branches), landmarks as `*_points.csv` (world mm, RAS; for PNG pixels, x = tensor axis 0, y = axis 1; rows
-        correspond) and as maps of blobs with sigma 2 mm (in [0, 1], PNG 0..255), and `transform`, see
+        2 = branches), landmarks as `*_points.csv` (world mm, RAS; for PNG pixels, LPS, x = tensor axis 0, y = axis 1;
+        rows correspond) and as maps of blobs with sigma 2 mm (in [0, 1], PNG 0..255), and `transform`, see
         `true_displacement`. Contents are centred in their images.
 
     Note: one process at a time may write a folder; in distributed training let rank 0 do it.

@@ -12,8 +12,11 @@ import pytest
 import SimpleITK as sitk
 from monai.bundle import run
 
+from istn_monai.register import Registration, register_files
+
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
-DATA = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data")).absolute() / "hippocampus"
+FOLDER = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data")).absolute()
+DATA, SERIES = FOLDER / "hippocampus", FOLDER / "dicom_hippocampus"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no hippocampus data at {DATA} (set ISTN_DATA_DIR)")
 
 
@@ -80,3 +83,28 @@ def test_files_agree_with_evaluation(pair, figures, tmp_path, monkeypatch, run_i
     # whole numbers are rounded; and rounding may put a voxel at the very rim of the moving image on either side
     tolerance = 1e-3 * np.ptp(ours) + 0.5 * (warped.get_data_dtype().kind in "iu")
     assert (np.abs(by_simpleitk - ours) > tolerance).mean() < 1e-3
+
+
+@pytest.mark.skipif(not SERIES.is_dir(), reason=f"no DICOM series at {SERIES}")
+@pytest.mark.parametrize("side", ["moving", "fixed"])
+def test_a_dicom_series_and_a_nifti_file(pair, tmp_path, side):
+    other = "fixed" if side == "moving" else "moving"
+    files = {f"{side}_image": str(SERIES), f"{other}_image": pair[f"{other}_image"]}
+    register_files(Registration(refine_steps=10, device="cpu"), tmp_path / "out", **files)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(SERIES)))
+    read = {f"{side}_image": reader.Execute(), f"{other}_image": sitk.ReadImage(files[f"{other}_image"])}
+    warped = sitk.ReadImage(str(tmp_path / "out" / "warped.nii.gz"))
+    fixed = read["fixed_image"]
+    assert warped.GetSize() == fixed.GetSize()
+    for get in ("GetOrigin", "GetSpacing", "GetDirection"):
+        assert np.allclose(getattr(warped, get)(), getattr(fixed, get)(), atol=1e-4)
+    moving = sitk.Cast(read["moving_image"], sitk.sitkFloat64)
+    darkest = float(sitk.GetArrayViewFromImage(moving).min())
+    transform = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))
+    found = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkLinear, darkest))
+    ours = sitk.GetArrayFromImage(warped).astype(float)
+    assert (np.abs(found - ours) > 1e-3 * np.ptp(ours) + 0.5).mean() < 2e-3  # whole numbers are rounded
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["refinement"]["objective_end"] < report["refinement"]["objective_start"]
+    assert len(report["inputs"][f"{side}_image"]["sha256"]) == 64

@@ -205,3 +205,45 @@ def test_errors_name_argument_and_file(registered, tmp_path):
         apply_transform(transform, str(tmp_path / "p.csv"), str(tmp_path / "q.csv"))
     with pytest.raises(FileNotFoundError, match="no bundle"):
         Registration(bundle_root=tmp_path)
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii"])
+def test_other_formats_mean_the_same(registered, tmp_path, suffix):
+    """The moving files in another format, the fixed one as NIfTI."""
+    files, out, settings = registered
+    if suffix != ".nii" and array(files["moving_image"]).ndim == 2:
+        pytest.skip("ITK's formats have no third dimension for the plane of a 2-D image")
+    other = images_of(files)
+    for key in ("moving_image", "moving_label"):
+        other[key] = str(tmp_path / f"{key}{suffix}")
+        sitk.WriteImage(sitk.ReadImage(files[key]), other[key])
+    register_files(Registration(refine_steps=3, **settings), tmp_path / "out", **other)
+    for name in ("warped", "warped_label"):
+        difference = np.abs(array(tmp_path / "out" / f"{name}.nii.gz") - array(out / f"{name}.nii.gz"))
+        assert (difference > 1).mean() < 0.002  # rounding, where a header keeps fewer digits
+
+
+def test_png_files_mean_what_they_mean_to_itk(tmp_path):
+    """They have no frame; a transform from MONAI's would be mirrored in every other tool."""
+    settings = checkpoint(tmp_path / "models", SETTINGS[2, "bspline"])
+    files = {}
+    for seed, side in enumerate(("moving", "fixed")):
+        values = (200 * smooth_image(((40, 33), (37, 44))[seed], seed)).astype(np.uint8)
+        files[f"{side}_image"] = str(tmp_path / f"{side}.png")
+        sitk.WriteImage(sitk.GetImageFromArray(values), files[f"{side}_image"])
+    register_files(Registration(refine_steps=2, **settings), tmp_path / "out", **files)
+    warped = array(tmp_path / "out" / "warped.nii.gz")
+    transform = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))
+    found = by_simpleitk(files["moving_image"], files["fixed_image"], transform)
+    untouched = by_simpleitk(files["moving_image"], files["fixed_image"], sitk.Transform(2, sitk.sitkIdentity))
+    assert np.abs(untouched - warped).max() > 40
+    assert (np.abs(found - warped) > 0.501).mean() < 0.005
+    image = sitk.ReadImage(str(tmp_path / "out" / "warped.nii.gz"))
+    assert image.GetDirection() == (1, 0, 0, 1) and image.GetOrigin() == (0, 0)  # as ITK reads the PNG
+    file = apply_transform(
+        str(tmp_path / "out" / "transform.h5"), files["moving_image"], str(tmp_path / "a.nii.gz"), files["fixed_image"]
+    )
+    assert np.array_equal(array(file), warped)

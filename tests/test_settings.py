@@ -138,7 +138,8 @@ def test_the_bundles_own_configs_pass_the_check(files):
 def test_the_check_comes_first_in_the_bundle(name):
     config = json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
     first = ["explain_errors", "check_settings"]
-    assert config["initialize"][:2] == [f"$istn_monai.settings.{name}()" for name in first]
+    steps = [step for entry in config["initialize"] for step in (config["check"] if entry == "@check" else [entry])]
+    assert steps[:2] == [f"$istn_monai.settings.{name}()" for name in first]
 
 
 # --- find_bundle_root ------------------------------------------------------------------------------------------------
