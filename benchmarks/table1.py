@@ -51,23 +51,30 @@ KEPT = ("pair", "method", "dice_merged", "dice_labels", "asd_merged", "hd95_merg
 
 @dataclass(frozen=True)
 class Case:
-    """One table: a data set, its overlays and settings, and the epochs that every method gets."""
+    """One table: a data set, its overlays and settings, and the epochs that every method gets, by transformation."""
 
     folder: str
     overlays: tuple[str, ...]
-    epochs: int
+    epochs: dict[str, int]
     settings: dict[str, Any]
     #: by transformation
     special: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 CASES = {
-    "hippocampus": Case("hippocampus", ("hippocampus",), 12, {"soi_labels": [[1, 2]]}),
+    "hippocampus": Case("hippocampus", ("hippocampus",), {"affine": 12, "bspline": 8}, {"soi_labels": [[1, 2]]}),
     "hippocampus_1000": Case(
-        "hippocampus", ("hippocampus",), 1, {"soi_labels": [[1, 2]], "data_list_file": "pairs_1000.json"}
+        "hippocampus",
+        ("hippocampus",),
+        {"affine": 1, "bspline": 1},
+        {"soi_labels": [[1, 2]], "data_list_file": "pairs_1000.json"},
     ),
     "brain": Case(
-        "brain", ("brain",), 6, {}, special={"bspline": {"control_spacing": 30, "initial_alignment": "rigid"}}
+        "brain",
+        ("brain",),
+        {"affine": 4, "bspline": 4},
+        {},
+        special={"bspline": {"control_spacing": 30, "initial_alignment": "rigid"}},
     ),
 }
 RATES_OF, SHORT_EPOCHS = ("hippocampus", "affine"), 2  # whose trainings choose the learning rate for all, and how
@@ -86,7 +93,7 @@ class Cell:
 
     def __init__(self, case: str, transformation: str, method: str, data: str, runs: str) -> None:
         self.case, self.name = CASES[case], f"{case}_{transformation}_{method}"
-        self.method = method
+        self.method, self.epochs = method, self.case.epochs[transformation]
         self.chooses_rate = (case, transformation) == RATES_OF
         self.runs = Path(runs).absolute()
         self.file = RESULTS / f"{self.name}.json"
@@ -157,7 +164,7 @@ class Cell:
         if self.method == "soi":
             return {"refinement_rate": SOI_RATE, "evaluation": self.soi_bound()}
         rate, rates = self.learning_rate()
-        self.train(Path(self.settings["output_dir"]), self.case.epochs, rate)
+        self.train(Path(self.settings["output_dir"]), self.epochs, rate)
         refinement_rate, refinement_rates = self.refinement_rate()
         return {
             "learning_rate": rate,
@@ -176,7 +183,7 @@ class Cell:
         evaluation = content.pop("evaluation")
         content |= {
             "settings": {key: value for key, value in self.settings.items() if not key.endswith("_dir")},
-            "epochs": self.case.epochs,
+            "epochs": self.epochs,
             "trained": evaluation["provenance"].get("trained"),
             "provenance": provenance("cuda" if torch.cuda.is_available() else "cpu", seed=0),
             "field_std_voxels": evaluation["field_std_voxels"],
