@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from monai.bundle import ConfigParser
 from torch import Tensor
 
 from istn_monai.networks import ISTN, ITN, STN, ISTNOutput
@@ -75,6 +76,21 @@ def write_json(path: Path, content) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
+
+
+def random_checkpoint(folder: Path, settings: dict) -> dict:
+    """Random weights whose heads move points by some millimetres, and the settings with the place they are at."""
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs" / "inference.json"))
+    parser.update(settings)
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def")
+    for head in network.istn.stn.heads:
+        for parameter in head.parameters():
+            torch.nn.init.normal_(parameter, std=0.6)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": network.state_dict()}, folder / "model.pt")
+    return settings | {"ckpt_dir": str(folder)}
 
 
 def small_istn(

@@ -10,13 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from helpers import random_checkpoint
 from monai.bundle import run
 
 from istn_monai.register import Registration, register_files
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 FOLDER = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data")).absolute()
-DATA, SERIES = FOLDER / "hippocampus", FOLDER / "dicom_hippocampus"
+DATA, SERIES, BRAIN = FOLDER / "hippocampus", FOLDER / "dicom_hippocampus", FOLDER / "brain"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no hippocampus data at {DATA} (set ISTN_DATA_DIR)")
 
 
@@ -32,6 +33,21 @@ def pair():
         if nib.load(files["moving_image"]).shape != nib.load(files["fixed_image"]).shape:
             return files
     raise AssertionError("no such pair")
+
+
+def simpleitk_agrees(result: Path, moving: sitk.Image, fixed: sitk.Image) -> None:
+    """SimpleITK makes the warped image from the original moving one and the written transform."""
+    warped = sitk.ReadImage(str(result / "warped.nii.gz"))
+    assert warped.GetSize() == fixed.GetSize()
+    for get in ("GetOrigin", "GetSpacing", "GetDirection"):
+        assert np.allclose(getattr(warped, get)(), getattr(fixed, get)(), atol=1e-4)
+    darkest = float(sitk.GetArrayViewFromImage(moving).min())
+    transform = sitk.ReadTransform(str(result / "transform.h5"))
+    resampled = sitk.Resample(sitk.Cast(moving, sitk.sitkFloat64), fixed, transform, sitk.sitkLinear, darkest)
+    found, ours = sitk.GetArrayFromImage(resampled), sitk.GetArrayFromImage(warped).astype(float)
+    # whole numbers are rounded; and rounding may put a voxel at the very rim of the moving image on either side
+    tolerance = 1e-3 * np.ptp(ours) + 0.5 * (warped.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64))
+    assert (np.abs(found - ours) > tolerance).mean() < 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +91,14 @@ def test_files_agree_with_evaluation(pair, figures, tmp_path, monkeypatch, run_i
         ours, theirs = label == value, truth == value
         dice = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
         assert abs(dice - figures[method][f"dice_{value}"]) < 0.01
-    moving = sitk.ReadImage(pair["moving_image"], sitk.sitkFloat64)
-    darkest = float(sitk.GetArrayViewFromImage(moving).min())
-    fixed_image, transform = sitk.ReadImage(pair["fixed_image"]), sitk.ReadTransform("result/transform.h5")
-    by_simpleitk = sitk.GetArrayFromImage(sitk.Resample(moving, fixed_image, transform, sitk.sitkLinear, darkest)).T
-    ours = np.asanyarray(warped.dataobj).astype(float)
-    # whole numbers are rounded; and rounding may put a voxel at the very rim of the moving image on either side
-    tolerance = 1e-3 * np.ptp(ours) + 0.5 * (warped.get_data_dtype().kind in "iu")
-    assert (np.abs(by_simpleitk - ours) > tolerance).mean() < 1e-3
+    simpleitk_agrees(Path("result"), sitk.ReadImage(pair["moving_image"]), sitk.ReadImage(pair["fixed_image"]))
+
+
+def test_forward_and_inverse_bring_points_back(pair, tmp_path):
+    files = {key: pair[key] for key in ("moving_image", "fixed_image")}
+    register_files(Registration(device="cpu"), tmp_path / "out", inverse=True, **files)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["transforms"]["inverse_transform.h5"]["residual_mm"]["max"] < 0.1  # voxels are of 1 mm
 
 
 @pytest.mark.skipif(not SERIES.is_dir(), reason=f"no DICOM series at {SERIES}")
@@ -94,17 +110,21 @@ def test_a_dicom_series_and_a_nifti_file(pair, tmp_path, side):
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(SERIES)))
     read = {f"{side}_image": reader.Execute(), f"{other}_image": sitk.ReadImage(files[f"{other}_image"])}
-    warped = sitk.ReadImage(str(tmp_path / "out" / "warped.nii.gz"))
-    fixed = read["fixed_image"]
-    assert warped.GetSize() == fixed.GetSize()
-    for get in ("GetOrigin", "GetSpacing", "GetDirection"):
-        assert np.allclose(getattr(warped, get)(), getattr(fixed, get)(), atol=1e-4)
-    moving = sitk.Cast(read["moving_image"], sitk.sitkFloat64)
-    darkest = float(sitk.GetArrayViewFromImage(moving).min())
-    transform = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))
-    found = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkLinear, darkest))
-    ours = sitk.GetArrayFromImage(warped).astype(float)
-    assert (np.abs(found - ours) > 1e-3 * np.ptp(ours) + 0.5).mean() < 2e-3  # whole numbers are rounded
+    simpleitk_agrees(tmp_path / "out", read["moving_image"], read["fixed_image"])
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["refinement"]["objective_end"] < report["refinement"]["objective_start"]
     assert len(report["inputs"][f"{side}_image"]["sha256"]) == 64
+
+
+@pytest.mark.skipif(not BRAIN.is_dir(), reason=f"no brain data at {BRAIN}")
+@pytest.mark.parametrize("transformation", ["affine", "bspline"])
+def test_whole_brains_come_out_at_their_own_resolution(tmp_path, transformation):
+    """1 mm, LAS headers with arbitrary origins; any weights do, for it is the geometry that is tested."""
+    settings = {
+        "spatial_size": [64, 72, 64], "spacing": 3, "control_spacing": [60, 30], "transformation": transformation,
+        "soi_labels": [[48]], "initial_alignment": "moments", "device": "cpu",
+    }  # fmt: skip
+    files = {f"{side}_image": str(BRAIN / "images" / f"{n}.nii.gz") for side, n in (("moving", 1000), ("fixed", 1119))}
+    registration = Registration(refine_steps=2, **random_checkpoint(tmp_path / "models", settings))
+    register_files(registration, tmp_path / "out", **files)
+    simpleitk_agrees(tmp_path / "out", *(sitk.ReadImage(files[f"{side}_image"]) for side in ("moving", "fixed")))

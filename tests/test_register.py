@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from helpers import BUNDLE, ball, write_json, write_nifti
-from monai.bundle import ConfigParser
+from helpers import ball, random_checkpoint, write_json, write_nifti
 from oracles import oblique_affine, smooth_image
 
 from istn_monai.apply import apply_transform
@@ -27,21 +26,6 @@ SETTINGS = {
     for dims in (2, 3)
     for name in ("affine", "bspline")
 }  # fmt: skip
-
-
-def checkpoint(folder, settings):
-    """Random weights whose heads move points by some millimetres."""
-    parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "inference.json"))
-    parser.update(settings)
-    torch.manual_seed(0)
-    network = parser.get_parsed_content("network_def")
-    for head in network.istn.stn.heads:
-        for parameter in head.parameters():
-            torch.nn.init.normal_(parameter, std=0.6)
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": network.state_dict()}, folder / "model.pt")
-    return settings | {"ckpt_dir": str(folder)}
 
 
 def pair_files(folder, dims):
@@ -71,7 +55,7 @@ def registered(request, tmp_path_factory):
     """Files, results and settings of a refined registration."""
     folder = tmp_path_factory.mktemp("registered")
     files = pair_files(folder, request.param[0])
-    settings = checkpoint(folder / "models", SETTINGS[request.param])
+    settings = random_checkpoint(folder / "models", SETTINGS[request.param])
     registration = Registration(refine_steps=3, **settings)
     register_files(registration, folder / "out", inverse=True, **images_of(files))
     return files, folder / "out", settings
@@ -228,7 +212,7 @@ def test_other_formats_mean_the_same(registered, tmp_path, suffix):
 
 def test_png_files_mean_what_they_mean_to_itk(tmp_path):
     """They have no frame; a transform from MONAI's would be mirrored in every other tool."""
-    settings = checkpoint(tmp_path / "models", SETTINGS[2, "bspline"])
+    settings = random_checkpoint(tmp_path / "models", SETTINGS[2, "bspline"])
     files = {}
     for seed, side in enumerate(("moving", "fixed")):
         values = (200 * smooth_image(((40, 33), (37, 44))[seed], seed)).astype(np.uint8)
