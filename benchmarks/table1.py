@@ -72,7 +72,7 @@ CASES = {
     "brain": Case(
         "brain",
         ("brain",),
-        {"affine": 4, "bspline": 4},
+        {"affine": 4, "bspline": 3},
         {},
         special={"bspline": {"control_spacing": 30, "initial_alignment": "rigid"}},
     ),
