@@ -258,6 +258,8 @@ def show(case: str) -> None:
         print("| | refinement | Id | " + " | ".join(METHODS[method] for method in cells) + " |")
         print("|---" * (3 + len(cells)) + "|")
         for title, figure in (("Dice", "dice_merged"), ("ASD mm", "asd_merged"), ("SDlogJ", "sdlogj")):
+            if not any(values(cell, "refined", figure).any() for cell in cells.values()):
+                continue  # affine transformations have no SDlogJ
             for word, stage in (("before", "one-pass"), ("after", "refined")):
                 start = entry(next(iter(cells.values())), "Id", figure) if word == "before" else ""
                 row = [entry(cell, stage, figure) for cell in cells.values()]
