@@ -58,6 +58,7 @@ SETTINGS: dict[str, str] = {
     "moving_label": "label map to be warped along (inference)",
     "evaluated_part": "part of the datalist to evaluate",
     "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
+    "refine_learning_rate": "of Adam on the transformation's parameters; larger fits more and is less smooth",
 }
 
 #: top-level ids that MONAI itself reads, and those that only make sense to a host or to :mod:`istn_monai.register`
