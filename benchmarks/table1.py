@@ -43,7 +43,7 @@ RESULTS = common.RESULTS / "table1"
 METHODS = {"u": "STN-u", "s": "STN-s", "e": "ISTN-e", "i": "ISTN-i", "soi": "SoI"}
 LEARNING_RATES = (1e-3, 2e-3)
 DTYPE = "bfloat16"  # of the networks in training; all else is float32
-REFINEMENT_RATES = (0.02, 0.05, 0.1)
+REFINEMENT_RATES = {"affine": (0.02, 0.05, 0.1), "bspline": (0.05, 0.1, 0.2)}
 REFINE_STEPS = 50
 SOI_STEPS, SOI_RATE = 200, 0.05  # the label maps' own registration starts from the identity
 KEPT = ("pair", "method", "dice_merged", "dice_labels", "asd_merged", "hd95_merged", "folding", "sdlogj", "sdlogj_l2r")
@@ -138,7 +138,7 @@ class Cell:
     def refinement_rate(self) -> tuple[float, dict[str, float]]:
         """The rate of refinement with the best Dice on the validation pairs, and all of them."""
         found = {}
-        for rate in REFINEMENT_RATES:
+        for rate in REFINEMENT_RATES[self.settings["transformation"]]:
             found[str(rate)] = self.evaluate("validation", rate)["summary"]["refined"]["dice_merged"]["mean"]
         return float(max(found, key=lambda rate: found[rate])), found
 
