@@ -82,6 +82,11 @@ def version(package: str) -> str | None:
         return None
 
 
+def default_device() -> str:
+    """The device that the bundle takes by itself."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device_name(device: str) -> str:
     """Name of the GPU, or of the processor with its number of cores."""
     if device.startswith("cuda"):

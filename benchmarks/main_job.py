@@ -13,8 +13,7 @@ import json
 from pathlib import Path
 
 import fire
-import torch
-from common import RESULTS, configs, provenance, write
+from common import RESULTS, configs, default_device, provenance, write
 from monai.bundle import run
 
 CASES = {
@@ -49,7 +48,7 @@ def main(case: str, data: str, runs: str = "runs", refine_steps: int = 50, evalu
         "case": case,
         "data": f"{folder}: {evaluation['provenance']['part']} part",
         "refine_steps": refine_steps,
-        "provenance": provenance("cuda" if torch.cuda.is_available() else "cpu"),
+        "provenance": provenance(default_device()),
         "trained": evaluation["provenance"]["trained"],
         "field_std_voxels": evaluation["field_std_voxels"],
         "summary": evaluation["summary"],

@@ -22,11 +22,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import common
 import fire
 import numpy as np
 import torch
-from common import configs, provenance
+from common import RESULTS as ALL_RESULTS
+from common import configs, default_device, provenance, write
 from monai.bundle import ConfigParser, run
 from monai.data import Dataset
 from monai.transforms import Compose
@@ -39,7 +39,7 @@ from istn_monai.dictionary import ConcatPaird
 from istn_monai.evaluation import Evaluation
 from istn_monai.refinement import RefineInferer
 
-RESULTS = common.RESULTS / "table1"
+RESULTS = ALL_RESULTS / "table1"
 METHODS = {"u": "STN-u", "s": "STN-s", "e": "ISTN-e", "i": "ISTN-i", "soi": "SoI"}
 LEARNING_RATES = (1e-3, 2e-3)
 DTYPE = "bfloat16"  # of the networks in training; all else is float32
@@ -185,12 +185,12 @@ class Cell:
             "settings": {key: value for key, value in self.settings.items() if not key.endswith("_dir")},
             "epochs": self.epochs,
             "trained": evaluation["provenance"].get("trained"),
-            "provenance": provenance("cuda" if torch.cuda.is_available() else "cpu", seed=0),
+            "provenance": provenance(default_device(), seed=0),
             "field_std_voxels": evaluation["field_std_voxels"],
             "summary": evaluation["summary"],
             "pairs": [{key: row[key] for key in KEPT} for row in evaluation["pairs"]],
         }
-        common.write(content, self.file)
+        write(content, self.file)
         print(f"written: {self.file}")
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 from monai.data import MetaTensor
 
-from istn_monai.checks import check_affine, check_dims, new_file
+from istn_monai.checks import check_affine, check_dims, new_file, read_or_explain
 from istn_monai.dictionary import affine_of, with_affine
 from istn_monai.export import read_transform
 from istn_monai.inference import save_image
-from istn_monai.loading import read_image
 from istn_monai.points import Points, is_points, read_points, write_points
 from istn_monai.world import map_points, warp_intensities, warp_label_map
 from istn_monai.world_transform import WorldTransform
@@ -31,10 +30,7 @@ def load_image(file: str, name: str, dims: int) -> MetaTensor:
     path = Path(file).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{name}: no such file: {path}")
-    try:
-        image = read_image(path, dtype=None)
-    except Exception as error:
-        raise ValueError(f"{name}: {path} is not an image that can be read: {error}") from error
+    image = read_or_explain(path, name, dtype=None)
     check_dims(image, name, dims)
     check_affine(image, name)
     return image

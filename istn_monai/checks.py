@@ -181,10 +181,10 @@ def check_datalist(
         raise ValueError(f"soi_labels {unknown} are in no label file of the datalist; there are {sorted(present)}")
 
 
-def read_or_explain(file: str, place: str) -> MetaTensor:
-    """The image in ``file``, or a ValueError that names it."""
+def read_or_explain(file: str | Path, place: str, **options: Any) -> MetaTensor:
+    """The image in ``file``, or a ValueError that names it; ``options`` are those of MONAI's ``LoadImage``."""
     try:
-        return read_image(file)
+        return read_image(file, **options)
     except Exception as error:
         raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({last_line(error)})") from error
 

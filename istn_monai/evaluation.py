@@ -48,6 +48,11 @@ def label_map(label: MetaTensor, soi_labels: Sequence[Sequence[int]] | None) -> 
     return values / values.max() if soi_labels is None else values.round()
 
 
+def merged_soi(labels: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Tensor:
+    """What :func:`label_map` gives to 1 in any SoI and 0 elsewhere; a real-valued map as it is."""
+    return labels if soi_labels is None else torch.isin(labels, labels.new_tensor(soi_values(soi_labels))).float()
+
+
 def label_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Figures:
     """Dice, ASD and HD95 (mm) of the merged SoI and of each label, on the fixed image's own grid.
 
@@ -60,12 +65,8 @@ def label_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Seq
     points = pull_back_points(ddf, affine_of(pair["image"]), affine_of(fixed), fixed.shape[1:], affine_of(moving))
     values = soi_values(soi_labels)
     moving_map, fixed_map = label_map(moving, soi_labels), label_map(fixed, soi_labels)[0, 0]
-
-    def merged(labels: Tensor) -> Tensor:
-        return labels if soi_labels is None else torch.isin(labels, labels.new_tensor(values)).float()
-
-    warped_soi = sample(merged(moving_map), points, padding_mode="zeros")[0, 0] > 0.5
-    fixed_soi = merged(fixed_map) > 0.5
+    warped_soi = sample(merged_soi(moving_map, soi_labels), points, padding_mode="zeros")[0, 0] > 0.5
+    fixed_soi = merged_soi(fixed_map, soi_labels) > 0.5
     box = box_of(warped_soi | fixed_soi)  # nothing is to be seen elsewhere, and a brain is large
     spacing = affine_of(fixed)[:-1, :-1].norm(dim=0).tolist()
     figures = {f"{k}_merged": v for k, v in overlap(warped_soi[box], fixed_soi[box], spacing).items()}

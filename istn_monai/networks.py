@@ -48,6 +48,7 @@ class ITN(nn.Module):
         conv, up = Conv[Conv.CONV, spatial_dims], Conv[Conv.CONVTRANS, spatial_dims]
 
         def same(inputs: int, outputs: int) -> nn.Module:
+            """A convolution that keeps the size."""
             return conv(inputs, outputs, kernel_size=3, padding=1)
 
         relu = nn.ReLU()
@@ -206,6 +207,7 @@ class PyramidSTN(nn.Module):
         self.shapes = transformation.parameter_shapes
 
         def block(inputs: int, outputs: int, strides: int) -> nn.Module:
+            """Convolution, norm and activation."""
             return Convolution(spatial_dims, inputs, outputs, strides=strides, act="LEAKYRELU", norm="INSTANCE")
 
         # an instance norm needs 2 voxels: small grids get fewer levels

@@ -119,6 +119,7 @@ def explain_errors() -> None:
     """
 
     def hook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        """Python's own report, then the cause."""
         sys.__excepthook__(kind, error, traceback)
         print(f"istn-monai: {root_cause(error)}", file=sys.stderr)
 

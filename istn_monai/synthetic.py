@@ -28,8 +28,7 @@ import torch
 from monai.utils import optional_import
 from PIL import Image
 
-from istn_monai.export import lps
-from istn_monai.points import Points, write_points
+from istn_monai.points import Points, to_ras, write_points
 from istn_monai.vessels import (
     Grid,
     Vessel,
@@ -99,7 +98,7 @@ def _write_pair(folder: Path, item: Mapping[str, str], rng: np.random.Generator,
         label = np.where(depth[0] > 0, 1, 2 * (depth[1] > 0)).astype(np.uint8)  # branches begin at the trunk's surface
         _write_image(folder / item[f"{role}_label"], label, grid)
         _write_image(folder / item[f"{role}_landmarks"], blobs, grid)
-        in_ras = torch.as_tensor(points @ lps(points.shape[1]) if png else points)
+        in_ras = to_ras(torch.as_tensor(points), frame)
         write_points(Points(in_ras, tuple(names)), folder / item[f"{role}_points"], frame)
     text = json.dumps({"direction": f"fixed world -> moving world, mm, {frame}", **truth}, default=np.ndarray.tolist)
     (folder / item["transform"]).write_text(text + "\n")

@@ -162,6 +162,7 @@ def _grow(
     """A vessel and all that springs from it, over three generations: D - 1 side branches, and a fork at its end."""
 
     def sideways() -> np.ndarray:
+        """A random direction across the vessel."""
         vector = rng.normal(size=len(start))
         return _unit(vector - vector @ direction * direction)
 
