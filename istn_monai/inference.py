@@ -201,11 +201,13 @@ class SavePairHandler:
         for key in ("moving_image", "fixed_image", "moving_label"):
             if f"{key}_original" in pair:
                 image = pair[f"{key}_original"]
-                file = str(image.meta["filename_or_obj"])
-                original = np.asarray(image.meta["original_affine"]).tolist()
+                file = image.meta.get("filename_or_obj")  # an image from memory has none
                 inputs[key] = {
-                    "file": file, "sha256": file_hash(file), "shape": list(image.shape[1:]), "affine": original
-                }  # fmt: skip
+                    "file": file and str(file),
+                    "sha256": file and file_hash(str(file)),
+                    "shape": list(image.shape[1:]),
+                    "affine": np.asarray(image.meta["original_affine"]).tolist(),
+                }
         field = ddf[None].cpu()
         return {
             "versions": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,30 @@ def read_image(file: str | Path, **options: Any) -> MetaTensor:
     return itk_framed(LoadImage(image_only=True, ensure_channel_first=True, **options)(file))
 
 
-class ItkFramed(MapTransform):
-    """:func:`itk_framed` for a dictionary; it comes next after ``LoadImaged``.
+class LoadPaird(MapTransform):
+    """Reads the images and labels of a pair, channel-first, in ITK's frame; keys that a pair lacks are left out.
+
+    A host may hand over images that it has in memory already: they are taken as they are.
 
     Args:
-        keys: images and labels.
-        allow_missing_keys: as in MONAI.
+        keys: each holds a path, or a channel-first MetaTensor whose affine is RAS mm.
+        options: of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
     """
 
+    def __init__(self, keys: Sequence[str], **options: Any) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.options = options
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Each key ``(C, *S)`` to the same voxels."""
-        return dict(data) | {key: itk_framed(data[key]) for key in self.key_iterator(data)}
+        """Each key to ``(C, *S)``."""
+        return dict(data) | {key: self.load(data[key], str(key)) for key in self.key_iterator(data)}
+
+    def load(self, image: Any, key: str) -> MetaTensor:
+        """The image at a path; or the image that it is."""
+        if isinstance(image, (str, Path)):
+            return read_image(image, **self.options)
+        if not isinstance(image, MetaTensor):
+            raise ValueError(f"{key} must be a path or a channel-first MetaTensor with an affine, got {type(image)}")
+        result = MetaTensor(image.as_tensor(), meta={"original_affine": image.affine.clone()} | dict(image.meta))
+        result.affine = image.affine
+        return result

@@ -247,8 +247,9 @@ class BestIterates:
 class RefineInferer(Inferer):
     """MONAI inferer that refines the network's prediction at test time; see :class:`Refiner`.
 
-    Takes the place of ``SimpleInferer`` and returns the ddf; hosts that pass more arguments are served too. The ddf's
-    metadata hold the refined ``theta`` ``(B, P)`` and ``refinement``, what :class:`RefinementReport` says of each pair.
+    Takes the place of ``SimpleInferer``, which it equals for 0 steps, and returns the ddf; hosts that pass more
+    arguments are served too. The ddf's metadata hold the refined ``theta`` ``(B, P)`` and ``refinement``, what
+    :class:`RefinementReport` says of each pair.
 
     Args:
         refiner: None is ``Refiner(**options)``.
@@ -258,6 +259,11 @@ class RefineInferer(Inferer):
     def __init__(self, refiner: Refiner | None = None, **options: Any) -> None:
         super().__init__()
         self.refiner = Refiner(**options) if refiner is None else refiner
+
+    def __repr__(self) -> str:
+        """The refiner's main options, for a report."""
+        refiner = self.refiner
+        return f"RefineInferer(steps={refiner.steps}, target={refiner.target}, learning_rate={refiner.learning_rate:g})"
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """``(B, 2C, *S)`` and a :class:`istn_monai.DisplacementNetwork` (or ISTN) to the ddf ``(B, D, *S)``."""

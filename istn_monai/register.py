@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,12 @@ class Registration:
         """What an entry of the configuration stands for."""
         return self.parser.get_parsed_content(name)
 
-    def __call__(self, pair: Item) -> dict[str, Any]:
+    def __call__(self, pair: Mapping[str, Any]) -> dict[str, Any]:
         """Registers one pair.
 
         Args:
-            pair: files by ``moving_image``, ``fixed_image`` and, if there is one, ``moving_label``.
+            pair: ``moving_image``, ``fixed_image`` and, if there is one, ``moving_label``: files, or channel-first
+                MetaTensors whose affine is RAS mm.
 
         Returns:
             All that the bundle's pre- and postprocessing made of it: ``warped``, ``pred``, ``theta`` ...

@@ -181,3 +181,12 @@ def test_errors_name_the_argument(network, image):
         Refiner(coarse_steps=-1)
     with pytest.raises(ValueError, match="moving and fixed must both be"):
         Refiner().register(AffineTransformation(SIZE), image[:, :1], image[:, :1, :10])
+
+
+def test_no_steps_are_the_networks_own_prediction(network):
+    image = torch.cat([blob(11, 9, 8), blob(13, 10, 9)], dim=1)
+    with torch.no_grad():
+        expected = DisplacementNetwork(network)(image)
+    ddf = RefineInferer(steps=0)(image, DisplacementNetwork(network))
+    assert torch.equal(ddf.as_tensor(), expected)
+    assert ddf.meta["refinement"]["steps"].tolist() == [0] and expected.abs().max() > 0.1

@@ -10,12 +10,15 @@ import pytest
 import SimpleITK as sitk
 import torch
 from helpers import ball, random_checkpoint, write_json, write_nifti
+from monai.data import MetaTensor
 from oracles import oblique_affine, smooth_image
 
 from istn_monai.apply import apply_transform
 from istn_monai.inference import OUTPUTS
+from istn_monai.loading import read_image
 from istn_monai.points import Points, read_points, write_points
 from istn_monai.register import Registration, register_datalist, register_files, represent_file
+from istn_monai.settings import root_cause
 
 #: by dimension and transformation: a grid of 1.5 mm around images of 1 to 2 mm
 SETTINGS = {
@@ -231,3 +234,25 @@ def test_png_files_mean_what_they_mean_to_itk(tmp_path):
         str(tmp_path / "out" / "transform.h5"), files["moving_image"], str(tmp_path / "a.nii.gz"), files["fixed_image"]
     )
     assert np.array_equal(array(file), warped)
+
+
+def test_images_from_memory_are_registered_like_their_files(registered, tmp_path):
+    """As hosts hand them over; the report then names no file."""
+    files, out, settings = registered
+    read = {key: read_image(file, dtype=None) for key, file in images_of(files).items()}
+    images = {key: MetaTensor(image.as_tensor(), affine=image.affine) for key, image in read.items()}
+    registration = Registration(refine_steps=3, **settings)
+    registration.save(registration(images), tmp_path)
+    for name in ("warped", "warped_label"):
+        assert np.array_equal(array(tmp_path / f"{name}.nii.gz"), array(out / f"{name}.nii.gz"))
+        mine, its = (nib.load(folder / f"{name}.nii.gz") for folder in (tmp_path, out))
+        assert np.abs(mine.affine - its.affine).max() < 1e-6 and mine.get_data_dtype() == its.get_data_dtype()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["inputs"]["fixed_image"]["file"] is None and "sha256" in report["inputs"]["fixed_image"]
+
+
+def test_an_image_that_is_neither_file_nor_metatensor_is_refused(registered):
+    files, _, settings = registered
+    with pytest.raises(RuntimeError) as caught:  # MONAI's, around ours
+        Registration(refine_steps=0, **settings)(images_of(files) | {"fixed_image": np.zeros((1, 8, 8, 8))})
+    assert str(root_cause(caught.value)).startswith("fixed_image must be a path or a channel-first MetaTensor")
