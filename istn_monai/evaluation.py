@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from istn_monai.dictionary import LABEL_KEYS, affine_of
+from istn_monai.distributed import gathered, rank, world_size
 from istn_monai.metrics import box_of, folding_fraction, overlap, sd_log_jacobian, sd_log_jacobian_l2r
 from istn_monai.points import is_points, read_points
 from istn_monai.warp import sample
@@ -155,10 +156,24 @@ class FieldSpread:
         self.total = self.total + ddf.double()
         self.squares = self.squares + ddf.double() ** 2
 
+    def merge(self, other: FieldSpread) -> None:
+        """Takes in the fields of another."""
+        self.number += other.number
+        self.total = self.total + other.total
+        self.squares = self.squares + other.squares
+
     def std(self) -> float:
         """Standard deviation over pairs in voxels, mean over voxels and components."""
         mean = self.total / self.number
         return float(torch.as_tensor(self.squares / self.number - mean**2).clamp(min=0).sqrt().mean())
+
+
+def merged_spreads(parts: Sequence[Mapping[str, FieldSpread]]) -> dict[str, FieldSpread]:
+    """The spreads of several processes' fields, by method, as one."""
+    merged: dict[str, FieldSpread] = {}
+    for method, spread in (item for part in parts for item in part.items()):
+        merged.setdefault(method, FieldSpread()).merge(spread)
+    return merged
 
 
 class Evaluation:
@@ -193,19 +208,26 @@ class Evaluation:
         self.provenance = dict(provenance or {})
 
     def run(self) -> dict[str, Any]:
-        """Evaluates, writes both files, prints the table, and returns what the JSON holds."""
+        """Evaluates, writes both files, prints the table, and returns what the JSON holds.
+
+        Of several processes each evaluates its share of the pairs; the first writes.
+        """
         self.network.eval()
-        rows = []
+        own: list[dict[str, Any]] = []
         spread: dict[str, FieldSpread] = {}
-        for number in tqdm(range(len(self.dataset)), desc="evaluating", unit="pair"):
-            rows += self.evaluate_pair(number, spread)
+        share = range(rank(), len(self.dataset), world_size())
+        for number in tqdm(share, desc="evaluating", unit="pair", disable=rank() > 0):
+            own += self.evaluate_pair(number, spread)
+        rows = sorted((row for part in gathered(own) for row in part), key=lambda row: row["pair"])
         summary = summarise(rows)
         result = {
             "summary": summary,
-            "field_std_voxels": {method: fields.std() for method, fields in spread.items()},
+            "field_std_voxels": {method: fields.std() for method, fields in merged_spreads(gathered(spread)).items()},
             "provenance": self.provenance | {"monai": monai.__version__, "torch": torch.__version__},
             "pairs": rows,
         }
+        if rank() > 0:
+            return result
         self.write(result)
         print(table(summary))
         print(f"written to {self.output_dir / 'evaluation.csv'} and evaluation.json")

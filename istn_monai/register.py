@@ -15,6 +15,7 @@ from tqdm import tqdm
 from istn_monai.checks import new_file
 from istn_monai.data import Item, existing, pair_item, read_datalist
 from istn_monai.dictionary import Representd
+from istn_monai.distributed import process_device, rank, world_size
 from istn_monai.inference import SavePairHandler, check_pair_files, save_image
 from istn_monai.settings import root_cause
 from istn_monai.training import load_checkpoint
@@ -46,7 +47,8 @@ class Registration:
         names = ["inference", "refine"] if refine_steps else ["inference"]
         self.parser = ConfigParser()
         self.parser.read_config([str(folder / "configs" / f"{name}.json") for name in names])
-        self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | settings)
+        own = {"device": process_device()} if world_size() > 1 else {}
+        self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | own | settings)
         content = self.content
         content("check")
         self.device = torch.device(content("device"))
@@ -93,11 +95,15 @@ def register_datalist(
 ) -> list[str]:
     """Registers the pairs of one part of a datalist into ``pair_0000``, ``pair_0001`` ...; goes on after a failure.
 
+    Of several processes (``torchrun -m istn_monai register ...``) each takes its share of the pairs.
+
     Returns:
         A line for each pair that failed.
     """
     failures = []
-    for number, pair in enumerate(tqdm(pairs_of(datalist, part), desc="registering", unit="pair")):
+    pairs = pairs_of(datalist, part)
+    for number in tqdm(range(rank(), len(pairs), world_size()), desc="registering", unit="pair", disable=rank() > 0):
+        pair = pairs[number]
         name = f"pair_{number:04d}"
         try:
             register_files(registration, Path(output_dir).expanduser() / name, inverse, **pair)
@@ -127,7 +133,8 @@ def evaluate_datalist(
     folder: Path, datalist: str | Path, output_dir: str | Path, refine_steps: int, **settings: Any
 ) -> None:
     """Runs the bundle's evaluation with the bundle's own weights, or those of ``ckpt_dir``."""
-    files = [str(folder / "configs" / f"{name}.json") for name in ("train", "evaluate")]
+    names = ["train", "evaluate", *(["multi_gpu_evaluate"] if world_size() > 1 else [])]
+    files = [str(folder / "configs" / f"{name}.json") for name in names]
     path = existing(datalist)
     run(
         run_id="evaluation",

@@ -18,6 +18,7 @@ from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from istn_monai.distributed import barrier, rank
 from istn_monai.networks import ISTNOutput
 from istn_monai.settings import Settings
 from istn_monai.warp import warp
@@ -74,7 +75,12 @@ def warped_and_fixed_soi(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def save_atomically(content: Mapping[str, Any], file: Path) -> None:
-    """Writes a checkpoint beside its place, then moves it there: an interruption leaves the old one whole."""
+    """Writes a checkpoint beside its place, then moves it there: an interruption leaves the old one whole.
+
+    Of several processes, which all hold the same, the first writes.
+    """
+    if rank() > 0:
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     torch.save(dict(content), part)
@@ -165,7 +171,9 @@ class Checkpoints:
 
     def resume(self, trainer: Engine) -> None:
         """Takes up the training that ``last.pt`` holds; without one, starts it."""
-        if not self.last_file.exists():
+        starts = not self.last_file.exists()
+        barrier()  # all have looked before the first process writes
+        if starts:
             self.save_last(trainer)  # before the first validation writes model.pt: both belong to this training
             return
         max_epochs = trainer.state.max_epochs
