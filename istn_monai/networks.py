@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,24 +12,8 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers import Conv, Pool, get_act_layer
 from torch import Tensor, nn
 
+from istn_monai.layers import AdaptiveAveragePool, Scaled, crop_to, pad_to_multiple
 from istn_monai.transformation import Transformation
-
-
-def pad_to_multiple(image: Tensor, divisor: int, least: int = 1) -> Tensor:
-    """``(B, C, *S)`` with border values repeated at each axis' end until its size is a multiple of ``divisor``.
-
-    The multiple is 1 or ``least``, whatever is larger.
-    """
-    padding = [max(-(-size // divisor), least) * divisor - size for size in image.shape[2:]]
-    if not any(padding):
-        return image
-    ends = [value for size in reversed(padding) for value in (0, size)]
-    return nn.functional.pad(image, ends, mode="replicate")
-
-
-def crop_to(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
-    """``(B, C, *S)`` cut at each axis' end to ``spatial_size``."""
-    return image[(slice(None), slice(None), *(slice(size) for size in spatial_size))]
 
 
 class ITN(nn.Module):
@@ -120,26 +105,6 @@ class BackboneITN(nn.Module):
         return self.activation(crop_to(representation, image.shape[2:]))
 
 
-class Scaled(nn.Module):
-    """A last layer that starts as the identity transformation, theta = 0, and leaves it in small steps.
-
-    Adam moves each weight by the learning rate, whatever the gradient. A sum over n inputs, all with the same sign of
-    gradient, moves n times as far: theta would be at its bounds after a few steps, where ``tanh`` gives no gradient
-    back. So the sum is divided by the square root of n.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-        self.layer = layer
-        self.factor = layer.weight[0].numel() ** -0.5
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the layer."""
-        return self.layer(x) * self.factor
-
-
 class STN(nn.Module):
     """The paper's spatial transformer network: three convolutions (8-16-32 channels, kernel 5), then a regressor.
 
@@ -168,7 +133,7 @@ class STN(nn.Module):
         layers: list[nn.Module] = []
         for inputs, outputs in zip(channels, channels[1:], strict=False):
             layers += [conv(inputs, outputs, kernel_size=5, padding=2), nn.ReLU(), pool(2, ceil_mode=True)]
-        self.features = nn.Sequential(*layers, Pool[Pool.ADAPTIVEAVG, spatial_dims](pool_size), nn.Flatten())
+        self.features = nn.Sequential(*layers, AdaptiveAveragePool(pool_size), nn.Flatten())
         width = channels[-1] * pool_size**spatial_dims
         hidden = [] if hidden_channels is None else [nn.Linear(width, hidden_channels), nn.ReLU()]
         last = nn.Linear(hidden_channels or width, transformation.num_parameters)
@@ -220,13 +185,12 @@ class PyramidSTN(nn.Module):
         deepest = channels[-1]
         skips = list(reversed(channels[:-1]))[: max(self.depths)]  # finer features than any head reads are not made
         self.decoder = nn.ModuleList(block(deepest + skip, deepest, 1) for skip in skips)
-        conv, pool = Conv[Conv.CONV, spatial_dims], Pool[Pool.ADAPTIVEAVG, spatial_dims]
+        conv = Conv[Conv.CONV, spatial_dims]
+        width = deepest * pool_size**spatial_dims
         self.heads = nn.ModuleList(
             Scaled(conv(deepest, shape[0], kernel_size=3, padding=1))
             if len(shape) > 1
-            else nn.Sequential(
-                pool(pool_size), nn.Flatten(), Scaled(nn.Linear(deepest * pool_size**spatial_dims, shape[0]))
-            )
+            else nn.Sequential(AdaptiveAveragePool(pool_size), nn.Flatten(), Scaled(nn.Linear(width, shape[0])))
             for shape in self.shapes
         )
 
@@ -330,12 +294,38 @@ class DisplacementNetwork(nn.Module):
 
     Args:
         istn: the network; shared, not copied.
+        in_channels: C, of one image.
     """
 
-    def __init__(self, istn: ISTN) -> None:
+    def __init__(self, istn: ISTN, in_channels: int = 1) -> None:
         super().__init__()
         self.istn = istn
+        self.in_channels = in_channels
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles instead, and so MONAI's ``ckpt_export``: a trace of this network.
+
+        Sizes are fixed, so a trace loses nothing; the batch may be of any size. ITNs of other libraries need not be
+        scriptable.
+        """
+        size = self.istn.transformation.spatial_size
+        example = next(self.parameters()).new_zeros(1, 2 * self.in_channels, *size)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of checks of the size, which is fixed
+            return TracedNetwork(torch.jit.trace(self, example))
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, 2C, *S)``, moving channels then fixed, to the ddf ``(B, D, *S)`` in voxels."""
         return self.istn(image).ddf
+
+
+class TracedNetwork(nn.Module):
+    """A network that was traced, for ``torch.jit.script``."""
+
+    def __init__(self, traced: nn.Module) -> None:
+        super().__init__()
+        self.traced = traced
+
+    def forward(self, image: Tensor) -> Tensor:
+        """As the network."""
+        return self.traced(image)

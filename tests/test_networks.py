@@ -21,8 +21,6 @@ from istn_monai.networks import (
     DisplacementNetwork,
     PyramidSTN,
     SoftClamp,
-    crop_to,
-    pad_to_multiple,
 )
 from istn_monai.spatial import AffineTransformation, CompositeTransformation
 
@@ -42,19 +40,6 @@ def transformation_of(name: str, size):
 
 
 TRANSFORMATIONS = ["affine", "bspline", "levels", "affine+levels"]
-
-
-# --- padding ---------------------------------------------------------------------------------------------------------
-
-
-def test_padding_repeats_the_border_at_the_end_and_cropping_undoes_it():
-    image = rand(2, 1, 5, 6, 7)
-    padded = pad_to_multiple(image, 4)
-    assert padded.shape == (2, 1, 8, 8, 8)
-    assert torch.equal(padded[:, :, :5, :6, :7], image)
-    assert torch.equal(padded[0, 0, 7, :6, :7], image[0, 0, 4])
-    assert torch.equal(crop_to(padded, image.shape[2:]), image)
-    assert pad_to_multiple(padded, 4) is padded
 
 
 # --- ITN -------------------------------------------------------------------------------------------------------------
