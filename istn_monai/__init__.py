@@ -22,6 +22,7 @@ from istn_monai import (
     checks,
     data,
     dictionary,
+    distributed,
     evaluation,
     inference,
     loading,
@@ -31,16 +32,24 @@ from istn_monai import (
     world,
 )
 from istn_monai.bspline import BSplineTransformation
+from istn_monai.layers import SoftClamp
 from istn_monai.losses import DiceMSELoss, ISTNLoss
-from istn_monai.networks import ISTN, ITN, STN, BackboneITN, DisplacementNetwork, ISTNOutput, PyramidSTN, SoftClamp
-from istn_monai.spatial import AffineTransformation, CompositeTransformation, spatial_transformation
+from istn_monai.networks import ISTN, ITN, STN, BackboneITN, DisplacementNetwork, ISTNOutput, PyramidSTN
+from istn_monai.register import RegisterISTNd, Registration
+from istn_monai.spatial import (
+    AffineTransformation,
+    CompositeTransformation,
+    DenseTransformation,
+    spatial_transformation,
+)
 from istn_monai.transformation import Transformation
 from istn_monai.warp import Warp
 
 __version__ = "0.1.0"
 __all__ = [
-    "ISTN", "ITN", "STN", "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation",
-    "DiceMSELoss", "DisplacementNetwork", "ISTNLoss", "ISTNOutput", "PyramidSTN", "SoftClamp", "Transformation", "Warp",
-    "alignment", "augmentation", "checks", "data", "dictionary", "evaluation", "inference", "loading", "refinement",
-    "settings", "spatial_transformation", "training", "world",
+    "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation", "DenseTransformation",
+    "DiceMSELoss", "DisplacementNetwork", "ISTN", "ISTNLoss", "ISTNOutput", "ITN", "PyramidSTN", "RegisterISTNd",
+    "Registration", "STN", "SoftClamp", "Transformation", "Warp", "alignment", "augmentation", "checks", "data",
+    "dictionary", "distributed", "evaluation", "inference", "loading", "refinement", "settings",
+    "spatial_transformation", "training", "world",
 ]  # fmt: skip

@@ -32,6 +32,11 @@ class AdaptiveAveragePool(nn.Module):
 
     Args:
         output_size: along each axis.
+
+    Example:
+        >>> AdaptiveAveragePool(2)(torch.arange(6.0).view(1, 1, 2, 3))
+        tensor([[[[0.5000, 1.5000],
+                  [3.5000, 4.5000]]]])
     """
 
     def __init__(self, output_size: int) -> None:
@@ -58,12 +63,45 @@ class AdaptiveAveragePool(nn.Module):
         return f"output_size={self.output_size}"
 
 
+class SoftClamp(nn.Module):
+    """Output activation for representations in [0, 1]: the identity there, and a gentle slope outside.
+
+    A sigmoid would keep the range too, but where a structure fills little of the image, a Dice term drives its inputs
+    so far down within one epoch that no gradient comes back, and the representation stays a blob. Without any bound the
+    implicit loss (Eq. 2) finds its trivial minimum instead: representations of zero and a warp that throws the
+    structures out.
+
+    Args:
+        slope: below 0 and above 1.
+
+    Example:
+        >>> SoftClamp()(torch.tensor([-1.0, 0.5, 2.0]))
+        tensor([-0.0500,  0.5000,  1.0500])
+    """
+
+    def __init__(self, slope: float = 0.05) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return self.slope * x + (1.0 - self.slope) * x.clamp(0.0, 1.0)
+
+    def extra_repr(self) -> str:
+        """The slope."""
+        return f"slope={self.slope}"
+
+
 class Scaled(nn.Module):
     """A last layer that starts as the identity transformation, theta = 0, and leaves it in small steps.
 
     Adam moves each weight by the learning rate, whatever the gradient. A sum over n inputs, all with the same sign of
     gradient, moves n times as far: theta would be at its bounds after a few steps, where ``tanh`` gives no gradient
     back. So the sum is divided by the square root of n.
+
+    Example:
+        >>> Scaled(nn.Linear(16, 2))(torch.rand(1, 16)).tolist()
+        [[0.0, 0.0]]
     """
 
     def __init__(self, layer: nn.Module) -> None:

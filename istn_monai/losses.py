@@ -33,6 +33,13 @@ class ISTNLoss(nn.Module):
             loss of MONAI that compares two images.
         regulariser: called with the ddf ``(B, D, *S)``, e.g. ``monai.losses.BendingEnergyLoss()``; None for none.
         regulariser_weight: its factor.
+
+    Example:
+        >>> image, soi, ddf = torch.rand(1, 2, 8, 8), torch.rand(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
+        >>> moving, fixed = soi.chunk(2, dim=1)
+        >>> loss = ISTNLoss("i")(ISTNOutput(image, moving, fixed, torch.zeros(1, 6), ddf), soi)
+        >>> torch.isclose(loss, 3 * ((moving - fixed) ** 2).mean())
+        tensor(True)
     """
 
     def __init__(
@@ -111,6 +118,12 @@ class DiceMSELoss(nn.Module):
     Args:
         dice_weight: factor of the Dice term.
         mse_weight: factor of the squared error.
+
+    Example:
+        >>> soi = torch.zeros(1, 1, 8, 8)
+        >>> soi[..., 2:5, 3:6] = 1
+        >>> DiceMSELoss()(soi, soi).abs() < 1e-4
+        tensor(True)
     """
 
     def __init__(self, dice_weight: float = 1.0, mse_weight: float = 1.0) -> None:

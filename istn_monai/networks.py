@@ -26,6 +26,10 @@ class ITN(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: of the image.
         out_channels: of the representation; for ISTN-e and ISTN-i the number K of SoI channels.
+
+    Example:
+        >>> ITN(spatial_dims=3, out_channels=2)(torch.rand(1, 1, 17, 20, 15)).shape
+        torch.Size([1, 2, 17, 20, 15])
     """
 
     def __init__(self, spatial_dims: int, in_channels: int = 1, out_channels: int = 1) -> None:
@@ -54,31 +58,6 @@ class ITN(nn.Module):
         return crop_to(self.decoder1(self.up1(half) + full), image.shape[2:])
 
 
-class SoftClamp(nn.Module):
-    """Output activation for representations in [0, 1]: the identity there, and a gentle slope outside.
-
-    A sigmoid would keep the range too, but where a structure fills little of the image, a Dice term drives its inputs
-    so far down within one epoch that no gradient comes back, and the representation stays a blob. Without any bound the
-    implicit loss (Eq. 2) finds its trivial minimum instead: representations of zero and a warp that throws the
-    structures out.
-
-    Args:
-        slope: below 0 and above 1.
-    """
-
-    def __init__(self, slope: float = 0.05) -> None:
-        super().__init__()
-        self.slope = slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
-        return self.slope * x + (1.0 - self.slope) * x.clamp(0.0, 1.0)
-
-    def extra_repr(self) -> str:
-        """The slope."""
-        return f"slope={self.slope}"
-
-
 class BackboneITN(nn.Module):
     """Any network that maps an image to an image of the same size, as an ITN.
 
@@ -87,8 +66,14 @@ class BackboneITN(nn.Module):
         size_divisor: the backbone's sizes must divide by it (2 to the number of its stride-2 steps); others are
             padded and cropped. An instance norm at the deepest level needs 2 voxels: smaller images are padded to twice
             the divisor.
-        activation: of the output: a module, e.g. :class:`SoftClamp` for representations in [0, 1], or the name of a
-            MONAI activation; None for none.
+        activation: of the output: a module, e.g. :class:`istn_monai.layers.SoftClamp` for representations in [0, 1], or
+            the name of a MONAI activation; None for none.
+
+    Example:
+        >>> from monai.networks.nets import BasicUNet
+        >>> itn = BackboneITN(BasicUNet(2, 1, 3, features=(4, 4, 8, 8, 8, 4)), size_divisor=16, activation="sigmoid")
+        >>> itn(torch.rand(1, 1, 50, 39)).shape
+        torch.Size([1, 3, 50, 39])
     """
 
     def __init__(self, backbone: nn.Module, size_divisor: int = 1, activation: nn.Module | str | None = None) -> None:
@@ -117,6 +102,11 @@ class STN(nn.Module):
         transformation: whose parameters are predicted.
         pool_size: size of the pooled features along each axis.
         hidden_channels: of the hidden layer; None for none (the authors' choice for B-splines).
+
+    Example:
+        >>> from istn_monai import AffineTransformation
+        >>> STN(2, in_channels=2, transformation=AffineTransformation((24, 30)))(torch.rand(1, 2, 24, 30))
+        tensor([[0., 0., 0., 0., 0., 0.]], grad_fn=<MulBackward0>)
     """
 
     def __init__(
@@ -157,6 +147,13 @@ class PyramidSTN(nn.Module):
         transformation: whose parameters are predicted.
         channels: of the features at 1/2, 1/4, 1/8 ... of the image's size.
         pool_size: size of the pooled features along each axis, for global parameters.
+
+    Example:
+        >>> from istn_monai import BSplineTransformation
+        >>> bspline = BSplineTransformation((24, 30), control_spacing=6.0)
+        >>> theta = PyramidSTN(2, in_channels=2, transformation=bspline)(torch.rand(1, 2, 24, 30))
+        >>> theta.shape == (1, bspline.num_parameters), theta.any()
+        (True, tensor(False))
     """
 
     def __init__(
@@ -257,6 +254,13 @@ class ISTN(nn.Module):
             how the authors train STN-u and STN-s.
         stn: ``(B, 2K, *S)`` to theta ``(B, P)``.
         transformation: theta to ddf.
+
+    Example:
+        >>> from istn_monai import AffineTransformation
+        >>> affine = AffineTransformation((24, 30))
+        >>> output = ISTN(ITN(2), STN(2, 2, affine), affine)(torch.rand(1, 2, 24, 30))
+        >>> output.moving_representation.shape, output.theta.shape, output.ddf.shape
+        (torch.Size([1, 1, 24, 30]), torch.Size([1, 6]), torch.Size([1, 2, 24, 30]))
     """
 
     def __init__(self, itn: nn.Module | None, stn: nn.Module, transformation: Transformation) -> None:
@@ -295,6 +299,12 @@ class DisplacementNetwork(nn.Module):
     Args:
         istn: the network; shared, not copied.
         in_channels: C, of one image.
+
+    Example:
+        >>> from istn_monai import AffineTransformation
+        >>> affine = AffineTransformation((24, 30))
+        >>> DisplacementNetwork(ISTN(None, STN(2, 2, affine), affine))(torch.rand(1, 2, 24, 30)).shape
+        torch.Size([1, 2, 24, 30])
     """
 
     def __init__(self, istn: ISTN, in_channels: int = 1) -> None:

@@ -254,6 +254,14 @@ class RefineInferer(Inferer):
     Args:
         refiner: None is ``Refiner(**options)``.
         options: of the refiner, e.g. ``steps`` and ``target``.
+
+    Example:
+        >>> from istn_monai import ISTN, STN, AffineTransformation, DisplacementNetwork
+        >>> affine = AffineTransformation((16, 20))
+        >>> network = DisplacementNetwork(ISTN(None, STN(2, 2, affine), affine))
+        >>> ddf = RefineInferer(steps=5)(torch.rand(1, 2, 16, 20), network)
+        >>> ddf.shape, ddf.meta["refinement"]["objective_end"] <= ddf.meta["refinement"]["objective_start"]
+        (torch.Size([1, 2, 16, 20]), tensor([True]))
     """
 
     def __init__(self, refiner: Refiner | None = None, **options: Any) -> None:

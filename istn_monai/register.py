@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser, run
 from monai.data import decollate_batch
+from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
@@ -19,6 +20,11 @@ from istn_monai.distributed import process_device, rank, world_size
 from istn_monai.inference import SavePairHandler, check_pair_files, save_image
 from istn_monai.settings import root_cause
 from istn_monai.training import load_checkpoint
+
+RESULTS = (
+    "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
+    "initial_alignment",
+)  # fmt: skip
 
 
 def bundle_folder(bundle_root: str | Path | None = None) -> Path:
@@ -80,6 +86,51 @@ class Registration:
         options = self.content("saver#options")
         handler = SavePairHandler(output_dir, self.network, options, self.content("transformation_def"), inverse)
         handler.save(result, convert_to_tensor(result["pred"], track_meta=False))
+
+
+class RegisterISTNd(Transform):
+    """Registers the pair in a dictionary, in any ``Compose``: loaded before by ``LoadImaged``, or still paths.
+
+    Adds to it what ``RESULTS`` names: ``warped`` (the moving image on the fixed image's own grid, in its own dtype),
+    ``warped_label``, ``displacement`` ``(D, *fixed)`` (mm, RAS, from fixed to moving points), both representations and
+    ``pred`` (the ddf) on the registration grid, ``theta``, and ``initial_alignment`` (fixed to moving world, RAS).
+
+    Args:
+        moving: key of the image to be warped: a path, or a channel-first MetaTensor.
+        fixed: key of the image that it is warped to.
+        moving_label: key of a label map that is warped along, if the dictionary has it.
+        bundle_root: see :class:`Registration`.
+        refine_steps: likewise.
+        settings: likewise.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> image = torch.zeros(1, 40, 50, 40)
+        >>> image[:, 14:26, 18:32, 15:24] = 1
+        >>> register = RegisterISTNd("atlas", "patient", refine_steps=0, device="cpu")
+        >>> result = register({"atlas": MetaTensor(image), "patient": MetaTensor(image.roll(2, 1))})
+        >>> result["warped"].shape, result["displacement"].shape
+        (torch.Size([1, 40, 50, 40]), torch.Size([3, 40, 50, 40]))
+    """
+
+    def __init__(
+        self,
+        moving: str = "moving_image",
+        fixed: str = "fixed_image",
+        moving_label: str = "moving_label",
+        bundle_root: str | Path | None = None,
+        refine_steps: int = 50,
+        **settings: Any,
+    ) -> None:
+        self.keys = {"moving_image": moving, "fixed_image": fixed, "moving_label": moving_label}
+        self.registration = Registration(bundle_root, refine_steps, **settings)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in list(self.keys.values())[:2]:
+            if key not in data:
+                raise KeyError(f"the pair has no {key!r}, only {sorted(map(str, data))}")
+        result = self.registration({name: data[key] for name, key in self.keys.items() if key in data})
+        return dict(data) | {name: result[name] for name in RESULTS if name in result}
 
 
 def register_files(

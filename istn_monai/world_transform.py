@@ -185,6 +185,12 @@ def world_transform(
         theta: ``(1, P)``.
         grid_affine: of the registration grid, ``(D+1, D+1)``.
         initial_alignment: ``T0`` ``(D+1, D+1)``; None for none.
+
+    Example:
+        >>> affine = AffineTransformation((24, 20), spacing=2.0)
+        >>> transform = world_transform(affine, torch.zeros(1, 6), torch.diag(torch.tensor([2.0, 2.0, 1.0])))
+        >>> transform.transform_points(torch.tensor([[10.0], [-4.0]])).flatten().tolist()
+        [10.0, -4.0]
     """
     if theta.ndim != 2 or len(theta) != 1:
         raise ValueError(f"theta must be (1, P), one pair, got {tuple(theta.shape)}")

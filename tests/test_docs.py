@@ -7,6 +7,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from istn_monai.__main__ import COMMANDS
 from istn_monai.settings import SETTINGS
 
@@ -25,11 +27,17 @@ def test_set_up_is_two_commands_of_one_line():
     assert "-c constraints.txt" in run and "-c constraints.txt" in test
 
 
-def test_python_example_runs():
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert examples
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), {})
+EXAMPLES = [
+    (document, number, example)
+    for document in ("README.md", "docs/reuse.md")
+    for number, example in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("document, number, example", EXAMPLES, ids=[f"{e[0]}-{e[1]}" for e in EXAMPLES])
+def test_python_example_runs(document, number, example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
+    exec(compile(example, f"{document}, example {number}", "exec"), {"__name__": "example"})
 
 
 def test_settings_named_in_the_readme_exist():

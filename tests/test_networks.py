@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from istn_monai.bspline import BSplineTransformation
+from istn_monai.layers import SoftClamp
 from istn_monai.losses import ISTNLoss
 from istn_monai.networks import (
     ISTN,
@@ -20,7 +21,6 @@ from istn_monai.networks import (
     BackboneITN,
     DisplacementNetwork,
     PyramidSTN,
-    SoftClamp,
 )
 from istn_monai.spatial import AffineTransformation, CompositeTransformation
 

@@ -11,13 +11,21 @@ import SimpleITK as sitk
 import torch
 from helpers import ball, random_checkpoint, write_json, write_nifti
 from monai.data import MetaTensor
+from monai.transforms import Compose, LoadImaged
 from oracles import oblique_affine, smooth_image
 
 from istn_monai.apply import apply_transform
 from istn_monai.inference import OUTPUTS
 from istn_monai.loading import read_image
 from istn_monai.points import Points, read_points, write_points
-from istn_monai.register import Registration, register_datalist, register_files, represent_file
+from istn_monai.register import (
+    RESULTS,
+    RegisterISTNd,
+    Registration,
+    register_datalist,
+    register_files,
+    represent_file,
+)
 from istn_monai.settings import root_cause
 
 #: by dimension and transformation: a grid of 1.5 mm around images of 1 to 2 mm
@@ -256,3 +264,18 @@ def test_an_image_that_is_neither_file_nor_metatensor_is_refused(registered):
     with pytest.raises(RuntimeError) as caught:  # MONAI's, around ours
         Registration(refine_steps=0, **settings)(images_of(files) | {"fixed_image": np.zeros((1, 8, 8, 8))})
     assert str(root_cause(caught.value)).startswith("fixed_image must be a path or a channel-first MetaTensor")
+
+
+def test_a_pair_is_registered_inside_a_compose(registered):
+    """Under keys of the pipeline's own, from paths or from what MONAI's loader gives; the rest of the data stays."""
+    files, out, settings = registered
+    keys = {"atlas": "moving_image", "patient": "fixed_image", "atlas_label": "moving_label"}
+    register = RegisterISTNd("atlas", "patient", "atlas_label", refine_steps=3, **settings)
+    load = LoadImaged(list(keys), dtype=None, image_only=True, ensure_channel_first=True)
+    for pipeline in (register, Compose([load, register])):
+        result = pipeline({key: files[name] for key, name in keys.items()} | {"age": 70})
+        assert result["age"] == 70 and set(RESULTS) <= set(result)
+        for name in ("warped", "warped_label"):
+            assert np.array_equal(result[name].as_tensor()[0].numpy(), nib.load(out / f"{name}.nii.gz").get_fdata())
+    with pytest.raises(KeyError, match="no 'patient', only"):
+        register({"atlas": files["moving_image"]})
