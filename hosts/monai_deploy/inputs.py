@@ -1,6 +1,6 @@
 """What is handed over: the files and DICOM series of a pair in an input folder, and the model.
 
-All is found and checked before anything is read or computed. Nothing here needs the App SDK.
+All is found and checked before anything is read or computed. Nothing here needs the App SDK or pydicom.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydicom.misc import is_dicom
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 #: how the entries of the input folder begin; a label's name also begins with that of its image
@@ -41,6 +39,12 @@ class Source:
 def is_image(path: Path) -> bool:
     """Whether a file is named as an image."""
     return path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_dicom(file: Path) -> bool:
+    """Whether a file begins as DICOM files do."""
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
 
 
 def has_dicom(folder: Path) -> bool:
@@ -124,8 +128,8 @@ def model_settings(path: Path | None) -> dict[str, str]:
     """The arguments of ``istn_monai.register.Registration`` for a model path of the SDK.
 
     Args:
-        path: a bundle's folder or a folder with one; a folder with ``model.pt``; a checkpoint. None and an empty folder,
-            which a packaged application without a model has, stand for the bundle that comes with istn_monai.
+        path: a bundle's folder or a folder with one; a folder with ``model.pt``; a checkpoint. None and an empty
+            folder, as a packaged application without a model has, stand for the bundle that comes with istn_monai.
     """
     if path is None or (path.is_dir() and not any(path.iterdir())):
         return {}

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from highdicom import VolumeGeometry
 from highdicom.seg import segread
-from inputs import Source, one_of
+from inputs import Source, is_dicom, one_of
 from monai.data import MetaTensor
 from monai.deploy.operators.dicom_seg_writer_operator import SegmentDescription
 from pydicom import dcmread
-from pydicom.misc import is_dicom
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import SegmentationStorage

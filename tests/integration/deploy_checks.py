@@ -21,8 +21,9 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from deploy_series import stored_values, write_series
+from pydicom.uid import generate_uid
+from scipy.spatial.transform import Rotation
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "hosts" / "monai_deploy" / "app.py"
@@ -143,72 +144,6 @@ def check_segmentation(name: str, output: Path, series: Path, names: list[str] |
     check(f"{name}: SEG's segments", found == wanted, ", ".join(found))
 
 
-# ----------------------------------------------------------------------------------------------------------- series
-
-
-def rotation(degrees: tuple[float, float, float]) -> np.ndarray:
-    result = np.eye(3)
-    for axis, angle in enumerate(np.radians(degrees)):
-        turn = np.eye(3)
-        first, second = [other for other in range(3) if other != axis]
-        turn[[first, first, second, second], [first, second, first, second]] = (
-            *(np.cos(angle), -np.sin(angle)),
-            *(np.sin(angle), np.cos(angle)),
-        )
-        result = result @ turn
-    return result
-
-
-def write_series(
-    folder: Path, name: str, study: str, stored: np.ndarray, axes: np.ndarray, spacing: tuple[float, ...],
-    origin: tuple[float, ...], slope: float, intercept: float,
-) -> Path:  # fmt: skip
-    """An MR series, files shuffled and in subfolders, with little more than DICOM demands; and its NIfTI twin.
-
-    Args:
-        stored: values ``(X, Y, Z)``, uint16; columns, rows, slices.
-        axes: columns are the directions, in LPS, in which the column, row and slice numbers grow.
-        spacing: between columns, rows and slices.
-        origin: LPS mm.
-
-    Returns:
-        The twin, of modality values (float64), whose affine is computed here, by hand.
-    """
-    series, frame = generate_uid(), generate_uid()
-    order = np.random.default_rng(1).permutation(stored.shape[2])
-    for number, k in enumerate(order):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        file = folder / f"part{number % 2}" / f"{name}_{number:03d}.dcm"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        one = FileDataset(file, {}, file_meta=meta, preamble=b"\0" * 128)
-        one.SOPClassUID, one.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-        one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = study, series, frame
-        one.Modality, one.SeriesDescription, one.SeriesDate = "MR", name, "20260101"
-        one.SeriesNumber, one.InstanceNumber = None, int(number) + 1
-        one.ImageOrientationPatient = [*axes[:, 0], *axes[:, 1]]
-        one.ImagePositionPatient = list(np.array(origin) + k * spacing[2] * axes[:, 2])
-        one.PixelSpacing = [spacing[1], spacing[0]]  # DICOM: between rows, then between columns
-        one.SliceThickness, one.RescaleSlope, one.RescaleIntercept = spacing[2], slope, intercept
-        one.Rows, one.Columns, one.SamplesPerPixel = stored.shape[1], stored.shape[0], 1
-        one.PhotometricInterpretation, one.PixelRepresentation = "MONOCHROME2", 0
-        one.BitsAllocated, one.BitsStored, one.HighBit = 16, 16, 15
-        one.PixelData = np.ascontiguousarray(stored[:, :, k].T).tobytes()
-        one.save_as(file, enforce_file_format=True)
-    affine = np.eye(4)
-    affine[:3, :3] = axes * spacing
-    affine[:3, 3] = origin
-    twin = nib.Nifti1Image(stored * slope + intercept, np.diag([-1.0, -1, 1, 1]) @ affine)
-    nib.save(twin, folder.parent / f"{name}.nii.gz")
-    return folder.parent / f"{name}.nii.gz"
-
-
-def stored_values(file: Path) -> np.ndarray:
-    values = np.asarray(nib.load(file).dataobj).astype(float)
-    return (4000 * (values - values.min()) / np.ptp(values)).astype(np.uint16)
-
-
 # ------------------------------------------------------------------------------------------------------------ cases
 
 
@@ -249,7 +184,7 @@ def case_atlas(work: Path, moving: Path, label: Path, series: Path) -> None:
 def case_oblique(work: Path, moving: Path, label: Path, fixed: Path) -> None:
     """Two series of one study, chosen by rules; slope and intercept give fractions and negative values."""
     folder, study = work / "oblique", generate_uid()
-    axes, spacing = rotation((20, -15, 30)), (0.8, 1.3, 1.1)
+    axes, spacing = Rotation.from_euler("xyz", (20, -15, 30), degrees=True).as_matrix(), (0.8, 1.3, 1.1)
     fixed_twin = write_series(
         folder / "dicom", "target", study, stored_values(fixed), axes, spacing, (13.0, -40.0, 70.0), 0.5, -100.0
     )
