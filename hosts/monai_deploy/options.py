@@ -90,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     # without abbreviations, so that what is the SDK's stays the SDK's
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     arguments = [
-        ("refine_steps", steps, "50", "steps of test-time refinement; 0 takes the network's prediction"),
+        ("refine_steps", steps, "50", "steps of test-time refinement, 50 by default; 0 takes the network's prediction"),
         ("atlas", path, None, "moving image, where the input folder has none"),
         ("atlas_label", path, None, "its label map"),
         ("series_rules", json_object, "{}", "the SDK's series selection rules, with selections named fixed and moving"),
@@ -99,8 +99,8 @@ def make_parser() -> argparse.ArgumentParser:
     ]
     for name, kind, default, meaning in arguments:
         variable = f"ISTN_{name.upper()}"
-        text = f"{meaning} (or {variable}; default: {default})".replace("%", "%%")
-        parser.add_argument(f"--{name}", type=kind, default=os.environ.get(variable) or default, help=text)
+        value = os.environ.get(variable) or default
+        parser.add_argument(f"--{name}", type=kind, default=value, help=f"{meaning} (variable: {variable})")
     return parser
 
 
