@@ -118,10 +118,10 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def file_hash(file: str) -> str | None:
-    """SHA-256 of a file, or of a folder's files (a DICOM series) one after the other, by name; None for nothing."""
+    """SHA-256 of a file, or of all files in a folder (a DICOM series) one after another, by name; None for nothing."""
     path = Path(file)
     digest = hashlib.sha256()
-    for part in [path] if path.is_file() else sorted(path.glob("*")):
+    for part in [path] if path.is_file() else sorted(path.rglob("*")):
         if part.is_file():
             digest.update(part.read_bytes())
     return digest.hexdigest() if path.exists() else None
