@@ -9,11 +9,13 @@ Where things are:
 - :mod:`istn_monai.networks`: ITN, STN, ISTN; :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i
 - :mod:`istn_monai.refinement`: test-time refinement for the one pair in hand
 - :mod:`istn_monai.loading`: images from files; :mod:`istn_monai.data`: datalists; :mod:`istn_monai.dictionary`: MONAI
-  dictionary transforms; :mod:`istn_monai.augmentation`: random deformation
+  dictionary transforms before a network, :mod:`istn_monai.postprocessing`: and after; :mod:`istn_monai.augmentation`:
+  random deformation
 - :mod:`istn_monai.synthetic`: the paper's toy
 - :mod:`istn_monai.metrics`, :mod:`istn_monai.evaluation`: figures
 - :mod:`istn_monai.checks`, :mod:`istn_monai.settings`, :mod:`istn_monai.training`, :mod:`istn_monai.inference`: what
-  the bundle's configs call
+  the bundle's configs call; :mod:`istn_monai.distributed`: in several processes
+- :mod:`istn_monai.register`: registration of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``
 """
 
 from istn_monai import (
@@ -26,6 +28,7 @@ from istn_monai import (
     evaluation,
     inference,
     loading,
+    postprocessing,
     refinement,
     settings,
     training,
@@ -50,6 +53,6 @@ __all__ = [
     "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation", "DenseTransformation",
     "DiceMSELoss", "DisplacementNetwork", "ISTN", "ISTNLoss", "ISTNOutput", "ITN", "PyramidSTN", "RegisterISTNd",
     "Registration", "STN", "SoftClamp", "Transformation", "Warp", "alignment", "augmentation", "checks", "data",
-    "dictionary", "distributed", "evaluation", "inference", "loading", "refinement", "settings",
+    "dictionary", "distributed", "evaluation", "inference", "loading", "postprocessing", "refinement", "settings",
     "spatial_transformation", "training", "world",
 ]  # fmt: skip

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from istn_monai.checks import new_file
 from istn_monai.data import Item, existing, pair_item, read_datalist
-from istn_monai.dictionary import Representd
 from istn_monai.distributed import process_device, rank, world_size
 from istn_monai.inference import SavePairHandler, check_pair_files, save_image
+from istn_monai.postprocessing import Representd
 from istn_monai.settings import root_cause
 from istn_monai.training import load_checkpoint
 

@@ -134,9 +134,11 @@ def test_the_bundles_own_configs_pass_the_check(files):
     assert "did you mean 'spatial_size'" in messages(error.value)
 
 
-@pytest.mark.parametrize("name", ["train", "inference", "evaluate"])
-def test_the_check_comes_first_in_the_bundle(name):
-    config = json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
+@pytest.mark.parametrize("names", [["train"], ["inference"], ["train", "evaluate"]], ids=lambda names: names[-1])
+def test_the_check_comes_first_in_the_bundle(names):
+    config = {}
+    for name in names:
+        config |= json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
     first = ["explain_errors", "check_settings"]
     steps = [step for entry in config["initialize"] for step in (config["check"] if entry == "@check" else [entry])]
     assert steps[:2] == [f"$istn_monai.settings.{name}()" for name in first]

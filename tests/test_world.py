@@ -24,7 +24,8 @@ from oracles import (
 from scipy.ndimage import map_coordinates
 
 from istn_monai.alignment import centre_of_mass, initial_alignment, translation
-from istn_monai.dictionary import InitialAlignmentd, RegistrationGridd, WarpPaird, affine_of
+from istn_monai.dictionary import InitialAlignmentd, RegistrationGridd, affine_of
+from istn_monai.postprocessing import WarpPaird
 from istn_monai.warp import sample, voxel_grid
 from istn_monai.world import (
     grid_centre,
