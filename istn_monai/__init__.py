@@ -12,6 +12,7 @@ Where things are:
   dictionary transforms; :mod:`istn_monai.augmentation`: random deformation
 - :mod:`istn_monai.synthetic`: the paper's toy
 - :mod:`istn_monai.metrics`, :mod:`istn_monai.evaluation`: figures
+- :mod:`istn_monai.hosts`, :mod:`istn_monai.host_training`: the bundle served by MONAI Label and the like
 - :mod:`istn_monai.checks`, :mod:`istn_monai.settings`, :mod:`istn_monai.training`, :mod:`istn_monai.inference`: what
   the bundle's configs call
 """
@@ -23,6 +24,8 @@ from istn_monai import (
     data,
     dictionary,
     evaluation,
+    host_training,
+    hosts,
     inference,
     loading,
     refinement,
@@ -41,6 +44,6 @@ __version__ = "0.1.0"
 __all__ = [
     "ISTN", "ITN", "STN", "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation",
     "DiceMSELoss", "DisplacementNetwork", "ISTNLoss", "ISTNOutput", "PyramidSTN", "SoftClamp", "Transformation", "Warp",
-    "alignment", "augmentation", "checks", "data", "dictionary", "evaluation", "inference", "loading", "refinement",
-    "settings", "spatial_transformation", "training", "world",
+    "alignment", "augmentation", "checks", "data", "dictionary", "evaluation", "host_training", "hosts",
+    "inference", "loading", "refinement", "settings", "spatial_transformation", "training", "world",
 ]  # fmt: skip
