@@ -13,6 +13,7 @@ Where things are:
   random deformation
 - :mod:`istn_monai.synthetic`: the paper's toy
 - :mod:`istn_monai.metrics`, :mod:`istn_monai.evaluation`: figures
+- :mod:`istn_monai.hosts`, :mod:`istn_monai.host_training`: the bundle served by MONAI Label and the like
 - :mod:`istn_monai.checks`, :mod:`istn_monai.settings`, :mod:`istn_monai.training`, :mod:`istn_monai.inference`: what
   the bundle's configs call; :mod:`istn_monai.distributed`: in several processes
 - :mod:`istn_monai.register`: registration of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``
@@ -26,6 +27,8 @@ from istn_monai import (
     dictionary,
     distributed,
     evaluation,
+    host_training,
+    hosts,
     inference,
     loading,
     postprocessing,
@@ -53,6 +56,6 @@ __all__ = [
     "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation", "DenseTransformation",
     "DiceMSELoss", "DisplacementNetwork", "ISTN", "ISTNLoss", "ISTNOutput", "ITN", "PyramidSTN", "RegisterISTNd",
     "Registration", "STN", "SoftClamp", "Transformation", "Warp", "alignment", "augmentation", "checks", "data",
-    "dictionary", "distributed", "evaluation", "inference", "loading", "postprocessing", "refinement", "settings",
-    "spatial_transformation", "training", "world",
+    "dictionary", "distributed", "evaluation", "host_training", "hosts", "inference", "loading", "postprocessing",
+    "refinement", "settings", "spatial_transformation", "training", "world",
 ]  # fmt: skip

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from monai.data import MetaTensor
 
-from istn_monai.checks import check_affine, check_dims, new_file, read_or_explain
+from istn_monai.checks import check_affine, check_dims, new_file
 from istn_monai.dictionary import affine_of, with_affine
 from istn_monai.export import read_transform
 from istn_monai.inference import save_image
+from istn_monai.loading import read_or_explain
 from istn_monai.points import Points, is_points, read_points, write_points
 from istn_monai.world import map_points, warp_intensities, warp_label_map
 from istn_monai.world_transform import WorldTransform

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS
-from istn_monai.loading import read_image
+from istn_monai.loading import read_or_explain
 from istn_monai.losses import VARIANTS
 from istn_monai.spatial import TRANSFORMATIONS
 from istn_monai.transformation import checked_size, per_axis
@@ -179,20 +179,6 @@ def check_datalist(
     unknown = sorted({value for group in soi_labels or () for value in group} - present)
     if unknown and present:
         raise ValueError(f"soi_labels {unknown} are in no label file of the datalist; there are {sorted(present)}")
-
-
-def read_or_explain(file: str | Path, place: str, **options: Any) -> MetaTensor:
-    """The image in ``file``, or a ValueError that names it; ``options`` are those of MONAI's ``LoadImage``."""
-    try:
-        return read_image(file, **options)
-    except Exception as error:
-        raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({last_line(error)})") from error
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of an error's text: MONAI's reader errors are pages long."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def new_file(file: str | Path, name: str = "output") -> Path:

@@ -18,6 +18,7 @@ from istn_monai.checks import new_file
 
 PARTS = ("training", "validation", "testing")
 PATH_KEYS = tuple(f"{side}_{kind}" for kind in ("image", "label", "points") for side in ("moving", "fixed"))
+PARTNERS, VALIDATION_PARTNERS = 7, 2  # so the shipped network's 140 images made 1000 pairs
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png")
 
 Item = dict[str, str]
@@ -82,8 +83,10 @@ def datalist_file(dataset_dir: str | None, data_list_file: str, synthetic_dir: s
     return str(Path(dataset_dir).expanduser() / data_list_file)
 
 
-def datalist_name(file: str | Path) -> str:
+def datalist_name(file: str | Path | None) -> str | None:
     """Name and content of a datalist in a few letters, wherever it lies: to tell whether two are the same."""
+    if file is None:  # a host gives the data
+        return None
     path = existing(file)
     return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
 
@@ -100,20 +103,23 @@ def cached_dataset(
     cache_dir: str | Path | None = None,
     cache_rate: float = 1.0,
     num_workers: int = 2,
+    others: Sequence[Item] | None = None,
 ) -> Dataset:
     """A dataset whose deterministic transforms are done once: in memory, or on disk for later runs as well.
 
     Whole brains and the initial alignment "rigid" take seconds for each pair, in each run.
 
     Args:
-        data: items of a datalist.
+        data: items of a datalist, or labelled images, see :func:`as_pairs`.
         transform: deterministic transforms first, random ones after.
         cache_dir: folder for the results on disk, which other runs with the same pairs and transforms share; a changed
             file or transform is done anew. It holds pickles: use no folder that others may write to. None keeps them
             in memory.
         cache_rate: fraction of the pairs kept in memory.
         num_workers: threads that fill the memory.
+        others: see :func:`as_pairs`.
     """
+    data = as_pairs(data, others)
     if cache_dir is None:
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers)
     return PersistentDataset(
@@ -125,6 +131,29 @@ def cached_dataset(
         track_meta=True,
         weights_only=False,
     )
+
+
+def as_pairs(items: Sequence[Item], others: Sequence[Item] | None = None) -> list[Item]:
+    """Pairs of labelled images, which is what hosts give, in the place of a datalist; pairs stay as they are.
+
+    Args:
+        items: each ``{"image", "label"}`` is the fixed one of up to 7 pairs, the same for the same items.
+        others: for validation the images of training, of which each item then gets 2 as its moving ones, and which take
+            the items' place if there are none; None pairs the items with each other.
+    """
+    if items and "image" not in items[0]:
+        return list(items)
+    moving, partners = (items, PARTNERS) if others is None else (others, VALIDATION_PARTNERS)
+    rng = np.random.default_rng(0)
+    pairs = []
+    for fixed in items or moving:
+        candidates = [other for other in moving if other["image"] != fixed["image"]]
+        for index in sorted(rng.permutation(len(candidates))[:partners]):
+            pairs.append({f"{side}_{key}": item[key] for side, item in (("moving", candidates[index]), ("fixed", fixed))
+                          for key in ("image", "label")})  # fmt: skip
+    if not pairs:
+        raise ValueError(f"pairs need two labelled images at least, got {len({item['image'] for item in moving})}")
+    return pairs
 
 
 def image_files(folder: str | Path, name: str) -> dict[str, Path]:

@@ -33,6 +33,20 @@ def read_image(file: str | Path, **options: Any) -> MetaTensor:
     return itk_framed(LoadImage(image_only=True, ensure_channel_first=True, **options)(file))
 
 
+def read_or_explain(file: str | Path, place: str, **options: Any) -> MetaTensor:
+    """The image in ``file``, or a ValueError that names it; ``options`` are those of MONAI's ``LoadImage``."""
+    try:
+        return read_image(file, **options)
+    except Exception as error:
+        raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({last_line(error)})") from error
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text: MONAI's reader errors are pages long."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 class LoadPaird(MapTransform):
     """Reads the images and labels of a pair, channel-first, in ITK's frame; keys that a pair lacks are left out.
 
@@ -54,7 +68,7 @@ class LoadPaird(MapTransform):
     def load(self, image: Any, key: str) -> MetaTensor:
         """The image at a path; or the image that it is."""
         if isinstance(image, (str, Path)):
-            return read_image(image, **self.options)
+            return read_or_explain(image, key, **self.options)
         if not isinstance(image, MetaTensor):
             raise ValueError(f"{key} must be a path or a channel-first MetaTensor with an affine, got {type(image)}")
         result = MetaTensor(image.as_tensor(), meta={"original_affine": image.affine.clone()} | dict(image.meta))

@@ -283,4 +283,6 @@ class RefineInferer(Inferer):
         columns = {name: torch.tensor([report[name] for report in reports]) for name in reports[0]}
         # a batch's metadata is cut along its first axis, also the affine that a MetaTensor must have
         affine = torch.eye(4, dtype=torch.float64).expand(len(image), 4, 4)
-        return MetaTensor(result.ddf, affine=affine, meta={"theta": result.theta, "refinement": columns})
+        ddf = MetaTensor(result.ddf, affine=affine, meta={"theta": result.theta, "refinement": columns})
+        ddf.is_batch = True  # so that hosts that take ``ddf[0]`` get the metadata of one pair as well
+        return ddf

@@ -17,6 +17,7 @@ from monai.transforms import Compose, Lambdad, RandLambdad
 
 from istn_monai.data import (
     PARTS,
+    as_pairs,
     cached_dataset,
     datalist_file,
     draw_pairs,
@@ -28,6 +29,7 @@ from istn_monai.data import (
     split_subjects,
 )
 
+SIDES = ("moving", "fixed")
 PAIR = {"moving_image": "a.nii.gz", "fixed_image": "sub/b.nii.gz", "moving_label": "../l.nii.gz"}
 
 
@@ -297,6 +299,47 @@ def test_relative_folders(tmp_path, monkeypatch):
     file = make_datalist("data/images", "pairs.json", "data/labels", 3, 1, 1)
     assert file == tmp_path / "pairs.json"
     assert all(Path(value).is_file() for value in read_datalist(file)["training"][0].values())
+
+
+# --- as_pairs --------------------------------------------------------------------------------------------------------
+
+
+def labelled(number: int, name: str = "case") -> list[dict[str, str]]:
+    return [{"image": f"{name}_{index}.nii", "label": f"{name}_{index}_label.nii"} for index in range(number)]
+
+
+def test_pairs_are_pairs_already():
+    assert as_pairs([PAIR], labelled(3)) == [PAIR]
+
+
+def test_labelled_images_are_paired_with_each_other():
+    pairs = as_pairs(labelled(3))
+    assert {(pair["moving_image"], pair["fixed_image"]) for pair in pairs} == {
+        (f"case_{a}.nii", f"case_{b}.nii") for a in range(3) for b in range(3) if a != b
+    }
+    assert all(pair[f"{side}_label"] == pair[f"{side}_image"][:-4] + "_label.nii" for pair in pairs for side in SIDES)
+
+
+def test_many_images_get_seven_partners_each_the_same_each_time():
+    pairs = as_pairs(labelled(140))
+    assert len(pairs) == len({tuple(pair.values()) for pair in pairs}) == 980
+    assert all(pair["moving_image"] != pair["fixed_image"] for pair in pairs)
+    assert len({pair["moving_image"] for pair in pairs}) > 130
+    assert pairs == as_pairs(labelled(140))
+
+
+def test_validation_images_are_paired_with_those_of_training():
+    pairs = as_pairs(labelled(2, "validation"), labelled(5))
+    assert [pair["fixed_image"] for pair in pairs] == [f"validation_{n}.nii" for n in (0, 0, 1, 1)]
+    assert all(pair["moving_image"].startswith("case") for pair in pairs)
+    assert {pair["fixed_image"] for pair in as_pairs([], labelled(2))} == {"case_0.nii", "case_1.nii"}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_pair_needs_two_images(number):
+    for items in (as_pairs, lambda images: as_pairs([], images)):
+        with pytest.raises(ValueError, match=f"two labelled images at least, got {number}"):
+            items(labelled(number))
 
 
 # --- cached_dataset --------------------------------------------------------------------------------------------------

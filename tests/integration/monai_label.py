@@ -1,0 +1,318 @@
+"""The bundle on a real MONAI Label server: installs it, starts it, asks it for registrations, and stops it.
+
+    python tests/integration/monai_label.py [--work FOLDER]
+
+It runs where the project is installed; the server gets an environment of its own, made in FOLDER (used again if it is
+complete; a temporary folder by default). Real data come from ISTN_DATA_DIR (default ../shared/data beside the
+checkout); without them it says so and ends. The exit code is 1 if a check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai_label_server import ROOT, SUFFIX, Reply, Server, make_environment, multipart, serve
+
+DATA = Path(os.environ.get("ISTN_DATA_DIR", ROOT.parent / "shared" / "data")) / "hippocampus"
+SHIPPED = ROOT / "bundle" / "models" / "model.pt"
+PAIRS, STEPS, REQUESTS = 5, 50, 20
+MIN_DICE, MAX_GROWTH = 0.70, 60.0  # mean over pairs, refined; MB of resident memory over 20 requests
+
+
+def first_pairs() -> list[tuple[str, str]]:
+    """Ids of the first test pairs, moving and fixed."""
+    pairs = json.loads((DATA / "pairs_100.json").read_text())["testing"][:PAIRS]
+    keys = ("moving_image", "fixed_image")
+    name = {key: [Path(pair[key]).name.removesuffix(SUFFIX) for pair in pairs] for key in keys}
+    return list(zip(name["moving_image"], name["fixed_image"], strict=True))
+
+
+def make_studies(folder: Path, pairs: list[tuple[str, str]], final: int = 4) -> None:
+    """A datastore of the pairs' images: the labels of the first few are final, the others original."""
+    for number, name in enumerate(sorted({name for pair in pairs for name in pair})):
+        labels = folder / "labels" / ("final" if number < final else "original")
+        labels.mkdir(parents=True, exist_ok=True)
+        shutil.copy(DATA / "imagesTr" / (name + SUFFIX), folder)
+        shutil.copy(DATA / "labelsTr" / (name + SUFFIX), labels)
+    secret = folder.parent / "secret"
+    secret.mkdir()
+    shutil.copy(DATA / "imagesTr" / (pairs[0][0] + SUFFIX), secret / ("outside" + SUFFIX))
+    (folder / ("link" + SUFFIX)).symlink_to(secret / ("outside" + SUFFIX))
+
+
+def dice(result: np.ndarray, name: str) -> float:
+    """Mean Dice of both labels against a case's own."""
+    truth = np.asarray(nib.load(DATA / "labelsTr" / (name + SUFFIX)).dataobj)
+    scores = [2 * ((result == k) & (truth == k)).sum() / ((result == k).sum() + (truth == k).sum()) for k in (1, 2)]
+    return float(np.mean(scores))
+
+
+def on_grid_of(reply: Reply, name: str) -> bool:
+    """Whether an answer has the shape and affine of a case's image."""
+    image = nib.load(DATA / "imagesTr" / (name + SUFFIX))
+    return reply.values.shape == image.shape and np.allclose(reply.affine, image.affine, atol=1e-4)
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+class Checks:
+    """Says of each check whether it passed, and counts those that did not."""
+
+    failed = 0
+
+    def __call__(self, passed: Any, text: str) -> None:
+        self.failed += not passed
+        print(f"{'ok  ' if passed else 'FAIL'} {text}", flush=True)
+
+
+def check_pairs(server: Server, check: Checks, pairs: list[tuple[str, str]]) -> None:
+    """Label propagation with datastore ids, in one pass and refined."""
+    scores: dict[int, list[float]] = {0: [], STEPS: []}
+    for moving, fixed in pairs:
+        for steps, found in scores.items():
+            reply = server.infer(fixed, moving_image=moving, refine_steps=steps)
+            if reply.status != 200:
+                check(False, f"{moving} to {fixed}, {steps} steps: {reply.status} {reply.params}")
+                continue
+            found.append(dice(reply.values, fixed))
+            whole = reply.values.dtype == np.uint8 and set(np.unique(reply.values)) == {0, 1, 2}
+            objective, named = reply.params["objective"], {"seconds", "folding", "warnings"} <= set(reply.params)
+            better = objective["end"] < objective["start"] if steps else objective["end"] == objective["start"]
+            check(
+                on_grid_of(reply, fixed) and whole and named and better,
+                f"{moving} to {fixed}, {steps} steps: on the fixed grid, Dice {found[-1]:.3f}, objective "
+                f"{objective['start']:.2e} to {objective['end']:.2e}, {reply.params['seconds']:.1f} s, "
+                f"folding {reply.params['folding']:.4f}, warnings {reply.params['warnings']}",
+            )
+    one_pass, refined = (float(np.mean(found)) for found in scores.values())
+    check(refined >= MIN_DICE, f"mean Dice of {PAIRS} pairs: one pass {one_pass:.3f}, refined {refined:.3f}")
+    check(refined > one_pass, "the refinement raises the mean Dice")
+
+
+def check_same_as_command_line(server: Server, check: Checks, python: Path, work: Path, pair: tuple[str, str]) -> None:
+    """The server's answer is what ``istn-monai register`` writes."""
+    moving, fixed = pair
+    output = work / "registration"
+    files = [str(DATA / folder / (name + SUFFIX)) for folder, name in
+             (("imagesTr", moving), ("imagesTr", fixed), ("labelsTr", moving))]  # fmt: skip
+    command = [str(python), "-m", "istn_monai", "register", *files[:2], "--moving_label", files[2]]
+    environment = os.environ | {"PYTHONPATH": ""}
+    subprocess.run(
+        [*command, "--output_dir", str(output), "--refine_steps", str(STEPS)],
+        check=True, cwd=work, env=environment, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    expected = np.asarray(nib.load(output / f"warped_label{SUFFIX}").dataobj)
+    got = server.infer(fixed, moving_image=moving, refine_steps=STEPS).values
+    different = float((got != expected).mean())
+    check(different < 1e-3, f"the same label map as the command line's, but for {different:.5%} of the voxels")
+
+
+def check_sources(server: Server, check: Checks, pair: tuple[str, str]) -> None:
+    """Moving and fixed images from uploads and from a session."""
+    moving, fixed = pair
+    files = {name: DATA / "imagesTr" / (name + SUFFIX) for name in pair}
+    label = DATA / "labelsTr" / (moving + SUFFIX)
+    expected = server.infer(fixed, moving_image=moving).values
+
+    def same(reply: Reply) -> bool:
+        return reply.status == 200 and on_grid_of(reply, fixed) and np.array_equal(reply.values, expected)
+
+    reply = server.infer(fixed, {"label": label}, moving_image=moving)
+    check(same(reply) and reply.params["moving_label"] == "upload", "the moving image by its id, its label uploaded")
+    reply = server.infer(fixed, {"label": files[moving]}, moving_label=moving)
+    check(same(reply) and reply.params["moving_image"] == "upload", "the moving image uploaded, its label by its id")
+    check(same(server.infer("", {"file": files[fixed]}, moving_image=moving)), "the fixed image uploaded")
+    body, kind = multipart({}, {"files": files[fixed]})
+    session = json.loads(server.request("PUT", "/session/", body, kind)[2])["session_id"]
+    check(same(server.infer(session=session, moving_image=moving)), "the fixed image in a session")
+    reply = server.infer("", {"file": files[fixed], "label": files[moving]})
+    warned = reply.status == 200 and "no label" in " ".join(reply.params["warnings"])
+    image = nib.load(files[moving]).get_fdata()
+    plausible = reply.values.dtype == np.float32 and reply.values.max() <= image.max() and reply.values.std() > 0
+    check(
+        on_grid_of(reply, fixed) and warned and plausible,
+        "both images uploaded, no label: the warped image on the fixed grid, with a warning",
+    )
+
+
+def check_errors(server: Server, check: Checks, pair: tuple[str, str]) -> None:
+    """Requests that cannot be served: a status, a reason, and a server that lives on."""
+    moving, fixed = pair
+    outside = str(Path(server.temporary).parent / "secret" / ("outside" + SUFFIX))
+    cases: list[tuple[int, str, str, dict[str, Any]]] = [
+        (400, "moving_image is missing", fixed, {}),
+        (404, "no image 'nobody'", fixed, {"moving_image": "nobody"}),
+        (404, "no label 'nobody'", fixed, {"moving_image": moving, "moving_label": "nobody"}),
+        (404, "no image with this id", "nobody", {"moving_image": moving}),
+        (403, "paths are refused", fixed, {"moving_image": outside}),
+        (403, "paths are refused", fixed, {"moving_image": "../secret/outside"}),
+        (403, "leads out of the studies folder", fixed, {"moving_image": "link"}),
+        (403, "paths are refused", fixed, {"moving_image": moving, "moving_label": outside}),
+        (403, "label must be an upload", fixed, {"label": outside}),
+        (403, "image must be an id", outside, {"moving_image": moving}),
+        (403, "model_filename", fixed, {"moving_image": moving, "model_filename": "../../model.pt"}),
+        (403, "label_tag", fixed, {"moving_image": moving, "save_label": True, "label_tag": "../../secret"}),
+        (400, "refine_steps must be a whole number", fixed, {"moving_image": moving, "refine_steps": -1}),
+        (400, "refine_steps must be a whole number", fixed, {"moving_image": moving, "refine_steps": 10**9}),
+        (400, "an expression", fixed, {"moving_image": moving, "refine_steps": "$__import__('os').getpid()"}),
+        (400, "no objects", fixed, {"moving_image": moving, "refine_steps": {"_target_": "os.getpid"}}),
+        (400, "device must be", fixed, {"moving_image": moving, "device": "toaster"}),
+    ]
+    for status, text, image, params in cases:
+        reply = server.infer(image, **params)
+        detail = str(reply.params.get("detail", reply.params))
+        check(reply.status == status and text in detail, f"{reply.status} {detail}")
+    reply = server.infer(fixed, moving_image=moving, fixed_image=outside, fixed_label=outside, theta=outside)
+    check(np.array_equal(reply.values, server.infer(fixed, moving_image=moving).values), "other keys are not read")
+    with tempfile.TemporaryDirectory() as folder:
+        broken = Path(folder) / ("broken" + SUFFIX)
+        broken.write_bytes(b"not an image")
+        reply = server.infer(fixed, {"label": broken})
+    check(reply.status == 400 and "cannot read" in reply.params["detail"], f"{reply.status} {reply.params['detail']}")
+    check(server.infer(fixed, moving_image=moving).status == 200, "the server lives on")
+
+
+def check_repeated(server: Server, check: Checks, pair: tuple[str, str]) -> None:
+    """Many requests in a row, with and without refinement, and two at once: the same answers, and no growing memory."""
+    moving, fixed = pair
+    steps = [0, 10]
+    first = {number: server.infer(fixed, moving_image=moving, refine_steps=number) for number in steps}
+    check(not np.array_equal(first[0].values, first[10].values), "refinement changes the answer")
+    before, left = server.memory(), set(server.temporary.iterdir())
+    begin = time.perf_counter()
+    replies = [
+        (number, server.infer(fixed, moving_image=moving, refine_steps=number)) for number in steps * (REQUESTS // 2)
+    ]
+    seconds, growth = time.perf_counter() - begin, server.memory() - before
+
+    def same(number: int, reply: Reply) -> bool:
+        objective = reply.params.get("objective")
+        return np.array_equal(reply.values, first[number].values) and objective == first[number].params["objective"]
+
+    check(all(same(*reply) for reply in replies), f"{REQUESTS} requests in a row: the same answers, {seconds:.0f} s")
+    check(growth < MAX_GROWTH, f"memory {before:.0f} MB, after {REQUESTS} more requests {growth:+.1f} MB")
+    with ThreadPoolExecutor(4) as pool:
+        numbers = steps * 2
+        both = list(pool.map(lambda n: server.infer(fixed, moving_image=moving, refine_steps=n), numbers))
+    check(all(map(same, numbers, both)), "4 requests at once, 0 and 10 steps: the same answers")
+    check(set(server.temporary.iterdir()) <= left, "no temporary files are left behind")
+
+
+def check_training(server: Server, check: Checks, app: Path, pair: tuple[str, str], log: Path) -> None:
+    """Training on the datastore's labels in the background, and registration meanwhile and afterwards."""
+    moving, fixed = pair
+    models = app / "model" / "istn" / "models"
+    settings = {"max_epochs": 1, "val_split": 0.25, "device": "cpu"}
+    status, _, body = server.request("POST", "/train/istn", json.dumps(settings).encode())
+    check(status == 200, f"training starts: {status}")
+    check(server.infer(fixed, moving_image=moving).status == 200, "a registration while the network is trained")
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < 400:
+        task = json.loads(server.request("GET", "/train/")[2])
+        if task["status"] not in ("SUBMITTED", "RUNNING"):
+            break
+        time.sleep(1)
+    lines = log.read_text()
+    seconds = time.perf_counter() - begin
+    check(task["status"] == "DONE", f"one epoch on 4 labelled images: {task['status']}, {seconds:.0f} s")
+    check("Restored all variables" in lines and "[1/6]" in lines, "from the served network, 6 pairs of 3 images")
+    check(digest(models / "original.pt") == digest(SHIPPED), "the first network is kept")
+    check(digest(models / "model.pt") != digest(SHIPPED), "the trained network is served")
+    check(not list(app.parent.rglob("synthetic*")), "no synthetic data were made")
+    reply = server.infer(fixed, moving_image=moving, refine_steps=STEPS)
+    check(reply.status == 200 and dice(reply.values, fixed) > MIN_DICE, f"Dice {dice(reply.values, fixed):.3f} with it")
+    status, _, body = server.request("POST", "/train/istn?run_sync=true", b'{"max_epochs": "$1"}')
+    check(status == 400, f"{status} {json.loads(body).get('detail')}")
+
+
+def check_stock_app(check: Checks, python: Path, studies: Path, work: Path, pair: tuple[str, str]) -> None:
+    """The stock ``monaibundle`` app, with an atlas configured in the bundle."""
+    moving, fixed = pair
+    source = next(python.parent.parent.glob("monailabel/sample-apps/monaibundle"))
+    app = work / "monaibundle"
+    shutil.copytree(source, app)
+    bundle = app / "model" / "istn"
+    shutil.copytree(ROOT / "bundle", bundle)
+    for key, folder in (("image", "imagesTr"), ("label", "labelsTr")):
+        shutil.copy(DATA / folder / (moving + SUFFIX), bundle / f"atlas_{key}{SUFFIX}")
+    config = bundle / "configs" / "inference.json"
+    content = json.loads(config.read_text())
+    atlas = {f"moving_{key}": f"atlas_{key}{SUFFIX}" for key in ("image", "label")}
+    config.write_text(json.dumps(content | atlas))
+    conf = ("models", "istn", "zoo_source", "ngc", "sam2", "false")  # else it asks GitHub for models at its start
+    with serve(python, app, studies, work, *conf) as server:
+        by_id = server.infer(fixed, moving_image=moving, refine_steps=STEPS)
+        by_atlas = server.infer(fixed, refine_steps=STEPS)
+        good = by_id.status == by_atlas.status == 200 and on_grid_of(by_id, fixed)
+        check(good and dice(by_id.values, fixed) > MIN_DICE, "the stock app: moving image by its id")
+        check(good and np.array_equal(by_id.values, by_atlas.values), "the stock app: the atlas of the bundle")
+        refused = server.infer(fixed, moving_image="../secret/outside")
+        check(refused.status == 500, "the stock app refuses a path, with a bare 500")
+        check(server.infer(fixed).status == 200, "the stock app lives on")
+
+
+def run(work: Path) -> int:
+    """All checks; the number of those that failed."""
+    begin = time.perf_counter()
+    python = make_environment(work / "environment")
+    installed = time.perf_counter()
+    print(f"environment with MONAI Label and this checkout: {installed - begin:.0f} s", flush=True)
+    check, pairs = Checks(), first_pairs()
+    run_folder = Path(tempfile.mkdtemp(prefix="run_", dir=work))
+    try:
+        studies, app = run_folder / "studies", run_folder / "istn_app"
+        make_studies(studies, pairs)
+        made = shutil.ignore_patterns("model", "logs", "bin", "lib")  # by a server that someone started in place
+        shutil.copytree(ROOT / "hosts" / "monai_label", app, ignore=made)
+        before = digest(SHIPPED)
+        with serve(python, app, studies, run_folder) as server:
+            print(f"server with our app started: {time.perf_counter() - installed:.0f} s", flush=True)
+            check_pairs(server, check, pairs)
+            check_same_as_command_line(server, check, python, run_folder, pairs[0])
+            check_sources(server, check, pairs[0])
+            check_errors(server, check, pairs[0])
+            check_repeated(server, check, pairs[0])
+            check_training(server, check, app, pairs[0], run_folder / f"{app.name}.log")
+        check_stock_app(check, python, studies, run_folder, pairs[0])
+        installed_model = next((work / "environment").glob("lib/*/site-packages/istn_monai/bundle/models/model.pt"))
+        check(before == digest(SHIPPED) == digest(installed_model), "the shipped network is as it was")
+    finally:
+        shutil.rmtree(run_folder, ignore_errors=True)
+    print(f"{check.failed} checks failed; {time.perf_counter() - begin:.0f} s in all", flush=True)
+    return check.failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="folder for the environment; used again if it is complete")
+    work = parser.parse_args().work
+    if not DATA.is_dir():
+        print(f"skipped: no data in {DATA}; set ISTN_DATA_DIR")
+        return 0
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+        return min(run(work.resolve()), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        return min(run(Path(folder).resolve()), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

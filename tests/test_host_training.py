@@ -1,0 +1,106 @@
+"""Tests of `istn_monai.host_training`: the bundle's training on data that a host gives, as MONAI Label does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import monai.bundle
+import pytest
+import torch
+from helpers import BUNDLE, random_checkpoint, write_subjects
+from monai.bundle import ConfigParser
+
+from istn_monai.host_training import is_hosted, output_folder
+
+SMALL = {"spatial_size": [16, 16, 16], "control_spacing": [8, 4], "device": "cpu"}
+
+
+def hosted_training(folder: Path, training: list, validation: list | None, **settings) -> Path:
+    """Runs ``train.json`` as MONAI Label does: flat lists of images, its own handlers, a bundle's folder."""
+    configs = folder / "configs"
+    configs.mkdir(exist_ok=True)
+    for name in ("train.json", "metadata.json"):
+        (configs / name).write_bytes((BUNDLE / "configs" / name).read_bytes())
+    parser = ConfigParser()
+    parser.read_config(str(configs / "train.json"))
+    loader = {
+        "_target_": "CheckpointLoader",
+        "load_path": str(folder / "models" / "model.pt"),
+        "load_dict": {"model": "$@network"},
+        "strict": False,
+    }
+    lists = {"train#dataset#data": training} | ({} if validation is None else {"validate#dataset#data": validation})
+    monai.bundle.run(
+        run_id="run",
+        init_id=None,
+        final_id=None,
+        meta_file=str(configs / "metadata.json"),
+        config_file=str(configs / "train.json"),
+        **{"bundle_root": str(folder), "train#trainer#max_epochs": 1, "num_workers": 0},
+        **lists,
+        **{"train#handlers": [loader, *parser.get("train#handlers")]},
+        **SMALL,
+        **settings,
+    )
+    return next((folder / "runs").iterdir())
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch) -> Path:
+    """A served copy of the bundle, with weights of its own."""
+    monkeypatch.chdir(tmp_path)
+    random_checkpoint(tmp_path / "served" / "models", SMALL)
+    return tmp_path / "served"
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    return torch.load(file)["model"]
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("number", [1, None])
+def test_trains_from_the_served_network_and_publishes_the_best(bundle, number, capsys):
+    before = weights(bundle / "models" / "model.pt")
+    images = write_subjects(bundle.parent / "data", 4)
+    validation = images[:number] if number is not None else None
+    run = hosted_training(bundle, images[1:], validation, learning_rate=0.0)
+    # with a learning rate of 0 the network is the one that training began with
+    assert equal(weights(run / "models" / "last.pt"), before)
+    assert equal(weights(bundle / "models" / "model.pt"), before)
+    assert equal(weights(bundle / "models" / "original.pt"), before)
+    assert "served from now on" in capsys.readouterr().out
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["data", "served"]  # nothing synthetic
+
+
+def test_the_first_network_is_kept_through_further_trainings(bundle):
+    first = weights(bundle / "models" / "model.pt")
+    images = write_subjects(bundle.parent / "data", 3)
+    (bundle / "models" / "original.pt").write_bytes((bundle / "models" / "model.pt").read_bytes())
+    torch.save({"model": {k: 0 * v for k, v in first.items()}}, bundle / "models" / "model.pt")
+    run = hosted_training(bundle, images[1:], images[:1])
+    assert equal(weights(bundle / "models" / "original.pt"), first)
+    assert equal(weights(bundle / "models" / "model.pt"), weights(run / "models" / "model.pt"))
+    assert not equal(weights(run / "models" / "last.pt"), weights(bundle / "models" / "original.pt"))
+
+
+def test_one_image_is_too_few(bundle):
+    with pytest.raises(Exception) as error:
+        hosted_training(bundle, write_subjects(bundle.parent / "data", 1), [])
+    assert "two labelled images at least, got 1" in str(root(error.value))
+
+
+def root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def test_the_command_line_is_not_a_host(tmp_path):
+    parser = ConfigParser({"train": {"dataset": {"data": "$[1]"}}, "x": "$hosted()"}, globals={"hosted": is_hosted})
+    assert parser.get_parsed_content("x") is False and not is_hosted()
+    parser = ConfigParser({"train": {"dataset": {"data": [1]}}, "x": "$hosted()"}, globals={"hosted": is_hosted})
+    assert parser.get_parsed_content("x") is True
+    assert output_folder(str(tmp_path), "mine_i_affine") == "runs/mine_i_affine"
