@@ -139,9 +139,10 @@ def refinement_figures(refinement: Mapping[str, Any]) -> Figures:
 
 
 def image_figures(pair: RegisteredPair) -> Figures:
-    """How alike the images are, where both have voxels, and how much of the fixed one the moving one covers."""
+    """How alike the images are, where both have voxels, and how much of the smaller one that is."""
     common = pair.covered & pair.viewed
-    figures = {"coverage": (common.sum() / pair.viewed.sum().clamp(min=1)).item()}
+    smaller = torch.minimum(pair.covered.sum(), pair.viewed.sum())  # crops of one anatomy differ in size
+    figures = {"coverage": (common.sum() / smaller.clamp(min=1)).item()}
     if common.sum() > 1:
         values = [image[:, common].flatten() for image in (pair.warped(pair.moving, pair.ddf), pair.fixed)]
         figures["correlation"] = torch.corrcoef(torch.stack(values))[0, 1].nan_to_num().item()

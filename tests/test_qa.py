@@ -144,9 +144,10 @@ def test_without_an_itn_images_are_compared_where_both_are_seen():
     figures = measure(good)
     assert figures["correlation"] > 0.99 and "overlap" not in figures and "doubt" not in figures
     assert measure(replace(good, moving=1 - good.moving))["correlation"] < -0.99
-    half = good.covered.clone()
-    half[:10] = False
-    assert measure(replace(good, covered=half))["coverage"] == pytest.approx(0.5)
+    low, high = good.covered.clone(), good.covered.clone()
+    low[10:], high[:5] = False, False  # 10 and 15 of 20 voxels, 5 in common
+    assert measure(replace(good, covered=low))["coverage"] == 1.0
+    assert measure(replace(good, covered=low, viewed=high))["coverage"] == pytest.approx(0.5)
 
 
 # --- picture ---------------------------------------------------------------------------------------------------------
