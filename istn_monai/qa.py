@@ -74,7 +74,8 @@ RULES = (
          "the images do not look alike", "does not apply: an ITN looks past intensities"),
     Rule("objective", "objective, end / start", 0.8, 0.995, True, "the refinement improved little or nothing",
          NO_REFINEMENT),
-    Rule("at_bound", "parameters at their bound", 0.005, 0.05, True,
+    # one of an affine's twelve is 0.08: amber
+    Rule("at_bound", "parameters at their bound", 0.005, 0.1, True,
          "the transformation wants to go further than it can", NO_REFINEMENT),
     Rule("displacement", "displacement / grid's side", 0.3, 0.4, True,
          "points move far: is the initial alignment right?"),
