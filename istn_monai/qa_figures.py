@@ -74,8 +74,9 @@ def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any
     originals = [pair[f"{key}_original"] for key in IMAGE_KEYS]
     one_pass = plain["pred"]
     if "theta_start" in meta:
+        theta = torch.as_tensor(meta["theta_start"])[None].to(next(istn.parameters()).device)
         with torch.no_grad():
-            one_pass = cpu(istn.transformation(torch.as_tensor(meta["theta_start"])[None])[0])
+            one_pass = cpu(istn.transformation(theta)[0])
     grid = affine_of(pair["image"])
     voxels = voxel_grid(one_pass.shape[1:], one_pass)
     covered, viewed = (
