@@ -94,9 +94,15 @@ def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any
         spacing=tuple(grid[:-1, :-1].norm(dim=0).tolist()),
         covered=covered,
         viewed=viewed,
-        refinement={key: torch.as_tensor(value).tolist() for key, value in meta.get("refinement", {}).items()},
+        refinement=refinement_of(meta),
         kind="image" if isinstance(istn.itn, nn.Identity) else "map" if soi_labels is None else "mask",
     )
+
+
+def refinement_of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ddf's metadata say of its refinement; nothing if it had no steps."""
+    refinement = {key: torch.as_tensor(value).tolist() for key, value in meta.get("refinement", {}).items()}
+    return refinement if len(refinement.get("trace", [])) > 1 else {}
 
 
 def cpu(value: Tensor) -> Tensor:
@@ -106,7 +112,7 @@ def cpu(value: Tensor) -> Tensor:
 
 def file_name(image: Tensor, default: str) -> str:
     """The name of the file that an image came from."""
-    return Path(str(getattr(image, "meta", {}).get("filename_or_obj", default))).name
+    return Path(str(getattr(image, "meta", {}).get("filename_or_obj") or default)).name
 
 
 def seen_by(image: MetaTensor, grid: Tensor, points: Tensor) -> Tensor:

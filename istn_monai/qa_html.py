@@ -87,7 +87,7 @@ def entry_of(folder: Path) -> Entry | None:
     if not (report.exists() and page.exists()):
         return None
     content = json.loads(report.read_text())
-    files = " → ".join(Path(content["inputs"][f"{side}_image"]["file"]).name for side in ("moving", "fixed"))
+    files = " → ".join(Path(content["inputs"][f"{side}_image"]["file"] or side).name for side in ("moving", "fixed"))
     with Image.open(page) as picture:
         return Entry(folder.name, files, content["qa"], jpeg(picture))
 

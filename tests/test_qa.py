@@ -245,7 +245,7 @@ def test_register_writes_page_and_report(files, tmp_path, refine_steps):
     report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN in JSON
     assert report["qa"]["light"] in LIGHTS and {"reasons", "skipped", "figures"} <= set(report["qa"])
     assert ("objective" in report["qa"]["figures"]) == (refine_steps > 0)
-    assert len(report["refinement"].get("trace", [])) == (refine_steps + 1 if refine_steps else 0)
+    assert len(report["refinement"]["trace"]) == refine_steps + 1
     with Image.open(tmp_path / "qa.png") as page:
         assert page.size[0] == 1800
 
