@@ -90,7 +90,8 @@ def register(
     """Registers two images, or all pairs of a datalist, with the bundle's network; no annotation is needed.
 
     Writes for each pair warped.nii.gz (the moving image on the fixed image's own grid), transform.h5 and
-    displacement.nii.gz (fixed to moving points; open in ITK, 3D Slicer, ANTs), both representations and report.json.
+    displacement.nii.gz (fixed to moving points; open in ITK, 3D Slicer, ANTs), both representations, report.json, and
+    qa.png, which shows how well it went; of a datalist also qa.html with all of these.
 
     Args:
         moving: image to be warped; or a datalist (.json), whose pairs go to output_dir/pair_0000 and so on.
@@ -101,7 +102,7 @@ def register(
         inverse: also write inverse_transform.h5, moving to fixed points.
         part: of a datalist.
         bundle_root: folder of the bundle; the package's own by default.
-        settings: any of the bundle's, e.g. --ckpt_dir, --initial_alignment, --device.
+        settings: any of the bundle's, e.g. --ckpt_dir, --initial_alignment, --device, --qa False for no QA page.
     """
     registration = Registration(bundle_root, refine_steps, **settings)
     if fixed is not None:
@@ -136,10 +137,10 @@ def evaluate(
 
     Args:
         datalist: JSON file of pairs with labels.
-        output_dir: folder for evaluation.csv and evaluation.json.
+        output_dir: folder for evaluation.csv, evaluation.json and qa.html.
         refine_steps: of test-time refinement; 0 for none.
         bundle_root: folder of the bundle; the package's own by default.
-        settings: any of the bundle's, e.g. --ckpt_dir, --evaluated_part, --soi_labels.
+        settings: any of the bundle's, e.g. --ckpt_dir, --evaluated_part, --soi_labels, --qa False.
     """
     evaluate_datalist(bundle_folder(bundle_root), datalist, output_dir, refine_steps, **settings)
     return f"written: {Path(output_dir).expanduser().absolute()}"

@@ -16,7 +16,7 @@ from typing import Any
 import monai
 import numpy as np
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch
 from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
@@ -24,8 +24,11 @@ from tqdm import tqdm
 
 from istn_monai.dictionary import LABEL_KEYS, affine_of
 from istn_monai.distributed import gathered, rank, world_size
-from istn_monai.metrics import box_of, folding_fraction, overlap, sd_log_jacobian, sd_log_jacobian_l2r
+from istn_monai.metrics import box_of, folding_fraction, overlap, sd_log_jacobian, sd_log_jacobian_l2r, without_nan
 from istn_monai.points import is_points, read_points
+from istn_monai.postprocessing import Representd
+from istn_monai.qa_html import QA_COHORT, Entry, jpeg, write_cohort
+from istn_monai.qa_report import PairInspector
 from istn_monai.warp import sample
 from istn_monai.world import map_points, pull_back_landmarks, pull_back_points, warp_labels
 
@@ -187,6 +190,7 @@ class Evaluation:
         soi_labels: groups of label values; None for real-valued maps.
         device: of the network.
         provenance: kept in the JSON, e.g. checkpoint and settings.
+        qa: also writes ``qa.html``, the QA pages of all pairs after the last method; needs a ``DisplacementNetwork``.
     """
 
     def __init__(
@@ -198,6 +202,7 @@ class Evaluation:
         soi_labels: Sequence[Sequence[int]] | None,
         device: torch.device | str = "cpu",
         provenance: Mapping[str, Any] | None = None,
+        qa: bool = False,
     ) -> None:
         self.dataset = dataset
         self.network = network
@@ -206,6 +211,8 @@ class Evaluation:
         self.soi_labels = soi_labels
         self.device = device
         self.provenance = dict(provenance or {})
+        self.inspect = PairInspector(network, soi_labels) if qa else None
+        self.entries: list[Entry] = []
 
     def run(self) -> dict[str, Any]:
         """Evaluates, writes both files, prints the table, and returns what the JSON holds.
@@ -214,23 +221,27 @@ class Evaluation:
         """
         self.network.eval()
         own: list[dict[str, Any]] = []
+        self.entries = []
         spread: dict[str, FieldSpread] = {}
         share = range(rank(), len(self.dataset), world_size())
         for number in tqdm(share, desc="evaluating", unit="pair", disable=rank() > 0):
             own += self.evaluate_pair(number, spread)
         rows = sorted((row for part in gathered(own) for row in part), key=lambda row: row["pair"])
+        self.entries = [entry for part in gathered(self.entries) for entry in part]
         summary = summarise(rows)
         result = {
             "summary": summary,
             "field_std_voxels": {method: fields.std() for method, fields in merged_spreads(gathered(spread)).items()},
             "provenance": self.provenance | {"monai": monai.__version__, "torch": torch.__version__},
             "pairs": rows,
+            "qa": {entry.name: entry.light for entry in sorted(self.entries, key=lambda entry: entry.name)},
         }
         if rank() > 0:
             return result
         self.write(result)
         print(table(summary))
-        print(f"written to {self.output_dir / 'evaluation.csv'} and evaluation.json")
+        names = ["evaluation.json", *([QA_COHORT] if self.entries else [])]
+        print(f"written to {self.output_dir / 'evaluation.csv'} and {' and '.join(names)}")
         return result
 
     def evaluate_pair(self, number: int, spread: dict[str, FieldSpread] | None = None) -> list[dict[str, Any]]:
@@ -246,8 +257,11 @@ class Evaluation:
         for method, inferer in self.inferers.items():
             start = time.perf_counter()
             with torch.no_grad():
-                fields[method] = convert_to_tensor(inferer(image, self.network), track_meta=False, device="cpu")
+                pred = inferer(image, self.network)
+            fields[method] = convert_to_tensor(pred, track_meta=False, device="cpu")
             seconds[method] = time.perf_counter() - start
+        if self.inspect is not None and self.inferers:
+            self.entries.append(self.entry(f"pair_{number:04d}", pair, pred))
         for method, ddf in fields.items():
             if spread is not None:
                 spread.setdefault(method, FieldSpread()).add(ddf)
@@ -257,6 +271,16 @@ class Evaluation:
             for method, ddf in fields.items()
         ]
 
+    def entry(self, name: str, pair: Mapping[str, Any], pred: Tensor) -> Entry:
+        """The QA page of one pair and the ddf ``(1, D, *S)`` that a method found."""
+        assert self.inspect is not None
+        result = Representd(self.network)(dict(pair) | {"pred": decollate_batch(pred)[0]})
+        verdict, page = self.inspect({str(key): value for key, value in result.items()})
+        files = " → ".join(
+            Path(str(pair[f"{side}_image"].meta["filename_or_obj"])).name for side in ("moving", "fixed")
+        )
+        return Entry(name, files, verdict.report(), jpeg(page))
+
     def write(self, result: Mapping[str, Any]) -> None:
         """``evaluation.csv`` and ``evaluation.json``."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -265,12 +289,6 @@ class Evaluation:
             writer.writeheader()
             writer.writerows(result["pairs"])
         (self.output_dir / "evaluation.json").write_text(json.dumps(without_nan(result), indent=1, default=str))
-
-
-def without_nan(value: Any) -> Any:
-    """nan as None, which JSON has."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
+        if self.entries:
+            method = list(self.inferers)[-1]
+            write_cohort(self.entries, self.output_dir / QA_COHORT, f"Registration QA of an evaluation, {method}")

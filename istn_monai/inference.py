@@ -21,7 +21,8 @@ from torch import nn
 from istn_monai.checks import check_output_dir
 from istn_monai.dictionary import affine_of
 from istn_monai.export import write_displacement, write_transform
-from istn_monai.metrics import folding_fraction, sd_log_jacobian
+from istn_monai.metrics import folding_fraction, sd_log_jacobian, without_nan
+from istn_monai.qa_report import PairInspector
 from istn_monai.transformation import Transformation
 from istn_monai.warp import affine_points
 from istn_monai.world import map_points, within
@@ -29,8 +30,9 @@ from istn_monai.world_transform import WorldTransform, world_transform
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
 DISPLACEMENT, TRANSFORM, INVERSE = "displacement.nii.gz", "transform.h5", "inverse_transform.h5"
+QA_PAGE = "qa.png"
 MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be cut off
-OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, "report.json")
+OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, QA_PAGE, "report.json")
 
 
 def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
@@ -136,6 +138,8 @@ class SavePairHandler:
         options: resolved settings for the report.
         transformation: whose parameters ``theta`` is; None writes the displacement field alone.
         inverse: also writes the transform from moving to fixed points.
+        qa: also writes a QA page, and its light and reasons into the report; see :mod:`istn_monai.qa`.
+        soi_labels: groups of label values that the network was trained on, None for real-valued maps; for the QA page.
     """
 
     def __init__(
@@ -145,8 +149,11 @@ class SavePairHandler:
         options: Mapping[str, Any] | None = None,
         transformation: Transformation | None = None,
         inverse: bool = False,
+        qa: bool = True,
+        soi_labels: Sequence[Sequence[int]] | None = ((1,),),
     ) -> None:
         self.inverse = inverse
+        self.inspect = PairInspector(network, soi_labels) if qa else None
         self.output_dir = Path(output_dir).expanduser().absolute()
         self.network = network
         self.transformation = transformation
@@ -169,8 +176,14 @@ class SavePairHandler:
                 save_image(pair[name], self.output_dir / f"{name}.nii.gz")
         transforms = self.save_transforms(pair)
         report = self.report(pair, ddf) | {"transforms": transforms}
-        (self.output_dir / "report.json").write_text(json.dumps(report, indent=1, default=str))
-        print(f"registered: results in {self.output_dir}")
+        light = ""
+        if self.inspect is not None:
+            verdict, page = self.inspect(pair)
+            page.save(self.output_dir / QA_PAGE)
+            report["qa"] = verdict.report()
+            light = f"; QA {verdict.light}, see {QA_PAGE}"
+        (self.output_dir / "report.json").write_text(json.dumps(without_nan(report), indent=1, default=str))
+        print(f"registered: results in {self.output_dir}{light}")
 
     def save_transforms(self, pair: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Writes what there is of transforms; what they are, for the report."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
@@ -71,3 +73,12 @@ def box_of(mask: Tensor, margin: int = 2) -> tuple[slice, ...]:
     where = mask.nonzero()
     low, high = where.amin(0) - margin, where.amax(0) + margin + 1
     return tuple(slice(max(int(a), 0), int(b)) for a, b in zip(low, high, strict=True))
+
+
+def without_nan(value: Any) -> Any:
+    """nan as None, which JSON has."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -46,6 +46,7 @@ class RefinementReport:
         objective_start: similarity (and regulariser) before.
         objective_end: and after; never above it.
         at_bound: fraction of the parameters within 1 % of their bound.
+        trace: the objective at each step from 0 on; nan where it was not evaluated on all voxels.
     """
 
     steps: int
@@ -53,14 +54,23 @@ class RefinementReport:
     objective_start: float
     objective_end: float
     at_bound: float
+    trace: tuple[float, ...]
 
 
 class Refinement(NamedTuple):
-    """Result of :class:`Refiner`: ``theta`` ``(B, P)``, ``ddf`` ``(B, D, *S)`` in voxels, a report for each pair."""
+    """Result of :class:`Refiner`.
+
+    Attributes:
+        theta: ``(B, P)``.
+        ddf: ``(B, D, *S)`` in voxels.
+        reports: one for each pair.
+        theta_start: ``(B, P)``, where it began.
+    """
 
     theta: Tensor
     ddf: Tensor
     reports: list[RefinementReport]
+    theta_start: Tensor
 
 
 class Refiner:
@@ -136,8 +146,10 @@ class Refiner:
         singles = [
             self.refine_stn(network, m, f) for m, f in zip(moving.split(1), fixed.split(1), strict=True)
         ]  # weights are shared by a batch, so each pair needs a copy of its own
-        thetas, ddfs, reports = zip(*singles, strict=True)
-        return Refinement(torch.cat(thetas), torch.cat(ddfs), [report for one in reports for report in one])
+        thetas, ddfs, reports, starts = zip(*singles, strict=True)
+        return Refinement(
+            torch.cat(thetas), torch.cat(ddfs), [report for one in reports for report in one], torch.cat(starts)
+        )
 
     def register(
         self, transformation: Transformation, moving: Tensor, fixed: Tensor, theta: Tensor | None = None
@@ -191,7 +203,7 @@ class Refiner:
         begin = time.perf_counter()
         optimizer = torch.optim.Adam(parameters, self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(self.steps, 1))
-        track = BestIterates(self.patience, self.tolerance)
+        track = BestIterates(self.patience, self.tolerance, self.steps)
         for step in range(self.steps + 1):
             late = self.max_seconds is not None and time.perf_counter() - begin > self.max_seconds
             stride = COARSE_STRIDE if 0 < step < self.coarse_steps and not late else 1
@@ -208,24 +220,29 @@ class Refiner:
         with torch.no_grad():
             ddf = transformation(track.theta)
         seconds = time.perf_counter() - begin
-        return Refinement(track.theta, ddf, track.reports(seconds))
+        return Refinement(track.theta, ddf, track.reports(seconds), track.theta_start)
 
 
 class BestIterates:
-    """The best theta of each pair so far, and whether the pair still improves."""
+    """The best theta of each pair so far, whether the pair still improves, and the objectives up to ``last_step``."""
 
-    def __init__(self, patience: int, tolerance: float) -> None:
+    def __init__(self, patience: int, tolerance: float, last_step: int) -> None:
         self.patience = patience
         self.tolerance = tolerance
+        self.last_step = last_step
 
     def update(self, step: int, theta: Tensor, values: Tensor) -> None:
         """Takes in an iterate, theta ``(B, P)`` and objectives ``(B,)``."""
         if step == 0:
             self.theta, self.start, self.best = theta.clone(), values.clone(), values.clone()
+            self.theta_start = theta.clone()
+            self.trace = values.new_full((len(values), self.last_step + 1), torch.nan)
+            self.trace[:, 0] = values
             self.steps, self.marked, self.seen = torch.zeros(len(values)), torch.zeros(len(values)), 0
             self.mark, self.active = values.clone(), torch.ones(len(values), dtype=torch.bool)
             return
         self.seen += 1
+        self.trace[self.active, step] = values[self.active]
         better = (values < self.best).cpu() & self.active
         self.theta[better] = theta[better]
         self.best[better] = values[better]
@@ -239,17 +256,17 @@ class BestIterates:
     def reports(self, seconds: float) -> list[RefinementReport]:
         """One for each pair."""
         at_bound = (self.theta.abs() > AT_BOUND).float().mean(1)
-        columns = (self.steps, self.start, self.best, at_bound)
+        columns = (self.steps, self.start, self.best, at_bound, self.trace)
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [RefinementReport(int(s), seconds, start, end, bound) for s, start, end, bound in rows]
+        return [RefinementReport(int(s), seconds, start, end, bound, tuple(t)) for s, start, end, bound, t in rows]
 
 
 class RefineInferer(Inferer):
     """MONAI inferer that refines the network's prediction at test time; see :class:`Refiner`.
 
     Takes the place of ``SimpleInferer``, which it equals for 0 steps, and returns the ddf; hosts that pass more
-    arguments are served too. The ddf's metadata hold the refined ``theta`` ``(B, P)`` and ``refinement``, what
-    :class:`RefinementReport` says of each pair.
+    arguments are served too. The ddf's metadata hold the refined ``theta`` ``(B, P)``, the ``theta_start`` of one pass,
+    and ``refinement``, what :class:`RefinementReport` says of each pair.
 
     Args:
         refiner: None is ``Refiner(**options)``.
@@ -279,10 +296,11 @@ class RefineInferer(Inferer):
         result = self.refiner(getattr(network, "istn", network), image)
         reports = [asdict(report) for report in result.reports]
         for report in reports:
-            logger.info(f"refined: {report}")
+            logger.info("refined: %s", {name: value for name, value in report.items() if name != "trace"})
         columns = {name: torch.tensor([report[name] for report in reports]) for name in reports[0]}
         # a batch's metadata is cut along its first axis, also the affine that a MetaTensor must have
         affine = torch.eye(4, dtype=torch.float64).expand(len(image), 4, 4)
-        ddf = MetaTensor(result.ddf, affine=affine, meta={"theta": result.theta, "refinement": columns})
+        meta = {"theta": result.theta, "theta_start": result.theta_start, "refinement": columns}
+        ddf = MetaTensor(result.ddf, affine=affine, meta=meta)
         ddf.is_batch = True  # so that hosts that take ``ddf[0]`` get the metadata of one pair as well
         return ddf

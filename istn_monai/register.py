@@ -18,6 +18,7 @@ from istn_monai.data import Item, existing, pair_item, read_datalist
 from istn_monai.distributed import process_device, rank, world_size
 from istn_monai.inference import SavePairHandler, check_pair_files, save_image
 from istn_monai.postprocessing import Representd
+from istn_monai.qa_html import QA_COHORT, Entry, entry_of, write_cohort
 from istn_monai.settings import root_cause
 from istn_monai.training import load_checkpoint
 
@@ -59,6 +60,7 @@ class Registration:
         content("check")
         self.device = torch.device(content("device"))
         self.network = content("network").eval()
+        self.qa = bool(content("qa"))
         load_checkpoint(content("checkpoint_file"), self.network, content("settings"), self.device)
 
     def content(self, name: str) -> Any:
@@ -83,8 +85,10 @@ class Registration:
 
     def save(self, result: dict[str, Any], output_dir: str | Path, inverse: bool = False) -> None:
         """Writes what :meth:`__call__` gave as the bundle does; see :class:`istn_monai.inference.SavePairHandler`."""
-        options = self.content("saver#options")
-        handler = SavePairHandler(output_dir, self.network, options, self.content("transformation_def"), inverse)
+        options, transformation = self.content("saver#options"), self.content("transformation_def")
+        handler = SavePairHandler(
+            output_dir, self.network, options, transformation, inverse, self.qa, self.content("soi_groups")
+        )
         handler.save(result, convert_to_tensor(result["pred"], track_meta=False))
 
 
@@ -146,20 +150,27 @@ def register_datalist(
 ) -> list[str]:
     """Registers the pairs of one part of a datalist into ``pair_0000``, ``pair_0001`` ...; goes on after a failure.
 
-    Of several processes (``torchrun -m istn_monai register ...``) each takes its share of the pairs.
+    All QA pages are in one ``qa.html``, with the pairs that failed. Of several processes (``torchrun -m istn_monai
+    register ...``) each takes its share of the pairs, and writes a page of its own: ``qa.html``, ``qa_1.html`` ...
 
     Returns:
         A line for each pair that failed.
     """
-    failures = []
+    failures, entries = [], []
+    folder = Path(output_dir).expanduser()
     pairs = pairs_of(datalist, part)
     for number in tqdm(range(rank(), len(pairs), world_size()), desc="registering", unit="pair", disable=rank() > 0):
         pair = pairs[number]
         name = f"pair_{number:04d}"
         try:
-            register_files(registration, Path(output_dir).expanduser() / name, inverse, **pair)
+            register_files(registration, folder / name, inverse, **pair)
+            entry = entry_of(folder / name) if registration.qa else None
         except (OSError, ValueError, RuntimeError) as error:
             failures.append(f"{name}: {root_cause(error)}")
+            entry = Entry(name, "", None, error=str(root_cause(error)))
+        entries += [entry] if entry else []
+    if registration.qa and entries:
+        write_cohort(entries, folder / (f"qa_{rank()}.html" if rank() else QA_COHORT))
     return failures
 
 

@@ -56,6 +56,7 @@ SETTINGS: dict[str, str] = {
     "moving_image": "file to be warped (inference)",
     "fixed_image": "file whose grid is the result's (inference)",
     "moving_label": "label map to be warped along (inference)",
+    "qa": "writes the QA page: qa.png of a pair, qa.html of an evaluation; False leaves it out",
     "evaluated_part": "part of the datalist to evaluate",
     "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
     "refine_learning_rate": "of Adam on the transformation's parameters; larger fits more and is less smooth",

@@ -1,0 +1,370 @@
+"""The QA page: its rules, its figures, its picture, and who writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from helpers import ball, random_checkpoint, write_json, write_nifti
+from monai.bundle import run
+from PIL import Image
+
+from istn_monai.qa import AMBER, GREEN, LIGHTS, RED, RULES, UNKNOWN, traffic_light
+from istn_monai.qa_figures import RegisteredPair, doubt, measure, soft_overlap
+from istn_monai.qa_html import Entry, jpeg, write_cohort
+from istn_monai.qa_page import page_picture
+from istn_monai.qa_panels import planes_of
+from istn_monai.register import Registration, register_datalist, register_files
+from istn_monai.settings import root_cause
+
+DATA = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data")) / "hippocampus"
+BRAIN = DATA.parent / "brain" / "images"
+CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
+SETTINGS = {
+    "spatial_size": [16, 20, 18], "spacing": [1.0, 1.5, 1.2], "control_spacing": [12], "soi_labels": [[1]],
+    "device": "cpu",
+}  # fmt: skip
+
+
+def blob(size, shift=0.0, spread=3.0):
+    """A smooth ball of height 1, sharp where it falls, ``(1, *size)``."""
+    axes = torch.meshgrid(*(torch.arange(float(s)) for s in size), indexing="ij")
+    radius = sum((axis - s / 2 - shift) ** 2 for axis, s in zip(axes, size, strict=True)).sqrt()
+    return torch.sigmoid(4 * (min(size) / 3.5 - radius))[None]
+
+
+def made_pair(size=(20, 24, 18), shift=0.0, **changes) -> RegisteredPair:
+    """A pair whose moving ball lies ``shift`` voxels further along each axis, and is brought back."""
+    moving, fixed = blob(size, shift), blob(size)
+    everywhere = torch.ones(size, dtype=torch.bool)
+    ddf = torch.full((len(size), *size), float(shift))
+    trace = [0.04, *[float("nan")] * 4, 0.02, 0.01]
+    pair = RegisteredPair(
+        names=("moving.nii.gz", "fixed.nii.gz"), moving=moving, fixed=fixed, moving_representation=moving,
+        fixed_representation=fixed, one_pass=0.9 * ddf, ddf=ddf, spacing=(1.0, 1.5, 2.0)[: len(size)],
+        covered=everywhere, viewed=everywhere, kind="mask",
+        refinement={"objective_start": 0.04, "objective_end": 0.01, "at_bound": 0.0, "steps": 6, "trace": trace},
+    )  # fmt: skip
+    return replace(pair, **changes)
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+GOOD = {
+    "overlap_one_pass": 0.86, "overlap": 0.94, "doubt": 0.2, "structure": 1.0, "volume_ratio": 1.2, "coverage": 1.0,
+    "correlation": 0.6, "objective": 0.2, "at_bound": 0.0, "displacement": 0.18, "sdlogj": 0.3, "folding": 0.0,
+}  # fmt: skip
+
+
+def test_a_good_pair_is_green_without_a_reason():
+    verdict = traffic_light(GOOD)
+    assert set(GOOD) == {rule.figure for rule in RULES}
+    assert verdict.light == GREEN and verdict.reasons == []
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.figure)
+def test_each_rule_fires_beyond_its_limits_and_names_them(rule):
+    worse = 1e-3 if rule.high_is_bad else -1e-3
+    for limit, before, after in ((rule.amber, GREEN, AMBER), (rule.red, AMBER, RED)):
+        assert traffic_light(GOOD | {rule.figure: limit - worse}).light == before
+        verdict = traffic_light(GOOD | {rule.figure: limit + worse})
+        assert verdict.light == after
+        assert len(verdict.reasons) == 1 and verdict.reasons[0].startswith(f"{after}: {rule.meaning}")
+        assert f"{rule.amber:g}" in verdict.reasons[0] and f"{rule.red:g}" in verdict.reasons[0]
+    assert traffic_light(GOOD | {rule.figure: float("nan")}).light == RED
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.figure)
+def test_a_rule_without_its_figure_says_so(rule):
+    verdict = traffic_light({name: value for name, value in GOOD.items() if name != rule.figure})
+    finding = next(finding for finding in verdict.findings if finding.rule is rule)
+    assert finding.light == UNKNOWN and verdict.light == GREEN
+    assert verdict.report()["skipped"] == [f"{rule.title}: {rule.absent}"]
+
+
+def test_the_worst_rule_decides_and_nothing_known_is_red():
+    verdict = traffic_light(GOOD | {"sdlogj": 0.6, "doubt": 0.9})
+    assert verdict.light == RED and [reason.split(":")[0] for reason in verdict.reasons] == [RED, AMBER]
+    assert traffic_light({}).light == RED
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_doubt_and_overlap_by_hand():
+    half = torch.zeros(1, 4, 5)
+    half[0, :2] = 1.0
+    assert doubt(half) == 0.0 and doubt(torch.full((1, 4, 5), 0.3)) == pytest.approx(0.7) and doubt(0 * half) == 1.0
+    assert soft_overlap(half, half) == pytest.approx(1.0, abs=1e-6)
+    shifted = half.roll(1, dims=1)  # two rows each, one shared
+    assert soft_overlap(half, shifted) == pytest.approx(0.5, abs=1e-6)
+    both = soft_overlap(torch.cat([half, half]), torch.cat([half, shifted]))
+    assert both == pytest.approx(0.5, abs=1e-6)  # the lowest channel
+
+
+@pytest.mark.parametrize("size", [(30, 26), (20, 24, 18)])
+def test_figures_of_a_known_shift(size):
+    pair = made_pair(size, shift=2.0)
+    figures = measure(pair)
+    far = 2.0 * np.linalg.norm(pair.spacing)
+    assert figures["displacement_mm"] == pytest.approx(far, rel=1e-5)
+    shortest = min(s * step for s, step in zip(size, pair.spacing, strict=True))
+    assert figures["displacement"] == pytest.approx(far / shortest, rel=1e-5)
+    assert figures["overlap"] > 0.999 > figures["overlap_one_pass"] > 0.9
+    assert figures["objective"] == pytest.approx(0.25)
+    assert figures["folding"] == 0.0 and figures["sdlogj"] < 1e-6
+    assert traffic_light(figures).light == GREEN
+
+
+def test_what_is_wrong_with_a_pair_is_measured():
+    good = made_pair()
+    assert measure(replace(good, moving_representation=0 * good.moving))["structure"] == 0.0
+    assert measure(replace(good, covered=torch.zeros_like(good.covered)))["coverage"] == 0.0
+    assert measure(replace(good, moving_representation=0.5 * good.moving))["doubt"] > 0.5
+    half = good.moving.clone()
+    half[:, :10] = 0
+    assert measure(replace(good, moving_representation=half))["volume_ratio"] == pytest.approx(2.0, rel=0.15)
+    folded = good.ddf.clone()
+    folded[0, 8:12] = -3.0 * torch.arange(4.0).view(4, 1, 1)
+    assert measure(replace(good, ddf=folded))["folding"] > 0.01
+
+
+def test_without_an_itn_images_are_compared_where_both_are_seen():
+    good = made_pair(kind="image", shift=1.0)
+    figures = measure(good)
+    assert figures["correlation"] > 0.99 and "overlap" not in figures and "doubt" not in figures
+    assert measure(replace(good, moving=1 - good.moving))["correlation"] < -0.99
+    low, high = good.covered.clone(), good.covered.clone()
+    low[10:], high[:5] = False, False  # 10 and 15 of 20 voxels, 5 in common
+    assert measure(replace(good, covered=low))["coverage"] == 1.0
+    assert measure(replace(good, covered=low, viewed=high))["coverage"] == pytest.approx(0.5)
+
+
+# --- picture ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(30, 26), (20, 24, 18)])
+@pytest.mark.parametrize("kind", ["mask", "map", "image"])
+@pytest.mark.parametrize("refined", [True, False])
+def test_a_page_of_every_kind(size, kind, refined):
+    pair = made_pair(size, 1.5, kind=kind)
+    pair = pair if refined else replace(pair, refinement={})
+    begin = time.process_time()
+    page = page_picture(pair, traffic_light(measure(pair)))
+    assert time.process_time() - begin < 5  # about 1 second; machines differ
+    assert page.width == 1800 and 600 < page.height < 1600
+    assert len(planes_of(pair)) == (1 if len(size) == 2 else 3)
+    assert len(np.unique(np.asarray(page).reshape(-1, 3), axis=0)) > 500
+
+
+def test_planes_go_through_the_structure_and_show_its_axes_the_right_way():
+    pair = made_pair((20, 24, 18), kind="mask")
+    marked = torch.zeros(1, 20, 24, 18)
+    marked[0, 4, 15, 7] = 1.0
+    planes = planes_of(replace(pair, fixed_representation=marked))
+    assert [plane.of(marked[0]).max() for plane in planes] == [1.0] * 3
+    assert planes[0].of(marked[0]).argmax() == 15 * 20 + 4  # rows along the second axis, columns along the first
+
+
+def test_an_empty_representation_and_a_folded_field_can_be_drawn():
+    pair = made_pair()
+    folded = pair.ddf.clone()
+    folded[0, 8:12] = -3.0 * torch.arange(4.0).view(4, 1, 1)
+    empty = replace(pair, moving_representation=0 * pair.moving, fixed_representation=0 * pair.fixed, ddf=folded)
+    verdict = traffic_light(measure(empty))
+    assert verdict.light == RED
+    pink = (np.asarray(page_picture(empty, verdict)).astype(int) == [255, 0, 212]).all(-1)
+    assert pink.sum() > 50
+
+
+def test_no_figure_of_pyplot_is_made():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    before = pyplot.get_fignums()
+    pair = made_pair((30, 26))
+    page_picture(pair, traffic_light(measure(pair)))
+    assert pyplot.get_fignums() == before
+
+
+def test_the_package_imports_without_matplotlib():
+    code = "import sys; sys.modules['matplotlib'] = None; import istn_monai.__main__, istn_monai.evaluation"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- cohort ----------------------------------------------------------------------------------------------------------
+
+
+def test_cohort_is_self_contained_and_worst_first(tmp_path):
+    picture = jpeg(Image.new("RGB", (1800, 900), "white"))
+    reports = {light: traffic_light(GOOD | change).report() for light, change in zip(
+        LIGHTS, ({}, {"sdlogj": 0.6}, {"doubt": 0.9}), strict=True
+    )}  # fmt: skip
+    entries = [Entry(f"pair_{light}", "a → <b>", report, picture) for light, report in reports.items()]
+    entries.append(Entry("pair_none", "", None, error="moving_image: no such file"))
+    text = write_cohort(entries, tmp_path / "qa.html").read_text(encoding="utf-8")
+    assert re.findall(r'<details id="(\w+)"', text) == ["pair_none", "pair_red", "pair_amber", "pair_green"]
+    assert re.findall(r'<details id="\w+"( open)?>', text) == [" open", " open", " open", ""]
+    assert not re.search(r'(src|href)="(?!data:|#)', text) and "<script" not in text and "url(" not in text
+    assert "a → &lt;b&gt;" in text and "<b>" not in text and text.count("data:image/jpeg;base64,") == 3
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two balls on anisotropic grids, with labels, and a network of random weights."""
+    folder = tmp_path_factory.mktemp("qa")
+    pair = {}
+    for side, shift in (("moving", 1), ("fixed", 0)):
+        label = ball((18, 20, 17), (9 + shift, 10, 8), 5)
+        affine = np.diag([1.0, 1.3, 1.1, 1.0])
+        noise = np.random.default_rng(shift).normal(0, 0.1, label.shape)
+        pair[f"{side}_image"] = write_nifti(folder / f"{side}.nii.gz", (label + noise).astype(np.float32), affine)
+        pair[f"{side}_label"] = write_nifti(folder / f"{side}_label.nii.gz", label, affine)
+    return pair, random_checkpoint(folder / "models", SETTINGS)
+
+
+def images(pair):
+    return {key: pair[key] for key in ("moving_image", "fixed_image")}
+
+
+@pytest.mark.parametrize("refine_steps", [0, 4])
+def test_register_writes_page_and_report(files, tmp_path, refine_steps):
+    pair, settings = files
+    register_files(Registration(refine_steps=refine_steps, **settings), tmp_path, **images(pair))
+    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN in JSON
+    assert report["qa"]["light"] in LIGHTS and {"reasons", "skipped", "figures"} <= set(report["qa"])
+    assert ("objective" in report["qa"]["figures"]) == (refine_steps > 0)
+    assert len(report["refinement"]["trace"]) == refine_steps + 1
+    with Image.open(tmp_path / "qa.png") as page:
+        assert page.size[0] == 1800
+
+
+def test_qa_false_writes_none_and_needs_no_matplotlib(files, tmp_path, monkeypatch):
+    pair, settings = files
+    monkeypatch.setitem(sys.modules, "istn_monai.qa_page", None)
+    registration = Registration(refine_steps=0, **settings, qa=False)
+    datalist = write_json(tmp_path / "pairs.json", {"testing": [images(pair)]})
+    assert register_datalist(registration, datalist, "testing", tmp_path / "all") == []
+    assert "qa" not in json.loads((tmp_path / "all" / "pair_0000" / "report.json").read_text())
+    assert not list(tmp_path.rglob("qa.*"))
+    with pytest.raises(ImportError, match="--qa False"):
+        register_files(Registration(refine_steps=0, **settings), tmp_path / "one", **images(pair))
+
+
+def test_a_datalist_gives_one_page_with_the_pairs_that_failed(files, tmp_path):
+    pair, settings = files
+    absent = images(pair) | {"moving_image": str(tmp_path / "absent.nii.gz")}
+    datalist = write_json(tmp_path / "pairs.json", {"testing": [images(pair), absent]})
+    failures = register_datalist(Registration(refine_steps=0, **settings), datalist, "testing", tmp_path / "all")
+    text = (tmp_path / "all" / "qa.html").read_text(encoding="utf-8")
+    assert len(failures) == 1 and "no such file" in text
+    assert re.findall(r'<details id="(\w+)"', text) == ["pair_0001", "pair_0000"]
+
+
+@pytest.mark.parametrize("qa", [True, False])
+def test_refinement_in_the_bundle(files, tmp_path, qa):
+    pair, settings = files
+    config = [str(CONFIGS / f"{name}.json") for name in ("inference", "refine")]
+    run(
+        run_id="refinement",
+        config_file=config,
+        output_dir=str(tmp_path),
+        refine_steps=3,
+        qa=qa,
+        **images(pair),
+        **settings,
+    )
+    assert (tmp_path / "qa.png").exists() == qa
+
+
+@pytest.mark.parametrize("qa", [True, False])
+def test_evaluation_in_the_bundle(files, tmp_path, qa):
+    pair, settings = files
+    write_json(tmp_path / "pairs.json", {"testing": [pair]})
+    config = [str(CONFIGS / f"{name}.json") for name in ("train", "evaluate")]
+    places = {"dataset_dir": str(tmp_path), "data_list_file": "pairs.json", "output_dir": str(tmp_path / "out")}
+    run(run_id="evaluation", config_file=config, refine_steps=3, qa=qa, **places, **settings)
+    page = tmp_path / "out" / "qa.html"
+    assert page.exists() == qa
+    evaluated = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(evaluated["qa"]) == (["pair_0000"] if qa else [])
+    if qa:
+        assert page.read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 1
+
+
+# --- real data and shipped weights -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def registration():
+    return Registration(refine_steps=50, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def real():
+    if not (DATA / "pairs_100.json").exists():
+        pytest.skip(f"no hippocampus data in {DATA} (ISTN_DATA_DIR)")
+    pair = json.loads((DATA / "pairs_100.json").read_text())["testing"][1]
+    return {key: str(DATA / path) for key, path in pair.items()}
+
+
+def light_of(registration, folder, moving, fixed) -> str:
+    """The light of a pair, or "refused"."""
+    try:
+        register_files(registration, folder, moving_image=moving, fixed_image=fixed)
+    except Exception as error:
+        assert isinstance(root_cause(error), ValueError)
+        return "refused"
+    return json.loads((folder / "report.json").read_text())["qa"]["light"]
+
+
+def test_a_good_pair_is_not_red(registration, real, tmp_path):
+    assert light_of(registration, tmp_path, real["moving_image"], real["fixed_image"]) in (GREEN, AMBER)
+
+
+def without_soi(image, label):
+    """What of an image lies behind its structure, along the second axis or the first."""
+    found = np.argwhere(label > 0)
+    blocks = [image[found[:, 0].max() + 1 :], image[: found[:, 0].min()], image[..., found[:, 2].max() + 1 :]]
+    return max(blocks, key=np.size)
+
+
+def wrong_inputs(real):
+    """Moving images that cannot be registered to the fixed one."""
+    image, label = (np.asanyarray(nib.load(real[f"moving_{kind}"]).dataobj) for kind in ("image", "label"))
+    rng = np.random.default_rng(0)
+    return {
+        "noise": rng.random(image.shape),
+        "upside down": np.flip(image, 2),
+        "inverted": image.max() - image,
+        "no structure": without_soi(image, label),
+    }
+
+
+@pytest.mark.parametrize("name", ["noise", "upside down", "inverted", "no structure"])
+def test_a_wrong_image_is_red(registration, real, tmp_path, name):
+    moving = write_nifti(tmp_path / "moving.nii.gz", wrong_inputs(real)[name].astype(np.float32), np.eye(4))
+    assert light_of(registration, tmp_path / "out", moving, real["fixed_image"]) == RED
+
+
+def test_another_anatomy_and_a_shift_out_of_view_are_red_or_refused(registration, real, tmp_path):
+    if BRAIN.is_dir():
+        assert light_of(registration, tmp_path / "brain", str(sorted(BRAIN.iterdir())[0]), real["fixed_image"]) == RED
+    moving = nib.load(real["fixed_image"])
+    world = Registration(refine_steps=0, device="cpu", initial_alignment="world")
+    for axis, wanted in ((0, "refused"), (1, RED)):  # 40 mm is more than the one side, less than the other
+        affine = moving.affine.copy()
+        affine[axis, 3] += 40
+        shifted = write_nifti(tmp_path / f"shifted_{axis}.nii.gz", np.asanyarray(moving.dataobj), affine)
+        assert light_of(world, tmp_path / f"shift_{axis}", shifted, real["fixed_image"]) == wanted
