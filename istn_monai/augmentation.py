@@ -33,6 +33,13 @@ class RandDeformd(RandomizableTransform, MapTransform):
         strength: standard deviation of the parameters; at 0.4 most stay below 0.4 of their bounds.
         max_translation: bound in mm; likewise, in their units, ``max_rotation``, ``max_log_scale``, ``max_shear``.
         control_spacing: of the B-spline in mm.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> pair = {"image": MetaTensor(torch.rand(1, 20, 24)), "label": MetaTensor(torch.ones(1, 20, 24))}
+        >>> deformed = RandDeformd(["image", "label"], spatial_size=(20, 24), strength=0.3)(pair)
+        >>> deformed["image"].shape, bool((deformed["image"] != pair["image"]).any())
+        (torch.Size([1, 20, 24]), True)
     """
 
     def __init__(

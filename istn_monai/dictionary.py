@@ -57,6 +57,13 @@ class CheckPaird(Transform):
         soi_labels: groups of label values; None if labels are real-valued maps.
         need_soi: whether a label without any SoI is refused; where labels are only carried along it is not.
         in_channels: that an image must have; None for any number.
+
+    Example:
+        >>> image = MetaTensor(torch.rand(1, 8, 9))
+        >>> CheckPaird(spatial_dims=2)({"moving_image": image, "fixed_image": torch.zeros_like(image)})
+        Traceback (most recent call last):
+        ...
+        ValueError: fixed_image is constant (0): there is nothing to register
     """
 
     def __init__(
@@ -90,6 +97,12 @@ class UnitRanged(MapTransform):
         keys: images.
         lower: percentile that becomes 0.
         upper: percentile that becomes 1.
+
+    Example:
+        >>> image = MetaTensor(torch.linspace(-1000.0, 3000.0, 200).view(1, 10, 20))
+        >>> scaled = UnitRanged("image")({"image": image})["image"]
+        >>> scaled.min().item(), scaled.max().item()
+        (0.0, 1.0)
     """
 
     def __init__(self, keys: Sequence[str] = IMAGE_KEYS, lower: float = 0.5, upper: float = 99.5) -> None:
@@ -114,6 +127,11 @@ class SoIGroupsd(MapTransform):
         soi_labels: K groups of label values, e.g. ``[[1, 2]]`` (merged) or ``[[1], [2]]`` (two channels); None takes
             the map as it is, real-valued, and scales its maximum to 1 (landmark or distance maps).
         allow_missing_keys: skip pairs without labels.
+
+    Example:
+        >>> label = MetaTensor(torch.tensor([[[0, 1, 2, 3]]]))
+        >>> SoIGroupsd("label", [[1, 2], [3]])({"label": label})["label"].tolist()
+        [[[0.0, 1.0, 1.0, 0.0]], [[0.0, 0.0, 0.0, 1.0]]]
     """
 
     def __init__(
@@ -149,6 +167,12 @@ class InitialAlignmentd(Transform):
         name: "world", "center", "moments" or "rigid", see :func:`istn_monai.alignment.initial_alignment`. Images
             that do not overlap after it are refused.
         keys: what to move along; those that are absent are skipped.
+
+    Example:
+        >>> fixed = MetaTensor(torch.rand(1, 8, 9))
+        >>> moving = MetaTensor(fixed.as_tensor(), affine=torch.tensor([[1.0, 0, 50], [0, 1, -20], [0, 0, 1]]))
+        >>> InitialAlignmentd("center")({"moving_image": moving, "fixed_image": fixed})["initial_alignment"].tolist()
+        [[1.0, 0.0, 50.0], [0.0, 1.0, -20.0], [0.0, 0.0, 1.0]]
     """
 
     def __init__(self, name: str = "world", keys: Sequence[str] = ("moving_image", "moving_label")) -> None:
@@ -188,6 +212,11 @@ class RegistrationGridd(Transform):
         spatial_size: of the grid.
         spacing: of the grid in mm.
         keys: what to resample in place; those that are absent are skipped.
+
+    Example:
+        >>> pair = {"moving_image": MetaTensor(torch.rand(1, 30, 41)), "fixed_image": MetaTensor(torch.rand(1, 50, 39))}
+        >>> [image.shape for image in RegistrationGridd((16, 16), spacing=2.0)(pair).values()]
+        [torch.Size([1, 16, 16]), torch.Size([1, 16, 16])]
     """
 
     def __init__(
@@ -233,6 +262,11 @@ class ConcatPaird(Transform):
 
     Args:
         with_label: whether labels are joined; where they are only carried along they need not be on one grid.
+
+    Example:
+        >>> pair = {"moving_image": MetaTensor(torch.zeros(1, 4, 4)), "fixed_image": MetaTensor(torch.ones(1, 4, 4))}
+        >>> ConcatPaird()(pair)["image"][:, 0, 0].tolist()
+        [0.0, 1.0]
     """
 
     def __init__(self, with_label: bool = True) -> None:

@@ -55,6 +55,11 @@ class LoadPaird(MapTransform):
     Args:
         keys: each holds a path, or a channel-first MetaTensor whose affine is RAS mm.
         options: of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
+
+    Example:
+        >>> image = MetaTensor([[[1.0, 2.0]]])
+        >>> LoadPaird(["moving_image", "moving_label"])({"moving_image": image})["moving_image"].tolist()
+        [[[1.0, 2.0]]]
     """
 
     def __init__(self, keys: Sequence[str], **options: Any) -> None:

@@ -27,6 +27,14 @@ class WarpPaird(Transform):
     Args:
         transformation: evaluated from ``theta`` ``(P,)`` in the data, exactly, on any grid; without either the ddf is
             interpolated.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> image = MetaTensor(torch.arange(12.0).view(1, 3, 4))
+        >>> pair = {"moving_image_original": image, "fixed_image_original": image, "image": image}
+        >>> one_voxel = torch.stack([torch.zeros(3, 4), torch.ones(3, 4)])  # look one further along the last axis
+        >>> WarpPaird()(pair | {"pred": one_voxel})["warped"][0, 0].tolist()
+        [1.0, 2.0, 3.0, 0.0]
     """
 
     def __init__(self, transformation: Transformation | None = None) -> None:
@@ -71,6 +79,15 @@ class Representd(Transform):
 
     Args:
         network: a :class:`istn_monai.networks.DisplacementNetwork`.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> from istn_monai import ISTN, ITN, STN, AffineTransformation, DisplacementNetwork
+        >>> affine = AffineTransformation((16, 20))
+        >>> network = DisplacementNetwork(ISTN(ITN(2), STN(2, 2, affine), affine))
+        >>> result = Representd(network)({"image": MetaTensor(torch.rand(2, 16, 20))})
+        >>> result["moving_representation"].shape, result["theta"].shape
+        (torch.Size([1, 16, 20]), torch.Size([6]))
     """
 
     def __init__(self, network: torch.nn.Module) -> None:

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from torch import Tensor
 
 from istn_monai.networks import ISTN, ITN, STN, ISTNOutput
@@ -32,6 +33,16 @@ def ball(shape, centre, radius: float) -> np.ndarray:
     """A filled ball (ellipse, in 2-D a disc) as uint8 0 and 1."""
     grid = np.meshgrid(*map(np.arange, shape), indexing="ij")
     return (sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2).astype(np.uint8)
+
+
+def meta(array, affine=None, name: str | None = None) -> MetaTensor:
+    """A channel-first image with an affine and, if wanted, a file name."""
+    tensor = torch.as_tensor(np.asarray(array))
+    return MetaTensor(
+        tensor,
+        affine=torch.eye(tensor.ndim) if affine is None else torch.as_tensor(affine),
+        meta={"filename_or_obj": name} if name else None,
+    )
 
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> str:
