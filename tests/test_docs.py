@@ -14,6 +14,7 @@ from istn_monai.settings import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+TORCHRUN = ("standalone", "nproc_per_node")  # its own options
 
 
 def block_after(marker: str) -> str:
@@ -46,7 +47,7 @@ def test_settings_named_in_the_readme_exist():
     assert named and named <= set(SETTINGS)
     arguments = {name for command in COMMANDS.values() for name in inspect.signature(command).parameters}
     for name in re.findall(r"--(\w+)", README):
-        assert name in SETTINGS or name in arguments | {"config_file", "inferer", "help"}
+        assert name in SETTINGS or name in arguments | {"config_file", "inferer", "help", *TORCHRUN}
 
 
 def test_configs_named_in_the_documents_exist():
