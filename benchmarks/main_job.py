@@ -41,7 +41,7 @@ def main(case: str, data: str, runs: str = "runs", refine_steps: int = 50, evalu
     settings = settings | {"dataset_dir": str(Path(data).absolute() / folder), "output_dir": str(output)}
     if not evaluate_only:
         run(run_id="training", config_file=configs("train", *overlays), **settings)
-    settings |= {"refine_steps": refine_steps} | TEST_LIST.get(case, {})
+    settings |= {"refine_steps": refine_steps, "qa": False} | TEST_LIST.get(case, {})
     run(run_id="evaluation", config_file=configs("train", *overlays, "evaluate"), **settings)
     evaluation = json.loads((output / "evaluation.json").read_text())
     result = {

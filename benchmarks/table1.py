@@ -131,7 +131,7 @@ class Cell:
     def evaluate(self, part: str, rate: float) -> dict[str, Any]:
         """The bundle's evaluation of a part of the datalist, with refinement at a learning rate."""
         settings = self.settings | {"evaluated_part": part, "refine_steps": REFINE_STEPS, "loss": self.method}
-        settings |= {"evaluate#refined#learning_rate": rate}
+        settings |= {"evaluate#refined#learning_rate": rate, "qa": False}
         run(run_id="evaluation", config_file=configs("train", *self.case.overlays, "evaluate"), **settings)
         return json.loads((Path(self.settings["output_dir"]) / "evaluation.json").read_text())
 
