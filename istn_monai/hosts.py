@@ -34,6 +34,8 @@ LARGE = 0.25  # a displacement of more than this part of the registration grid's
 AT_BOUND = 0.05  # likewise a refinement with more than this part of its parameters at their bound
 #: what a request may not bring along: keys whose values the bundle's transforms read as files or take as results
 OWN_KEYS = {"label", *PAIR_KEYS, *ORIGINAL_KEYS, "theta", "warped", "warped_label"}
+#: what a reply says of the refinement
+REFINEMENT = ("steps", "seconds", "objective_start", "objective_end", "at_bound")
 BAD_REQUEST, FORBIDDEN, NOT_FOUND = 400, 403, 404
 
 
@@ -256,7 +258,8 @@ def report(data: Mapping[Hashable, Any]) -> dict[str, Any]:
     ``steps``, ``seconds`` and ``at_bound``, a fraction of the parameters; ``folding``: a fraction of the voxels;
     ``max_displacement_mm``; ``warnings``: what someone should look at.
     """
-    facts = {name: torch.as_tensor(x).item() for name, x in data["pred"].meta.get("refinement", {}).items()}
+    refinement = data["pred"].meta.get("refinement", {})
+    facts = {name: torch.as_tensor(refinement[name]).item() for name in REFINEMENT if name in refinement}
     ddf, axes = torch.as_tensor(data["pred"]).cpu().double(), affine_of(data["image"])[:-1, :-1]
     sides = axes.norm(dim=0) * torch.tensor(ddf.shape[1:])
     facts["folding"] = folding_fraction(ddf[None]).item()
