@@ -26,7 +26,7 @@ class PairInspector:
         except ImportError as error:
             raise ImportError(
                 f"the QA page needs matplotlib ({error}): install it, or set qa to False (--qa False)"
-            ) from error
+            ) from None  # the cause alone, which the command line shows, would not say what to do
         self.network = network
         self.soi_labels = soi_labels
         self.draw = page_picture
