@@ -11,6 +11,7 @@ import fire
 
 from istn_monai.apply import apply_transform
 from istn_monai.data import make_datalist
+from istn_monai.distributed import connected
 from istn_monai.register import (
     Registration,
     bundle_folder,
@@ -112,7 +113,8 @@ def register(
         return f"written: {Path(output_dir).expanduser().absolute()}"
     if not moving.endswith(".json"):
         raise ValueError("fixed is not set: give two images, or one datalist (.json)")
-    failures = register_datalist(registration, moving, part, output_dir, inverse)
+    with connected():
+        failures = register_datalist(registration, moving, part, output_dir, inverse)
     if failures:
         raise ValueError("\n".join([f"{len(failures)} pairs failed:", *failures]))
     return f"written: {Path(output_dir).expanduser().absolute()}"

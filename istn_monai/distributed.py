@@ -6,7 +6,8 @@ The overlays ``multi_gpu_train.json`` and ``multi_gpu_evaluate.json`` call this;
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -55,6 +56,17 @@ def stop() -> None:
     """Ends the connection."""
     if started():
         distributed.destroy_process_group()
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connects the processes that ``torchrun`` started, while it lasts; nothing for a single one."""
+    if world_size() > 1 and not started():
+        start(process_device())
+    try:
+        yield
+    finally:
+        stop()
 
 
 def check_started(overlay: str) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from istn_monai.checks import new_file
 from istn_monai.data import Item, existing, pair_item, read_datalist
-from istn_monai.distributed import process_device, rank, world_size
+from istn_monai.distributed import gathered, process_device, rank, world_size
 from istn_monai.inference import SavePairHandler, check_pair_files, save_image
 from istn_monai.postprocessing import Representd
 from istn_monai.qa_html import QA_COHORT, Entry, entry_of, write_cohort
@@ -151,12 +151,13 @@ def register_datalist(
     """Registers the pairs of one part of a datalist into ``pair_0000``, ``pair_0001`` ...; goes on after a failure.
 
     All QA pages are in one ``qa.html``, with the pairs that failed. Of several processes (``torchrun -m istn_monai
-    register ...``) each takes its share of the pairs, and writes a page of its own: ``qa.html``, ``qa_1.html`` ...
+    register ...``) each takes its share of the pairs; the first writes that page.
 
     Returns:
-        A line for each pair that failed.
+        A line for each pair that failed, in each process.
     """
-    failures, entries = [], []
+    failures: list[str] = []
+    entries: list[Entry] = []
     folder = Path(output_dir).expanduser()
     pairs = pairs_of(datalist, part)
     for number in tqdm(range(rank(), len(pairs), world_size()), desc="registering", unit="pair", disable=rank() > 0):
@@ -168,9 +169,11 @@ def register_datalist(
         except (OSError, ValueError, RuntimeError) as error:
             failures.append(f"{name}: {root_cause(error)}")
             entry = Entry(name, "", None, error=str(root_cause(error)))
-        entries += [entry] if entry else []
-    if registration.qa and entries:
-        write_cohort(entries, folder / (f"qa_{rank()}.html" if rank() else QA_COHORT))
+        entries += [entry] if entry and registration.qa else []
+    failures = sorted(line for part in gathered(failures) for line in part)
+    entries = [entry for part in gathered(entries) for entry in part]
+    if entries and rank() == 0:
+        write_cohort(entries, folder / QA_COHORT)
     return failures
 
 

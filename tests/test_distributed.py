@@ -65,6 +65,9 @@ def test_each_pair_of_a_datalist_is_registered_once(toy, trained, tmp_path):  # 
     printed = torchrun("-m", "istn_monai", "register", str(Path(toy) / "pairs.json"), *words)
     assert printed.count("registered: results in") == 2
     assert sorted(file.name for file in tmp_path.glob("pair_*")) == ["pair_0000", "pair_0001"]
+    assert [file.name for file in tmp_path.glob("qa*")] == ["qa.html"]
+    page = (tmp_path / "qa.html").read_text()
+    assert "pair_0000" in page and "pair_0001" in page
 
 
 def test_processes_that_know_nothing_of_each_other_are_refused(toy, tmp_path, monkeypatch):  # noqa: F811
