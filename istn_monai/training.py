@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from monai.handlers import TensorBoardHandler
 from monai.inferers import SimpleInferer
 from monai.utils import CommonKeys
 from torch import Tensor, nn
@@ -262,45 +261,3 @@ class ProgressHandler:
         """Attaches to a trainer."""
         bar = ProgressBar(desc="training")
         bar.attach(engine, output_transform=lambda output: {"loss": output[CommonKeys.LOSS].item()})
-
-
-class PairImageHandler(TensorBoardHandler):
-    """Evaluator handler: TensorBoard pictures of the last validation pair, its middle slices along the last axis.
-
-    One row: F, warped M, F', warped M', and the warped SoI (red) over the fixed one (green).
-
-    Args:
-        log_dir: of TensorBoard.
-    """
-
-    def __init__(self, log_dir: str) -> None:
-        super().__init__(log_dir=log_dir)
-
-    def attach(self, engine: Engine) -> None:
-        """Attaches to an evaluator."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        picture = pair_picture(engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL])
-        self._writer.add_image("validation pair", picture, engine.state.epoch)
-        self._writer.flush()
-
-
-def middle_slice(image: Tensor) -> Tensor:
-    """``(C, *S)`` to a picture ``(S[1], S[0])`` in [0, 1]: channels added, further axes cut in the middle."""
-    plane = image.detach().float().sum(0)
-    while plane.ndim > 2:
-        plane = plane[..., plane.shape[-1] // 2]
-    low, high = plane.min(), plane.max()
-    return ((plane - low) / (high - low).clamp(min=1e-8)).T.flip(0).cpu()
-
-
-def pair_picture(output: ISTNOutput, label: Tensor) -> Tensor:
-    """The row of pictures of :class:`PairImageHandler`, ``(3, height, width)`` in [0, 1]."""
-    moving, fixed = output.image[:1].chunk(2, dim=1)
-    moving_soi, fixed_soi = torch.as_tensor(label)[:1].chunk(2, dim=1)
-    ddf = output.ddf[:1]
-    grey = [fixed, warp(moving, ddf), output.fixed_representation[:1], warp(output.moving_representation[:1], ddf)]
-    row = [middle_slice(image[0]).expand(3, -1, -1) for image in grey]
-    red, green = middle_slice(warp(moving_soi, ddf)[0]), middle_slice(fixed_soi[0])
-    return torch.cat([*row, torch.stack([red, green, torch.zeros_like(red)])], dim=2)

@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.training`: interruption and continuation, the best network, refusals, pictures."""
+"""Tests of `istn_monai.training`: interruption and continuation, the best network, refusals."""
 
 from __future__ import annotations
 
@@ -22,12 +22,9 @@ from istn_monai.training import (
     Checkpoints,
     KeepBestHandler,
     LoadHandler,
-    PairImageHandler,
     ResumeHandler,
     channels_last,
     load_checkpoint,
-    middle_slice,
-    pair_picture,
     save_atomically,
     warped_and_fixed_soi,
 )
@@ -386,52 +383,6 @@ def test_warped_and_fixed_soi_are_binary_and_pulled_back():
     assert warped.shape == fixed.shape == (2, 2, *SIZE)
     assert torch.equal(fixed, (label[:, 2:] > 0.5).float())
     assert torch.equal(warped[..., :-2], (label[:, :2, :, 2:] > 0.5).float())
-
-
-@pytest.mark.parametrize("size, channels", [((12, 10), 1), ((12, 10), 2), ((7, 9, 11), 1), ((7, 9, 11), 3)])
-def test_pair_picture_is_a_row_of_five_in_colour(size, channels):
-    output = random_output(size, channels=channels)
-    output = output._replace(moving_representation=50 * output.moving_representation - 20)
-    label = (rand(2, 2 * channels, *size, seed=7) > 0.5).float()
-    picture = pair_picture(output, label)
-    assert picture.shape == (3, size[1], 5 * size[0])
-    assert picture.min() >= 0 and picture.max() <= 1
-    grey, colour = picture[..., : 4 * size[0]], picture[..., 4 * size[0] :]
-    assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
-    assert colour[0].any() and colour[1].any() and not colour[2].any()
-
-
-def test_pair_picture_shows_fixed_then_moving_warped():
-    output = random_output((6, 5))
-    output = output._replace(ddf=torch.zeros_like(output.ddf))
-    picture = pair_picture(output, rand(2, 2, 6, 5))
-    assert torch.equal(picture[0, :, :6], middle_slice(output.image[0, 1:]))
-    torch.testing.assert_close(picture[0, :, 6:12], middle_slice(output.image[0, :1]))
-    torch.testing.assert_close(picture[0, :, 12:18], middle_slice(output.fixed_representation[0]))
-    torch.testing.assert_close(picture[0, :, 18:24], middle_slice(output.moving_representation[0]))
-
-
-def test_middle_slice_cuts_the_last_axis_and_a_constant_image_is_black():
-    volume = torch.zeros(1, 4, 5, 7)
-    volume[0, 1, 2, 3] = 1.0
-    plane = middle_slice(volume)
-    assert plane.shape == (5, 4) and plane[5 - 1 - 2, 1] == 1 and plane.sum() == 1
-    assert not middle_slice(torch.full((1, 4, 5), 3.0)).any()
-
-
-def test_picture_handler_writes_for_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
-    network = small_istn(SIZE)
-    loader = DataLoader(Dataset([{"image": rand(2, *SIZE), "label": rand(2, *SIZE)}]))
-    evaluator = SupervisedEvaluator(
-        device="cpu",
-        val_data_loader=loader,
-        network=network,
-        val_handlers=[PairImageHandler(str(tmp_path / "logs"))],
-        decollate=False,
-    )
-    evaluator.run()
-    assert any(file.stat().st_size > 500 for file in (tmp_path / "logs").iterdir())
 
 
 @pytest.mark.parametrize("size", [(12, 10), (9, 8, 10)])
