@@ -103,7 +103,8 @@ def register(
         inverse: also write inverse_transform.h5, moving to fixed points.
         part: of a datalist.
         bundle_root: folder of the bundle; the package's own by default.
-        settings: any of the bundle's, e.g. --ckpt_dir, --initial_alignment, --device, --qa False for no QA page.
+        settings: any of the bundle's, e.g. --ckpt_dir, --initial_alignment, --device, --qa False for no QA page; or an
+            overlay that has them, --config FILE.json.
     """
     registration = Registration(bundle_root, refine_steps, **settings)
     if fixed is not None:
@@ -127,7 +128,7 @@ def represent(image: str, output: str, bundle_root: str | None = None, **setting
         image: any image of the kind that the network was trained on.
         output: NIfTI file to write, on the registration grid; an existing one is left alone.
         bundle_root: folder of the bundle; the package's own by default.
-        settings: any of the bundle's, e.g. --ckpt_dir.
+        settings: any of the bundle's, e.g. --ckpt_dir; or an overlay that has them, --config FILE.json.
     """
     return f"written: {represent_file(Registration(bundle_root, 0, **settings), image, output)}"
 
@@ -142,7 +143,8 @@ def evaluate(
         output_dir: folder for evaluation.csv, evaluation.json and qa.html.
         refine_steps: of test-time refinement; 0 for none.
         bundle_root: folder of the bundle; the package's own by default.
-        settings: any of the bundle's, e.g. --ckpt_dir, --evaluated_part, --soi_labels, --qa False.
+        settings: any of the bundle's, e.g. --ckpt_dir, --evaluated_part, --soi_labels, --qa False; or an overlay that
+            has them, --config FILE.json.
     """
     evaluate_datalist(bundle_folder(bundle_root), datalist, output_dir, refine_steps, **settings)
     return f"written: {Path(output_dir).expanduser().absolute()}"

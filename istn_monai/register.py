@@ -40,20 +40,37 @@ def bundle_folder(bundle_root: str | Path | None = None) -> Path:
     raise FileNotFoundError(f"no bundle (configs/inference.json) in {' or '.join(map(str, folders))}: give bundle_root")
 
 
+def overlay(config: str | Path | None) -> list[str]:
+    """Config files that come after the bundle's own: one, or none."""
+    if config is None:
+        return []
+    path = Path(config).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"config: no such file: {path}")
+    return [str(path)]
+
+
 class Registration:
     """The bundle's registration, loaded once, for any number of pairs.
 
     Args:
         bundle_root: the bundle's folder; None for the one that comes with the package.
         refine_steps: of test-time refinement; 0 takes the network's one-pass prediction.
+        config: overlay with the settings of a data set, the one that the network was trained with.
         settings: overrides, by the names of the bundle's command line, e.g. ``ckpt_dir`` or ``initial_alignment``.
     """
 
-    def __init__(self, bundle_root: str | Path | None = None, refine_steps: int = 50, **settings: Any) -> None:
+    def __init__(
+        self,
+        bundle_root: str | Path | None = None,
+        refine_steps: int = 50,
+        config: str | Path | None = None,
+        **settings: Any,
+    ) -> None:
         folder = bundle_folder(bundle_root)
         names = ["inference", "refine"] if refine_steps else ["inference"]
         self.parser = ConfigParser()
-        self.parser.read_config([str(folder / "configs" / f"{name}.json") for name in names])
+        self.parser.read_config([str(folder / "configs" / f"{name}.json") for name in names] + overlay(config))
         own = {"device": process_device()} if world_size() > 1 else {}
         self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | own | settings)
         content = self.content
@@ -195,11 +212,16 @@ def represent_file(registration: Registration, image: str, output: str | Path) -
 
 
 def evaluate_datalist(
-    folder: Path, datalist: str | Path, output_dir: str | Path, refine_steps: int, **settings: Any
+    folder: Path,
+    datalist: str | Path,
+    output_dir: str | Path,
+    refine_steps: int,
+    config: str | Path | None = None,
+    **settings: Any,
 ) -> None:
     """Runs the bundle's evaluation with the bundle's own weights, or those of ``ckpt_dir``."""
     names = ["train", "evaluate", *(["multi_gpu_evaluate"] if world_size() > 1 else [])]
-    files = [str(folder / "configs" / f"{name}.json") for name in names]
+    files = [str(folder / "configs" / f"{name}.json") for name in names] + overlay(config)
     path = existing(datalist)
     run(
         run_id="evaluation",

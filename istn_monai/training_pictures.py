@@ -147,7 +147,7 @@ def draw_curves(rows: list[Row], file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.6), dpi=100, layout="constrained")
-    loss, dice = figure.subplots(1, 2)
+    loss, dice = figure.subplots(1, 2, sharex=True)
     draw_curve(loss, *column(rows, "loss"), title="Training loss", color="#2f6fb5")
     epochs, values = column(rows, "validation")
     draw_curve(dice, epochs, values, title="Validation Dice", color="#159a57")

@@ -54,3 +54,42 @@ def test_configs_named_in_the_documents_exist():
     for document in (ROOT / "README.md", ROOT / "bundle" / "docs" / "README.md"):
         for name in re.findall(r"configs/(\w+\.json)", document.read_text()):
             json.loads((ROOT / "bundle" / "configs" / name).read_text())
+
+
+OWN_DATA = (ROOT / "docs" / "own-data.md").read_text()
+OWN_COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", OWN_DATA, re.DOTALL)
+    for line in block.splitlines()
+    if "--" in line
+]
+
+
+def test_commands_for_own_data_exist():
+    assert len(OWN_COMMANDS) >= 5
+    for line in OWN_COMMANDS:
+        named = set(re.findall(r"--(\w+)", line))
+        if line.startswith("istn-monai"):
+            known = set(inspect.signature(COMMANDS[line.split()[1]]).parameters) | {"config"}
+        else:
+            assert re.match(r"python -m monai.bundle run (training|evaluation) ", line)
+            known = {"config_file"}
+        assert named <= known | set(SETTINGS), line
+    for name in re.findall(r"\$BUNDLE/configs/(\w+\.json)", OWN_DATA):
+        assert (ROOT / "bundle" / "configs" / name).is_file()
+
+
+def test_settings_for_own_data_exist():
+    settings = json.loads(re.search(r"```json\n(.*?)```", OWN_DATA, re.DOTALL).group(1))
+    assert settings.keys() <= set(SETTINGS)
+    folder = f"runs/{settings['run_name']}_{settings['loss']}_{settings['transformation']}"
+    assert folder in OWN_DATA and f"--ckpt_dir {folder}/models" in OWN_DATA
+    explained = set(re.findall(r"`(\w+)`", "".join(re.findall(r"\*\*(.*?)\*\*", OWN_DATA))))
+    assert settings.keys() - {"dataset_dir", "run_name", "control_spacing", "max_epochs"} <= explained
+
+
+def test_links_of_the_guides_lead_somewhere():
+    for guide in ("own-data.md", "figures.md"):
+        text = (ROOT / "docs" / guide).read_text()
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (ROOT / "docs" / target).exists(), f"{guide}: {target}"

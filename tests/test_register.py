@@ -279,3 +279,14 @@ def test_a_pair_is_registered_inside_a_compose(registered):
             assert np.array_equal(result[name].as_tensor()[0].numpy(), nib.load(out / f"{name}.nii.gz").get_fdata())
     with pytest.raises(KeyError, match="no 'patient', only"):
         register({"atlas": files["moving_image"]})
+
+
+def test_an_overlay_gives_the_settings(tmp_path):
+    settings = random_checkpoint(tmp_path, SETTINGS[2, "affine"])
+    overlay = {key: value for key, value in settings.items() if key != "ckpt_dir"}
+    file = write_json(tmp_path / "mine.json", overlay | {"max_epochs": 3, "augment": True, "spacing": 2})
+    registration = Registration(None, 0, config=file, ckpt_dir=settings["ckpt_dir"], spacing=1.5)
+    assert registration.content("transformation_def").spatial_size == (32, 24)
+    assert registration.content("spacing") == 1.5  # what is given by itself wins
+    with pytest.raises(FileNotFoundError, match="config: no such file: .*theirs.json"):
+        Registration(None, 0, config=tmp_path / "theirs.json")
