@@ -106,7 +106,7 @@ def main(
     epochs: int | None = None,
     case: str = "hippocampus",
     transformation: str = "bspline",
-    pairs: Sequence[int] = (0, 1, 2),
+    pairs: int | Sequence[int] = (0, 1, 2),
 ) -> None:
     """Draws a figure of the paper, after the trainings that it needs.
 
@@ -118,9 +118,10 @@ def main(
         epochs: of each training; None is what the committed figures have.
         case: of figures 4 and 5, a case of table1.py: "hippocampus", "brain".
         transformation: of figures 4 and 5: "affine", "bspline".
-        pairs: numbers of the test pairs that are shown; figures 1 and 5 take the first.
+        pairs: number or numbers of the test pairs that are shown; figures 1 and 5 take the first.
     """
     data = data or os.environ.get("ISTN_DATA_DIR", "../shared/data")
+    pairs = [pairs] if isinstance(pairs, int) else list(pairs)
     if figure in (1, 3):
         drawn = figure1(runs, epochs, pairs) if figure == 1 else figure3(runs, epochs)
     elif figure in (4, 5):

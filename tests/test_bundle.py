@@ -59,7 +59,8 @@ def test_training_leaves_checkpoints_curves_and_pictures(trained):
     log = EventAccumulator(str(output / "tensorboard"))
     log.Reload()
     assert {"train_loss", "train_loss_iteration", "val_mean_dice"} <= set(log.Tags()["scalars"])
-    assert log.Tags()["images"] == ["validation pair"]
+    assert log.Tags()["images"] == [f"validation pair {n + 1}" for n in range(len(log.Tags()["images"]))] != []
+    assert (output / "training.png").stat().st_size > 5000 and (output / "training.csv").exists()
     checkpoint = torch.load(output / "models" / "last.pt", weights_only=True)
     assert checkpoint["trainer"]["iteration"] == 4
     assert checkpoint["settings"]["network"]["spatial_size"] == [32, 32, 32]
