@@ -98,7 +98,9 @@ class TrainingCurveHandler:
     def start(self, trainer: Engine) -> None:
         """Takes up what is known of the epochs that are done, and a validation before the first one."""
         table = self.folder / TABLE
-        self.rows = [row for row in read_rows(table) if row["epoch"] <= trainer.state.epoch] if table.exists() else []
+        self.rows = []
+        if trainer.state.epoch > 0 and table.exists():  # at 0 a table is that of another training
+            self.rows = [row for row in read_rows(table) if row["epoch"] <= trainer.state.epoch]
         if not self.rows:
             self.record(trainer)
 

@@ -141,6 +141,12 @@ def test_a_resumed_training_shows_the_whole_history_once(tmp_path, resumed_after
     assert (tmp_path / "training.png").exists()
 
 
+def test_a_new_training_begins_a_new_table(tmp_path):
+    trained(tmp_path, 6)
+    trained(tmp_path, 2)
+    assert column(read_rows(tmp_path / "training.csv"), "loss") == ([1, 2], [1, 0.5])
+
+
 def test_without_matplotlib_it_says_so_and_training_ends_well(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with caplog.at_level(logging.WARNING):
