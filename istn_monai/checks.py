@@ -128,7 +128,7 @@ def check_soi_labels(soi_labels: Any, soi_points: Any = None) -> None:
 
     No group at all, [], is for landmarks alone, where there are ``soi_points``.
     """
-    if soi_labels is None or (soi_points is not None and not reads_labels(soi_labels)):
+    if soi_labels is None or (soi_points is not None and soi_labels in ([], ())):
         return
     groups_ok = isinstance(soi_labels, (list, tuple)) and len(soi_labels) > 0
     if not groups_ok or not all(
@@ -152,17 +152,18 @@ def check_datalist(
     soi_labels: Sequence[Sequence[int]] | None = None,
     need_labels: bool = True,
     in_channels: int | None = None,
+    read_labels: bool = True,
 ) -> None:
     """Reads every file of a datalist once and refuses, by part, index, key and file, what training would stumble on.
 
     Args:
         items: ``{part: [{key: path}]}``, as :func:`istn_monai.data.read_datalist` gives them.
         spatial_dims: of the configuration.
-        soi_labels: groups of label values that make up the SoI; None for real-valued maps; [] to leave labels alone.
+        soi_labels: groups of label values that make up the SoI; None for real-valued maps.
         need_labels: whether pairs without labels are an error.
         in_channels: of the configuration; None for any number.
+        read_labels: False leaves labels alone, whether there are any or not.
     """
-    read_labels = reads_labels(soi_labels)
     if read_labels:
         check_soi_labels(soi_labels)
     subjects: dict[tuple[str, str | None], str] = {}
