@@ -2,10 +2,10 @@
 
     python benchmarks/main_job.py CASE --data DIR [--runs DIR] [--refine_steps N] [--evaluate_only]
 
-CASE is one of the keys of ``CASES``; DIR holds the data sets' folders (``embedded`` data are made in ``runs``). A run
-that was interrupted goes on. The summary goes to ``benchmarks/results/CASE.json``, with commit, versions, device, data and seed. ``shipped_model`` makes the
-weights in ``bundle/models``, in an hour on one core that knows bfloat16. The ``points`` cases learn from landmarks alone;
-their evaluation compares labels, too.
+CASE is one of the keys of ``CASES``; DIR holds the data sets' folders (embedded data are made in ``runs``). A run that
+was interrupted goes on. The summary goes to ``benchmarks/results/CASE.json``, with commit, versions, device, data and
+seed. ``shipped_model`` makes the weights in ``bundle/models``, in an hour on one core that knows bfloat16. The cases
+with ``points`` learn from landmarks alone; their evaluation compares labels, too.
 """
 
 from __future__ import annotations
