@@ -219,7 +219,12 @@ def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> Path:
 
 
 def check_options(
-    loss: Any, transformation: Any, initial_alignment: Any, soi_labels: Any, spatial_size: Any, spacing: Any,
+    loss: Any,
+    transformation: Any,
+    initial_alignment: Any,
+    soi_labels: Any,
+    spatial_size: Any,
+    spacing: Any,
     soi_points: Any = None,
 ) -> None:
     """ValueError, naming the setting, unless all of a bundle's options make sense."""
