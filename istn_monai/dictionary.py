@@ -3,7 +3,7 @@
 Keys of a pair: ``moving_image``, ``fixed_image`` and, where there are any, ``moving_label``, ``fixed_label``; each
 channel-first MetaTensors on grids of their own. The order that the bundle uses: :class:`CheckPaird`,
 ``ScaleIntensityRangePercentilesd``, :class:`SoIGroupsd`, :class:`InitialAlignmentd`, :class:`RegistrationGridd`,
-:class:`ConcatPaird`.
+:class:`istn_monai.landmarks.LandmarkSoId`, :class:`ConcatPaird`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Convention:
     - Landmarks are in RAS mm of their own image's world, see :mod:`istn_monai.points`; the initial alignment takes the
       moving ones along, by ``inverse(T0)``.
-    - They correspond by name. One that only one of a pair's files has is left out of both images' channels, and a
-      channel in which nothing is left is left out of the loss, see :mod:`istn_monai.losses`.
+    - They correspond by name. One that only one of a pair's files has, or that lies beyond the registration grid in one
+      image, is left out of both images' channels, and a channel in which nothing is left is left out of the loss, see
+      :class:`istn_monai.losses.ISTNLoss`.
     - A channel holds a group of names; the most that any of its landmarks gives to a voxel. Groups keep the number of
       channels the same for all pairs, whichever landmarks a pair has.
     - Maps are computed at each voxel of the registration grid: sub-voxel positions count, and nothing is resampled.
@@ -131,18 +132,19 @@ class LandmarkSoId(Transform):
         for points, file in ((moving, files[0]), (fixed, files[1])):
             check_points_dims(points, file, grid.ndim - 1)
         moving = Points(map_points(torch.linalg.inv(start), moving.positions.T).T, moving.labels)
-        return [self.channels(*of, grid) for of in ((moving, files[0]), (fixed, files[1]))]
-
-    def channels(self, points: Points, file: str, grid: MetaTensor) -> Tensor:
-        """``(K, *S)``: each group's map of the landmarks of one image, in the world of the grid."""
+        used = used_names(fixed.labels, self.groups or (), files)
         affine, size = affine_of(grid), grid.shape[1:]
-        groups = [members(points.labels, group) for group in self.groups or ()]
-        used = [label for label in points.labels if any(label in group for group in groups)]
-        if not used:
-            raise ValueError(f"{file}: soi_points {self.groups} are none of the pair's landmarks, {points.labels}")
-        check_kept(points_within(points.chosen(used), affine, size), file, affine, size)
-        positions = [points.chosen(group).positions for group in groups]
-        return torch.stack([landmark_map(own, affine, size, self.kind, self.width) for own in positions])
+        seen = [points_within(points.chosen(used), affine, size) for points in (moving, fixed)]
+        for mask, file in zip(seen, files, strict=True):
+            check_kept(mask.double().mean().item(), file, affine, size)
+        # one that lies beyond the grid is missing there: the faint tail of its map would count as the structure
+        names = [name for name, both in zip(used, seen[0] & seen[1], strict=True) if both]
+        return [self.channels(points.chosen(names), affine, size) for points in (moving, fixed)]
+
+    def channels(self, points: Points, grid: Tensor, spatial_size: Sequence[int]) -> Tensor:
+        """``(K, *S)``: each group's map of the landmarks of one image, in the world of the grid."""
+        positions = [points.chosen(members(points.labels, group)).positions for group in self.groups or ()]
+        return torch.stack([landmark_map(own, grid, spatial_size, self.kind, self.width) for own in positions])
 
     def from_maps(self, files: Sequence[str], start: Tensor, grid: MetaTensor) -> list[Tensor]:
         """``(1, *S)`` moving and fixed, of images."""
@@ -159,11 +161,19 @@ class LandmarkSoId(Transform):
         return maps
 
 
-def points_within(points: Points, grid: Tensor, spatial_size: Sequence[int]) -> float:
-    """Fraction of landmarks that lie in a voxel of a grid."""
+def used_names(labels: Sequence[str], groups: Groups, files: Sequence[str]) -> list[str]:
+    """The names that any group means, or a ValueError if there is none among those that two files share."""
+    used = members(labels, [name for group in groups for name in group])
+    if not used:
+        raise ValueError(f"soi_points {groups} are none of the landmarks that {' and '.join(files)} share: {labels}")
+    return used
+
+
+def points_within(points: Points, grid: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """Which landmarks lie in a voxel of a grid, ``(N,)``."""
     voxels = map_points(torch.linalg.inv(grid), points.positions.T)
     places = voxels.reshape(1, len(voxels), -1, *[1] * (len(voxels) - 1))
-    return within(places, spatial_size).double().mean().item()
+    return within(places, spatial_size).flatten()
 
 
 def point_files(item: Mapping[Hashable, Any], place: str = "the pair") -> tuple[str, str]:
@@ -231,7 +241,7 @@ def check_points(
         files = point_files(item, place)
         try:
             if is_points(files[0]):
-                names.update(checked_points(files, spatial_dims))
+                names.update(checked_points(files, spatial_dims, soi_points))
             else:
                 maps = True
                 check_maps(item, spatial_dims, soi_points)
@@ -242,11 +252,13 @@ def check_points(
         raise ValueError(f"soi_points {unknown} are in no pair of the datalist; there are {sorted(names)}")
 
 
-def checked_points(files: Sequence[str], spatial_dims: int) -> Sequence[str]:
-    """The names that two landmark files share; ValueError if there is none, or the points are of another dimension."""
+def checked_points(files: Sequence[str], spatial_dims: int, soi_points: Groups) -> Sequence[str]:
+    """The names that two landmark files share; ValueError if no group means any, or the dimension is another."""
     for file in files:
         check_points_dims(read_points(file), file, spatial_dims)
-    return matched(*files)[1].labels
+    labels = matched(*files)[1].labels
+    used_names(labels, soi_points, files)
+    return labels
 
 
 def check_maps(item: Mapping[Hashable, Any], spatial_dims: int, soi_points: Groups) -> None:

@@ -234,6 +234,10 @@ def test_landmarks_off_the_grid_are_refused_as_labels_are(tmp_path):
     with pytest.raises(ValueError, match=r"m.csv: only 33 % of its SoI is on the registration grid of \(9, 9\)"):
         LandmarkSoId([["*"]])(pair)
     LandmarkSoId([["p0"]])(pair)  # the others are not asked for
+    half = points_at(tmp_path, "half", [[4, 4], [12, 4]])
+    result = LandmarkSoId([["p0"], ["p1"]])(pair | {"moving_points": half})
+    for side in ("moving", "fixed"):
+        assert annotated(result[f"{side}_label"].as_tensor()[None]).flatten().tolist() == [True, False]
 
 
 def refused(tmp_path, moving: str, fixed: str, *said: str, dims: int = 2, groups=(("*",),)) -> None:
