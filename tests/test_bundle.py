@@ -341,3 +341,12 @@ def test_no_structure_at_all_is_refused(toy, tmp_path):
             **SMALL | {"dataset_dir": str(toy), "output_dir": str(tmp_path), "soi_labels": []},
         )
     assert "soi_labels must be a list of groups" in messages(failure.value)
+
+
+def test_the_qa_page_takes_landmark_channels_for_maps():
+    """A Gaussian's grey levels are no doubt about a structure."""
+    for points, expected in (("none", [[1], [2]]), ([["*"]], None)):
+        parser = ConfigParser()
+        parser.read_config(str(CONFIGS / "inference.json"))
+        parser["soi_points"] = points
+        assert parser.get_parsed_content("shown_groups") == expected
