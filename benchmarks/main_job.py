@@ -2,22 +2,27 @@
 
     python benchmarks/main_job.py CASE --data DIR [--runs DIR] [--refine_steps N] [--evaluate_only]
 
-CASE is one of the keys of ``CASES``; DIR holds the data sets' folders. A run that was interrupted goes on. The summary
-goes to ``benchmarks/results/CASE.json``, with commit, versions, device, data and seed. ``shipped_model`` makes the
-weights in ``bundle/models``, in an hour on one core that knows bfloat16.
+CASE is one of the keys of ``CASES``; DIR holds the data sets' folders (embedded data are made in ``runs``). A run that
+was interrupted goes on. The summary goes to ``benchmarks/results/CASE.json``, with commit, versions, device, data and
+seed. ``shipped_model`` makes the weights in ``bundle/models``, in an hour on one core that knows bfloat16. The cases
+with ``points`` learn from landmarks alone; their evaluation compares labels, too.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import fire
 from common import RESULTS, configs, default_device, provenance, write
 from monai.bundle import run
+from synth2d_truth import truth_list
 
 CASES = {
     "synth2d_paper_i": ("synth2d", ["paper", "synth2d"], {"loss": "i"}),
+    "synth2d_points": ("synth2d", ["synth2d", "synth2d_points"], {"loss": "i", "training_dtype": "bfloat16"}),
+    "embedded_points": (None, ["landmarks"], {"loss": "i", "training_dtype": "bfloat16"}),
     "shipped_model": (
         "hippocampus",
         ["hippocampus"],
@@ -32,21 +37,31 @@ CASES = {
         },
     ),
 }
-TEST_LIST = {"shipped_model": {"data_list_file": "pairs_100.json"}}  # where it is not the one of training
+#: settings of the evaluation alone: another datalist, labels that no training has seen; by the case's data and output
+EVALUATION: dict[str, Callable[[Path, Path], dict]] = {
+    "shipped_model": lambda data, output: {"data_list_file": "pairs_100.json"},
+    "synth2d_points": lambda data, output: {"data_list_file": str(truth_list(data, output))},
+    "embedded_points": lambda data, output: {"evaluated_labels": [[1], [2]]},
+}
 
 
 def main(case: str, data: str, runs: str = "runs", refine_steps: int = 50, evaluate_only: bool = False) -> None:
     folder, overlays, settings = CASES[case]
     output = Path(runs).absolute() / case
-    settings = settings | {"dataset_dir": str(Path(data).absolute() / folder), "output_dir": str(output)}
+    settings = settings | {"output_dir": str(output), "synthetic_dir": str(output.with_name("embedded"))}
+    dataset = Path(data).absolute() / (folder or "")
+    if folder is not None:
+        settings |= {"dataset_dir": str(dataset)}
     if not evaluate_only:
         run(run_id="training", config_file=configs("train", *overlays), **settings)
-    settings |= {"refine_steps": refine_steps, "qa": False} | TEST_LIST.get(case, {})
+    settings |= {"refine_steps": refine_steps, "qa": False}
+    if case in EVALUATION:
+        settings |= EVALUATION[case](dataset, output)
     run(run_id="evaluation", config_file=configs("train", *overlays, "evaluate"), **settings)
     evaluation = json.loads((output / "evaluation.json").read_text())
     result = {
         "case": case,
-        "data": f"{folder}: {evaluation['provenance']['part']} part",
+        "data": f"{folder or 'embedded'}: {evaluation['provenance']['part']} part",
         "refine_steps": refine_steps,
         "provenance": provenance(default_device()),
         "trained": evaluation["provenance"]["trained"],

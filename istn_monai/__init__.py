@@ -11,6 +11,7 @@ Where things are:
 - :mod:`istn_monai.loading`: images from files; :mod:`istn_monai.data`: datalists; :mod:`istn_monai.dictionary`: MONAI
   dictionary transforms before a network, :mod:`istn_monai.postprocessing`: and after; :mod:`istn_monai.augmentation`:
   random deformation
+- :mod:`istn_monai.points`: landmark files; :mod:`istn_monai.landmarks`: what they say as structures of interest
 - :mod:`istn_monai.synthetic`: the paper's toy
 - :mod:`istn_monai.metrics`, :mod:`istn_monai.evaluation`: figures
 - :mod:`istn_monai.hosts`, :mod:`istn_monai.host_training`: the bundle served by MONAI Label and the like
@@ -30,6 +31,7 @@ from istn_monai import (
     host_training,
     hosts,
     inference,
+    landmarks,
     loading,
     postprocessing,
     refinement,
@@ -56,6 +58,6 @@ __all__ = [
     "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation", "DenseTransformation",
     "DiceMSELoss", "DisplacementNetwork", "ISTN", "ISTNLoss", "ISTNOutput", "ITN", "PyramidSTN", "RegisterISTNd",
     "Registration", "STN", "SoftClamp", "Transformation", "Warp", "alignment", "augmentation", "checks", "data",
-    "dictionary", "distributed", "evaluation", "host_training", "hosts", "inference", "loading", "postprocessing",
-    "refinement", "settings", "spatial_transformation", "training", "world",
+    "dictionary", "distributed", "evaluation", "host_training", "hosts", "inference", "landmarks", "loading",
+    "postprocessing", "refinement", "settings", "spatial_transformation", "training", "world",
 ]  # fmt: skip

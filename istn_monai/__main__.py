@@ -32,6 +32,7 @@ def pairs(
     val: int = 10,
     test: int = 100,
     seed: int = 0,
+    landmarks: str | None = None,
 ) -> str:
     """Makes a datalist of random pairs from a folder of images, no subject in two parts.
 
@@ -43,8 +44,9 @@ def pairs(
         val: number of validation pairs.
         test: number of test pairs.
         seed: of the draw.
+        landmarks: folder with landmark files (.csv, .fcsv, .mrk.json), or landmark maps, of the images' names.
     """
-    return f"written: {make_datalist(images, output, labels, train, val, test, seed)}"
+    return f"written: {make_datalist(images, output, labels, train, val, test, seed, landmarks)}"
 
 
 def synthesize(

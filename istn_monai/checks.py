@@ -123,9 +123,12 @@ def check_label(
             raise ValueError(f"{name} has an empty SoI: none of soi_labels {wanted} is in it, only {present}")
 
 
-def check_soi_labels(soi_labels: Any) -> None:
-    """ValueError unless ``soi_labels`` is None or groups of whole numbers, e.g. [[1, 2]] or [[1], [2]]."""
-    if soi_labels is None:
+def check_soi_labels(soi_labels: Any, soi_points: Any = None) -> None:
+    """ValueError unless ``soi_labels`` is None or groups of whole numbers, e.g. [[1, 2]] or [[1], [2]].
+
+    No group at all, [], is for landmarks alone, where there are ``soi_points``.
+    """
+    if soi_labels is None or (soi_points is not None and soi_labels in ([], ())):
         return
     groups_ok = isinstance(soi_labels, (list, tuple)) and len(soi_labels) > 0
     if not groups_ok or not all(
@@ -133,8 +136,14 @@ def check_soi_labels(soi_labels: Any) -> None:
     ):
         raise ValueError(
             "soi_labels must be a list of groups of label values other than 0, one group for each SoI channel, such "
-            f'as "[[1,2]]" (merged) or "[[1],[2]]" (two channels), or none for real-valued maps; got {soi_labels!r}'
+            f'as "[[1,2]]" (merged) or "[[1],[2]]" (two channels), or none for real-valued maps, or [] '
+            f"beside soi_points for landmarks alone; got {soi_labels!r}"
         )
+
+
+def reads_labels(soi_labels: Sequence[Any] | None) -> bool:
+    """Whether these settings look at labels at all: [] does not."""
+    return soi_labels is None or len(soi_labels) > 0
 
 
 def check_datalist(
@@ -143,6 +152,7 @@ def check_datalist(
     soi_labels: Sequence[Sequence[int]] | None = None,
     need_labels: bool = True,
     in_channels: int | None = None,
+    read_labels: bool = True,
 ) -> None:
     """Reads every file of a datalist once and refuses, by part, index, key and file, what training would stumble on.
 
@@ -152,19 +162,22 @@ def check_datalist(
         soi_labels: groups of label values that make up the SoI; None for real-valued maps.
         need_labels: whether pairs without labels are an error.
         in_channels: of the configuration; None for any number.
+        read_labels: False leaves labels alone, whether there are any or not.
     """
-    check_soi_labels(soi_labels)
+    if read_labels:
+        check_soi_labels(soi_labels)
     subjects: dict[tuple[str, str | None], str] = {}
     for part, pairs in items.items():
         for index, pair in enumerate(pairs):
             for side in SIDES:
                 image, label = f"{side}_image", f"{side}_label"
-                for key in [image, label] if need_labels else [image]:
+                for key in [image, label] if need_labels and read_labels else [image]:
                     if key not in pair:
                         raise ValueError(f"{part}[{index}] has no key {key!r}, only {sorted(pair)}")
-                subjects.setdefault((pair[image], pair.get(label)), f"{part}[{index}] {side}")
-    for files, place in subjects.items():
-        for file in files:
+                files = (pair[image], pair.get(label) if read_labels else None)
+                subjects.setdefault(files, f"{part}[{index}] {side}")
+    for paths, place in subjects.items():
+        for file in paths:
             if file is not None and not Path(file).exists():
                 raise FileNotFoundError(f"{place}: no such file: {file}")
     present: set[int] = set()
@@ -206,13 +219,19 @@ def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> Path:
 
 
 def check_options(
-    loss: Any, transformation: Any, initial_alignment: Any, soi_labels: Any, spatial_size: Any, spacing: Any
+    loss: Any,
+    transformation: Any,
+    initial_alignment: Any,
+    soi_labels: Any,
+    spatial_size: Any,
+    spacing: Any,
+    soi_points: Any = None,
 ) -> None:
     """ValueError, naming the setting, unless all of a bundle's options make sense."""
     check_choice("loss", loss, VARIANTS)
     check_choice("transformation", transformation, TRANSFORMATIONS)
     check_choice("initial_alignment", initial_alignment, INITIAL_ALIGNMENTS)
-    check_soi_labels(soi_labels)
+    check_soi_labels(soi_labels, soi_points)
     size = checked_size(spatial_size)
     per_axis("spacing", spacing, len(size))
 

@@ -15,6 +15,7 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 
 from istn_monai.checks import new_file
+from istn_monai.points import SUFFIXES as POINT_FILES
 
 PARTS = ("training", "validation", "testing")
 PATH_KEYS = tuple(f"{side}_{kind}" for kind in ("image", "label", "points") for side in ("moving", "fixed"))
@@ -156,21 +157,22 @@ def as_pairs(items: Sequence[Item], others: Sequence[Item] | None = None) -> lis
     return pairs
 
 
-def image_files(folder: str | Path, name: str) -> dict[str, Path]:
-    """Image files of a folder by their names without suffix."""
+def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+    """Image files of a folder, or those of other suffixes, by their names without suffix."""
     path = Path(folder).expanduser().absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"{name}: no such folder: {path}")
+    what = "image" if suffixes == SUFFIXES else "landmark file"
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
-        suffix = next((s for s in SUFFIXES if file.name.endswith(s)), None)
+        suffix = next((s for s in suffixes if file.name.endswith(s)), None)
         if suffix and not file.name.startswith("."):
             stem = file.name.removesuffix(suffix)
             if stem in files:
-                raise ValueError(f"{name}: two images of one subject, {files[stem].name} and {file.name}, in {path}")
+                raise ValueError(f"{name}: two {what}s of one subject, {files[stem].name} and {file.name}, in {path}")
             files[stem] = file
     if not files:
-        raise ValueError(f"{name}: no image ({', '.join(SUFFIXES)}) in {path}")
+        raise ValueError(f"{name}: no {what} ({', '.join(suffixes)}) in {path}")
     return files
 
 
@@ -227,6 +229,7 @@ def make_datalist(
     validation: int = 10,
     test: int = 100,
     seed: int = 0,
+    landmarks: str | Path | None = None,
 ) -> Path:
     """Draws random pairs from a folder of subjects and writes them as a datalist.
 
@@ -238,6 +241,7 @@ def make_datalist(
         validation: number of validation pairs.
         test: number of test pairs. No subject is in two parts.
         seed: of the draw.
+        landmarks: folder with a landmark file, or a landmark map, for each image, named as it.
 
     Returns:
         The file's absolute path.
@@ -247,21 +251,24 @@ def make_datalist(
     if not all(isinstance(n, int) and n >= 0 for n in counts.values()) or not sum(counts.values()):
         raise ValueError(f"train, validation and test must be whole numbers of at least 0, not all 0, got {counts}")
     image_of = image_files(images, "images")
-    label_of = {} if labels is None else image_files(labels, "labels")
-    unmatched = sorted(set(image_of) - set(label_of)) if labels is not None else []
-    if unmatched:
-        raise ValueError(
-            f"{len(unmatched)} images have no label of the same name in {labels}, for example {unmatched[:3]}"
-        )
+    files_of = {"image": image_of}
+    others = (("label", "labels", labels, SUFFIXES), ("points", "landmarks", landmarks, (*POINT_FILES, *SUFFIXES)))
+    for kind, name, folder, suffixes in others:
+        if folder is not None:
+            files_of[kind] = image_files(folder, name, suffixes)
+            unmatched = sorted(set(image_of) - set(files_of[kind]))
+            if unmatched:
+                raise ValueError(
+                    f"{len(unmatched)} images have no {kind} of the same name in {folder}, for example {unmatched[:3]}"
+                )
     rng = np.random.default_rng(seed)
     split = split_subjects(sorted(image_of), counts, rng)
     content: dict[str, Any] = {"name": Path(images).absolute().parent.name, "seed": seed}
     for part, subjects in split.items():
         content[part] = []
         for moving, fixed in draw_pairs(subjects, counts[part], rng):
-            files = {"moving_image": image_of[moving], "fixed_image": image_of[fixed]}
-            if labels is not None:
-                files |= {"moving_label": label_of[moving], "fixed_label": label_of[fixed]}
+            files = {f"{side}_{kind}": known[subject] for kind, known in files_of.items()
+                     for side, subject in (("moving", moving), ("fixed", fixed))}  # fmt: skip
             content[part].append({key: relative_to(file, path.parent) for key, file in files.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1))

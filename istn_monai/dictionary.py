@@ -3,7 +3,7 @@
 Keys of a pair: ``moving_image``, ``fixed_image`` and, where there are any, ``moving_label``, ``fixed_label``; each
 channel-first MetaTensors on grids of their own. The order that the bundle uses: :class:`CheckPaird`,
 ``ScaleIntensityRangePercentilesd``, :class:`SoIGroupsd`, :class:`InitialAlignmentd`, :class:`RegistrationGridd`,
-:class:`ConcatPaird`.
+:class:`istn_monai.landmarks.LandmarkSoId`, :class:`ConcatPaird`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from istn_monai.world import (
 
 IMAGE_KEYS = ("moving_image", "fixed_image")
 LABEL_KEYS = ("moving_label", "fixed_label")
+POINT_KEYS = ("moving_points", "fixed_points")
 PAIR_KEYS = IMAGE_KEYS + LABEL_KEYS
 #: where a pair's images and labels are kept as they came from their files (the moving ones with the affine that the
 #: initial alignment gave them), while the keys themselves go onto the registration grid
@@ -232,27 +233,35 @@ class RegistrationGridd(Transform):
         grid = registration_grid(fixed.shape[1:], affine_of(fixed), self.spatial_size, self.spacing)
         for key in self.keys:
             if key in data:
-                result[key] = self.on_grid(data[key], grid)
+                result[key] = on_grid(data[key], grid, self.spatial_size)
                 if key in LABEL_KEYS:
-                    self.check_kept(data[key], result[key], key)
+                    check_kept(kept(data[key], result[key]), source(data[key], key), grid, self.spatial_size)
         return result
 
-    def check_kept(self, label: MetaTensor, on_grid: MetaTensor, key: str) -> None:
-        """ValueError if less than half of the SoI's volume is on the grid."""
-        before, after = (x.as_tensor().sum() * affine_of(x)[:-1, :-1].det().abs() for x in (label, on_grid))
-        if after < 0.5 * before:
-            raise ValueError(
-                f"{source(label, key)}: only {100 * after / before:.0f} % of its SoI is on the registration grid of "
-                f"{self.spatial_size} voxels of {self.spacing} mm about the middle of the fixed image; choose a larger "
-                "spatial_size or spacing, or another initial_alignment"
-            )
 
-    def on_grid(self, image: MetaTensor, grid: Tensor) -> MetaTensor:
-        """``(C, *S)`` to ``(C, *spatial_size)``."""
-        to_image = torch.linalg.solve(affine_of(image), grid)
-        values = averaged(image.as_tensor().float()[None], to_image, self.spatial_size)
-        inside = resample(torch.ones(1, 1, *image.shape[1:]), to_image, self.spatial_size)
-        return with_affine((values * inside)[0], grid, image)
+def on_grid(image: MetaTensor, grid: Tensor, spatial_size: Sequence[int]) -> MetaTensor:
+    """``(C, *S)`` on a grid of affine ``grid``, ``(C, *spatial_size)``, as :class:`RegistrationGridd` has it."""
+    to_image = torch.linalg.solve(affine_of(image), grid)
+    values = averaged(image.as_tensor().float()[None], to_image, spatial_size)
+    inside = resample(torch.ones(1, 1, *image.shape[1:]), to_image, spatial_size)
+    return with_affine((values * inside)[0], grid, image)
+
+
+def kept(image: MetaTensor, resampled: MetaTensor) -> float:
+    """Fraction of an image's integral that is on another grid; nan for an empty image."""
+    before, after = (x.as_tensor().sum() * affine_of(x)[:-1, :-1].det().abs() for x in (image, resampled))
+    return float(after / before)
+
+
+def check_kept(fraction: float, name: str, grid: Tensor, spatial_size: Sequence[int]) -> None:
+    """ValueError if less than half of what ``name`` marks is on the registration grid."""
+    if fraction < 0.5:
+        spacing = tuple(round(step, 6) for step in grid[:-1, :-1].norm(dim=0).tolist())
+        raise ValueError(
+            f"{name}: only {100 * fraction:.0f} % of its SoI is on the registration grid of {tuple(spatial_size)} "
+            f"voxels of {spacing} mm about the middle of the fixed image; choose a larger spatial_size or spacing, or "
+            "another initial_alignment"
+        )
 
 
 class ConcatPaird(Transform):

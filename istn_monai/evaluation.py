@@ -22,10 +22,11 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from istn_monai.dictionary import LABEL_KEYS, affine_of
+from istn_monai.checks import reads_labels
+from istn_monai.dictionary import LABEL_KEYS, POINT_KEYS, affine_of
 from istn_monai.distributed import gathered, rank, world_size
 from istn_monai.metrics import box_of, folding_fraction, overlap, sd_log_jacobian, sd_log_jacobian_l2r, without_nan
-from istn_monai.points import is_points, read_points
+from istn_monai.points import is_points, matched
 from istn_monai.postprocessing import Representd
 from istn_monai.qa_html import QA_COHORT, Entry, jpeg, write_cohort
 from istn_monai.qa_report import PairInspector
@@ -36,7 +37,8 @@ Figures = dict[str, float]
 #: of the table: figures and their titles; landmarks only where there are any
 COLUMNS = {
     "dice_merged": "Dice merged", "dice_labels": "Dice labels", "asd_merged": "ASD mm", "hd95_merged": "HD95 mm",
-    "tre": "TRE mm", "folding": "folding %", "sdlogj": "SDlogJ", "sdlogj_l2r": "SDlogJ L2R", "seconds": "s",
+    "tre": "TRE mm", "tre_median": "TRE median", "folding": "folding %", "sdlogj": "SDlogJ",
+    "sdlogj_l2r": "SDlogJ L2R", "seconds": "s",
 }  # fmt: skip
 IDENTITY = "Id"
 
@@ -87,17 +89,12 @@ def label_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Seq
 def landmark_figures(pair: Mapping[str, Any], ddf: Tensor) -> Figures:
     """Target registration error in mm, mean and median over a pair's landmarks; nothing if it has no landmark files.
 
-    The distance of each landmark of the moving image from where the fixed one of the same row is mapped to.
+    The distance of each landmark of the moving image from where the fixed one of the same name is mapped to.
     """
-    files = [pair.get(f"{side}_points") for side in ("fixed", "moving")]
-    if not all(file and is_points(file) for file in files):
+    files = [str(pair.get(key, "")) for key in POINT_KEYS]
+    if not all(map(is_points, files)):
         return {}
-    fixed, moving = (read_points(str(file)) for file in files)
-    if len(fixed.positions) != len(moving.positions):
-        raise ValueError(
-            f"landmarks must correspond row by row: {files[0]} has {len(fixed.positions)}, {files[1]} "
-            f"{len(moving.positions)}"
-        )
+    moving, fixed = matched(*files)
     found = pull_back_landmarks(ddf, affine_of(pair["image"]), fixed.positions.T)
     if "initial_alignment" in pair:
         found = map_points(torch.as_tensor(pair["initial_alignment"], dtype=torch.float64), found)
@@ -107,7 +104,7 @@ def landmark_figures(pair: Mapping[str, Any], ddf: Tensor) -> Figures:
 
 def pair_figures(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Figures:
     """All figures of one pair and one field; arguments as in :func:`label_figures`."""
-    figures = label_figures(pair, ddf, soi_labels) | landmark_figures(pair, ddf)
+    figures = (label_figures(pair, ddf, soi_labels) if reads_labels(soi_labels) else {}) | landmark_figures(pair, ddf)
     regularity = {"folding": folding_fraction, "sdlogj": sd_log_jacobian, "sdlogj_l2r": sd_log_jacobian_l2r}
     return figures | {name: figure(ddf).item() for name, figure in regularity.items()}
 
@@ -117,8 +114,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str
     summary: dict[str, dict[str, dict[str, float]]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        names = [name for name, value in own[0].items() if isinstance(value, float)]
-        summary[method] = {name: statistics([row[name] for row in own]) for name in names}
+        names = dict.fromkeys(name for row in own for name, value in row.items() if isinstance(value, float))
+        summary[method] = {name: statistics([row.get(name, float("nan")) for row in own]) for name in names}
     return summary
 
 
@@ -187,10 +184,12 @@ class Evaluation:
         network: maps ``image`` to the ddf.
         inferers: by the name of the method, e.g. ``{"one-pass": SimpleInferer()}``; "Id" is always there.
         output_dir: folder for ``evaluation.csv`` (all pairs) and ``evaluation.json`` (summary and pairs).
-        soi_labels: groups of label values; None for real-valued maps.
+        soi_labels: groups of label values; None for real-valued maps; [] for landmarks alone.
         device: of the network.
         provenance: kept in the JSON, e.g. checkpoint and settings.
         qa: also writes ``qa.html``, the QA pages of all pairs after the last method; needs a ``DisplacementNetwork``.
+        maps: whether the network's SoI are real-valued maps or landmarks, for the QA page; None if ``soi_labels`` says
+            so.
     """
 
     def __init__(
@@ -203,6 +202,7 @@ class Evaluation:
         device: torch.device | str = "cpu",
         provenance: Mapping[str, Any] | None = None,
         qa: bool = False,
+        maps: bool | None = None,
     ) -> None:
         self.dataset = dataset
         self.network = network
@@ -211,7 +211,7 @@ class Evaluation:
         self.soi_labels = soi_labels
         self.device = device
         self.provenance = dict(provenance or {})
-        self.inspect = PairInspector(network, soi_labels) if qa else None
+        self.inspect = PairInspector(network, None if maps else soi_labels) if qa else None
         self.entries: list[Entry] = []
 
     def run(self) -> dict[str, Any]:
@@ -247,9 +247,11 @@ class Evaluation:
     def evaluate_pair(self, number: int, spread: dict[str, FieldSpread] | None = None) -> list[dict[str, Any]]:
         """One row of figures for each method; the fields are added to ``spread``, if there is one."""
         pair = self.dataset[number]
-        for key in LABEL_KEYS:
+        for key in LABEL_KEYS if reads_labels(self.soi_labels) else POINT_KEYS:
             if key not in pair:
                 raise ValueError(f"evaluation needs {key!r} for each pair; pair {number} has none")
+            if key in POINT_KEYS and not is_points(str(pair[key])):
+                raise ValueError(f"{pair[key]} is no landmark file: give evaluated_labels, for it has no TRE")
         image = pair["image"].as_tensor()[None].to(self.device)
         files = {side: str(pair[f"{side}_image"].meta["filename_or_obj"]) for side in ("moving", "fixed")}
         nothing = torch.zeros(1, image.ndim - 2, *image.shape[2:])
@@ -285,7 +287,8 @@ class Evaluation:
         """``evaluation.csv`` and ``evaluation.json``."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         with open(self.output_dir / "evaluation.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(result["pairs"][0]))
+            columns = dict.fromkeys(name for row in result["pairs"] for name in row)  # not all pairs have landmarks
+            writer = csv.DictWriter(file, fieldnames=list(columns))
             writer.writeheader()
             writer.writerows(result["pairs"])
         (self.output_dir / "evaluation.json").write_text(json.dumps(without_nan(result), indent=1, default=str))

@@ -27,6 +27,9 @@ class ISTNLoss(nn.Module):
     - ``i``: :math:`d(M'_t, S_F) + d(S_{M;t}, F') + d(S_{M;t}, S_F)` (Eq. 2)
     - ``r``: :math:`d(M'_t, F')`, for test-time refinement; needs no label
 
+    An SoI channel that is empty in an image counts as not annotated there, and is left out of what would teach that
+    nothing is there: for this pair, of all terms that compare moving with fixed, and of its own image's in Eq. 1.
+
     Args:
         variant: "u", "s", "e", "i" or "r".
         similarity: called as ``similarity(prediction, target)`` with two ``(B, K, *S)``; None is ``MSELoss``. Any
@@ -73,15 +76,17 @@ class ISTNLoss(nn.Module):
             terms["stn_r"] = d(warp(output.moving_representation, output.ddf), output.fixed_representation)
         else:
             moving_soi, fixed_soi = checked_label(label, output, self.variant)
+            in_moving, in_fixed = annotated(moving_soi), annotated(fixed_soi)
+            in_both = in_moving & in_fixed
             warped_soi = warp(moving_soi, output.ddf)
-            terms["stn_s"] = d(warped_soi, fixed_soi)
+            terms["stn_s"] = d(*where(in_both, warped_soi, fixed_soi))
             if self.variant == "e":
-                terms["itn_moving"] = d(output.moving_representation, moving_soi)
-                terms["itn_fixed"] = d(output.fixed_representation, fixed_soi)
+                terms["itn_moving"] = d(*where(in_moving, output.moving_representation, moving_soi))
+                terms["itn_fixed"] = d(*where(in_fixed, output.fixed_representation, fixed_soi))
             elif self.variant == "i":
-                terms["stn_i_moving"] = d(warp(output.moving_representation, output.ddf), fixed_soi)
+                terms["stn_i_moving"] = d(*where(in_both, warp(output.moving_representation, output.ddf), fixed_soi))
                 # the network's output comes first, the annotation second: asymmetric losses depend on it
-                terms["stn_i_fixed"] = d(output.fixed_representation, warped_soi)
+                terms["stn_i_fixed"] = d(*where(in_both, output.fixed_representation, warped_soi))
         if self.regulariser is not None:
             terms["regulariser"] = self.regulariser_weight * self.regulariser(output.ddf)
         return terms
@@ -89,6 +94,16 @@ class ISTNLoss(nn.Module):
     def forward(self, output: ISTNOutput, label: Tensor | None = None) -> Tensor:
         """The loss as a scalar; arguments as in :meth:`terms`."""
         return torch.stack(list(self.terms(output, label).values())).sum()
+
+
+def annotated(soi: Tensor) -> Tensor:
+    """Which SoI channels ``(B, K, *S)`` hold anything, ``(B, K, 1, ...)``."""
+    return soi.flatten(2).any(2).view(*soi.shape[:2], *[1] * (soi.ndim - 2))
+
+
+def where(known: Tensor, *images: Tensor) -> list[Tensor]:
+    """Images ``(B, K, *S)`` with 0 in the channels that are not known: two such agree, and no gradient passes."""
+    return [torch.where(known, image, 0.0) for image in images]
 
 
 def checked_label(label: Tensor | None, output: ISTNOutput, variant: str) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,42 @@ class Points:
     positions: Tensor
     labels: tuple[str, ...]
 
+    def chosen(self, labels: Sequence[str]) -> Points:
+        """The landmarks of these names, in their order."""
+        rows = [self.labels.index(label) for label in labels]
+        return Points(self.positions[rows], tuple(labels))
+
+
+def matched(moving: str | Path, fixed: str | Path) -> tuple[Points, Points]:
+    """The landmarks that two files have in common, by name, in the fixed file's order.
+
+    A landmark that one of them lacks says nothing of how the two correspond, and is left out. Rows without a name have
+    their number for one.
+
+    Args:
+        moving: landmark file.
+        fixed: landmark file.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name, labels in {"a": ("AC", "PC"), "b": ("PC", "tip")}.items():
+        ...     _ = write_points(Points(torch.rand(2, 3), labels), folder / f"{name}.csv")
+        >>> [points.labels for points in matched(folder / "a.csv", folder / "b.csv")]
+        [('PC',), ('PC',)]
+    """
+    files = (moving, fixed)
+    points = [read_points(file) for file in files]
+    for file, own in zip(files, points, strict=True):
+        twice = sorted({label for label in own.labels if own.labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"{file}: landmarks correspond by name, but {twice} are there more than once; rename them")
+    common = [label for label in points[1].labels if label in points[0].labels]
+    if not common:
+        names = " and ".join(f"{sorted(own.labels)} in {file}" for file, own in zip(files, points, strict=True))
+        raise ValueError(f"landmarks correspond by name, and no name is in both files: {names}")
+    return points[0].chosen(common), points[1].chosen(common)
+
 
 def suffix_of(file: str | Path) -> str:
     """Which of ``SUFFIXES`` a file has, or a ValueError."""

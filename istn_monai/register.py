@@ -104,7 +104,7 @@ class Registration:
         """Writes what :meth:`__call__` gave as the bundle does; see :class:`istn_monai.inference.SavePairHandler`."""
         options, transformation = self.content("saver#options"), self.content("transformation_def")
         handler = SavePairHandler(
-            output_dir, self.network, options, transformation, inverse, self.qa, self.content("soi_groups")
+            output_dir, self.network, options, transformation, inverse, self.qa, self.content("shown_groups")
         )
         handler.save(result, convert_to_tensor(result["pred"], track_meta=False))
 

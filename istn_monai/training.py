@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from istn_monai.distributed import barrier, rank
+from istn_monai.losses import annotated, where
 from istn_monai.networks import ISTNOutput
 from istn_monai.settings import Settings
 from istn_monai.warp import warp
@@ -70,7 +71,11 @@ def warped_and_fixed_soi(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Binary SoI of an engine's output, warped moving and fixed, ``(B, K, *S)`` each, for a Dice metric."""
     moving, fixed = torch.as_tensor(output[CommonKeys.LABEL]).chunk(2, dim=1)
     prediction: ISTNOutput = output[CommonKeys.PRED]
-    return (warp(moving, prediction.ddf) > 0.5).float(), (fixed > 0.5).float()
+    # a channel that is empty in either image is empty in both: MONAI's Dice leaves it out
+    known = annotated(moving) & annotated(fixed)
+    warped_and_fixed = where(known, warp(moving, prediction.ddf), fixed)
+    warped_soi, fixed_soi = ((soi > 0.5).float() for soi in warped_and_fixed)
+    return warped_soi, fixed_soi
 
 
 def save_atomically(content: Mapping[str, Any], file: Path) -> None:

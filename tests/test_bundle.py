@@ -286,3 +286,68 @@ def test_inference_without_files_or_with_wrong_ones(toy, trained, tmp_path):
             run(run_id="inference", config_file=config("inference"), **options | files)
         assert message in messages(failure.value)
     assert not list((tmp_path / "result").glob("*")) if (tmp_path / "result").exists() else True
+
+
+# --- landmarks instead of labels -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def toy_without_labels(toy):
+    """The small set's datalist without labels, and without one of the landmarks of one pair."""
+    datalist = json.loads((toy / "pairs.json").read_text())
+    for part in ("training", "validation", "testing"):
+        datalist[part] = [{k: v for k, v in item.items() if not k.endswith("label")} for item in datalist[part]]
+    points = (toy / datalist["training"][0]["moving_points"]).read_text().splitlines(keepends=True)
+    datalist["training"][0]["moving_points"] = "training/without_root.csv"
+    (toy / "training" / "without_root.csv").write_text("".join(line for line in points if "root" not in line))
+    (toy / "landmarks.json").write_text(json.dumps(datalist))
+    return toy
+
+
+@pytest.mark.parametrize("variant", ["e", "i"])
+def test_landmarks_alone_train_and_evaluate(toy_without_labels, tmp_path, variant):
+    groups = {"soi_points": [["root*"], ["branching*", "tip*"]], "data_list_file": "landmarks.json", "loss": variant}
+    settings = SMALL | groups | {"dataset_dir": str(toy_without_labels), "output_dir": str(tmp_path), "max_epochs": 1}
+    run(run_id="training", config_file=config("train", "landmarks"), **settings)
+    kept = torch.load(tmp_path / "models" / "last.pt", weights_only=True)
+    assert kept["settings"]["network"]["soi_points"] == groups["soi_points"]
+    assert all(torch.isfinite(weight).all() for weight in kept["model"].values())
+    run(run_id="evaluation", config_file=config("train", "landmarks", "evaluate"), **settings, refine_steps=2)
+    summary = json.loads((tmp_path / "evaluation.json").read_text())["summary"]
+    assert {"tre", "tre_median", "folding"} <= set(summary["refined"]) and "dice_merged" not in summary["refined"]
+    with pytest.raises(RuntimeError) as failure:  # a channel means something else
+        run(
+            run_id="evaluation",
+            config_file=config("train", "evaluate"),
+            **settings | {"soi_points": "none", "soi_labels": [[1], [2]]},
+        )
+    assert "last.pt" not in messages(failure.value) and "soi_points" in messages(failure.value)
+
+
+def test_labels_and_landmarks_train_together(toy, tmp_path):
+    settings = SMALL | {"dataset_dir": str(toy), "output_dir": str(tmp_path), "max_epochs": 1, "points_map": "distance"}
+    settings |= {"soi_labels": [[1, 2]], "soi_points": [["*"]], "augment": True}
+    run(run_id="training", config_file=config("train"), **settings)
+    assert (tmp_path / "models" / "last.pt").is_file()
+    run(run_id="evaluation", config_file=config("train", "evaluate"), **settings, qa=False)
+    summary = json.loads((tmp_path / "evaluation.json").read_text())["summary"]
+    assert {"dice_merged", "tre"} <= set(summary["one-pass"])
+
+
+def test_no_structure_at_all_is_refused(toy, tmp_path):
+    with pytest.raises(RuntimeError) as failure:
+        run(
+            run_id="training",
+            config_file=config("train"),
+            **SMALL | {"dataset_dir": str(toy), "output_dir": str(tmp_path), "soi_labels": []},
+        )
+    assert "soi_labels must be a list of groups" in messages(failure.value)
+
+
+def test_the_qa_page_takes_landmark_channels_for_maps():
+    """A Gaussian's grey levels are no doubt about a structure."""
+    for points, expected in (("none", [[1], [2]]), ([["*"]], None)):
+        parser = ConfigParser()
+        parser.read_config(str(CONFIGS / "inference.json"))
+        parser["soi_points"] = points
+        assert parser.get_parsed_content("shown_groups") == expected

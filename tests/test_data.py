@@ -251,6 +251,25 @@ def test_images_without_label_are_named(tmp_path):
     assert not (data / "pairs.json").exists()
 
 
+def test_pairs_with_landmarks_have_the_files_of_the_images_names(tmp_path):
+    """Of any kind, beside labels or without them."""
+    folder = touch_subjects(tmp_path, 6)
+    (folder / "points").mkdir()
+    for index, suffix in enumerate([".csv", ".fcsv", ".mrk.json", ".png", ".csv", ".nii.gz"]):
+        (folder / "points" / f"case_{index:03d}{suffix}").touch()
+    for name, labels in (("both", folder / "labels"), ("alone", None)):
+        file = make_datalist(folder / "images", tmp_path / f"{name}.json", labels, 4, 0, 2, landmarks=folder / "points")
+        for items in read_datalist(file, ["training", "testing"]).values():
+            for item in items:
+                assert ("moving_label" in item) == (labels is not None)
+                for side in SIDES:
+                    stems = {Path(item[f"{side}_{kind}"]).name.split(".")[0] for kind in ("image", "points")}
+                    assert len(stems) == 1 and Path(item[f"{side}_points"]).is_file()
+    (folder / "points" / "case_003.png").unlink()
+    with pytest.raises(ValueError, match="1 images have no points of the same name.*case_003"):
+        make_datalist(folder / "images", tmp_path / "c.json", None, 4, 0, 2, landmarks=folder / "points")
+
+
 def test_too_few_subjects_says_how_many_are_needed(tmp_path):
     data = touch_subjects(tmp_path, 10)
     with pytest.raises(ValueError) as error:

@@ -150,8 +150,12 @@ def test_landmark_error_is_zero_for_the_true_motion_and_its_length_before(tmp_pa
     figures = pair_figures(pair, ddf, [[1, 2]])
     assert figures["tre"] == pytest.approx(0.0, abs=1e-5) and figures["tre_median"] == pytest.approx(0.0, abs=1e-5)
     assert pair_figures(pair, -ddf, [[1, 2]])["tre"] == pytest.approx(10.0), "the wrong direction"
-    write_points(Points(fixed[:1], ("a",)), tmp_path / "moving.csv")
-    with pytest.raises(ValueError, match=r"correspond row by row: .*fixed.csv has 2, .*moving.csv 1"):
+    write_points(Points(moving.flip(0), ("b", "a")), tmp_path / "moving.csv")
+    assert pair_figures(pair, ddf, [[1, 2]])["tre"] == pytest.approx(0.0, abs=1e-5), "they correspond by name"
+    write_points(Points(moving[:1], ("a",)), tmp_path / "moving.csv")
+    assert pair_figures(pair, ddf, [[1, 2]])["tre"] == pytest.approx(0.0, abs=1e-5), "b has no counterpart"
+    write_points(Points(moving[:1], ("c",)), tmp_path / "moving.csv")
+    with pytest.raises(ValueError, match=r"no name is in both files: \['c'\] in .*moving.csv and \['a', 'b'\] in"):
         pair_figures(pair, ddf, [[1, 2]])
 
 

@@ -1,0 +1,273 @@
+"""Landmarks as structures of interest (SoI): what landmark files say, as channels beside those of labels or alone.
+
+Convention:
+    - Landmarks are in RAS mm of their own image's world, see :mod:`istn_monai.points`; the initial alignment takes the
+      moving ones along, by ``inverse(T0)``.
+    - They correspond by name. One that only one of a pair's files has, or that lies beyond the registration grid in one
+      image, is left out of both images' channels, and a channel in which nothing is left is left out of the loss, see
+      :class:`istn_monai.losses.ISTNLoss`.
+    - A channel holds a group of names; the most that any of its landmarks gives to a voxel. Groups keep the number of
+      channels the same for all pairs, whichever landmarks a pair has.
+    - Maps are computed at each voxel of the registration grid: sub-voxel positions count, and nothing is resampled.
+      MONAI's ``GenerateHeatmap`` rounds to whole voxels and takes widths in them, which is not mm on an anisotropic
+      grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from torch import Tensor
+
+from istn_monai.checks import check_choice, check_image, check_label
+from istn_monai.dictionary import (
+    IMAGE_KEYS,
+    LABEL_KEYS,
+    POINT_KEYS,
+    Pair,
+    affine_of,
+    check_kept,
+    kept,
+    on_grid,
+    with_affine,
+)
+from istn_monai.loading import read_or_explain
+from istn_monai.points import Points, is_points, matched, read_points
+from istn_monai.warp import affine_points
+from istn_monai.world import map_points, within
+
+MAPS = ("heatmap", "distance")
+Groups = Sequence[Sequence[str]]
+
+
+def landmark_map(
+    positions: Tensor, grid: Tensor, spatial_size: Sequence[int], kind: str = "heatmap", width: float = 4.0
+) -> Tensor:
+    """Landmarks as one image, 1 at each of them and 0 far from all (the paper's Sec. 2.2).
+
+    With d the distance in mm from the nearest landmark: "heatmap" (the paper's smoothed centroid map) is the Gaussian
+    ``2 ** -(d / width) ** 2``, "distance" the cut distance map ``max(0, 1 - d / (2 width))``. Both are a half at
+    ``width``; they lie in [0, 1] with an empty background, as representations do.
+
+    Args:
+        positions: ``(N, D)`` in mm, in the world of the grid; with N = 0 the map is empty.
+        grid: affine ``(D+1, D+1)`` of the grid, any, also oblique.
+        spatial_size: of the grid.
+        kind: "heatmap" or "distance".
+        width: in mm.
+
+    Returns:
+        ``(*spatial_size)`` float32.
+
+    Example:
+        >>> landmark_map(torch.tensor([[1.0, 0.0]]), torch.eye(3), (4, 1), width=1.0)[:, 0]
+        tensor([0.5000, 1.0000, 0.5000, 0.0625])
+    """
+    voxels = affine_points(grid, spatial_size, torch.float64)
+    squared = torch.full(tuple(spatial_size), torch.inf, dtype=torch.float64)
+    for position in positions.double():
+        offset = voxels - position.view(-1, *[1] * len(spatial_size))
+        squared = torch.minimum(squared, offset.square().sum(0))
+    profile = 2.0 ** -(squared / width**2) if kind == "heatmap" else (1 - squared.sqrt() / (2 * width)).clamp(min=0)
+    return profile.float()
+
+
+def members(labels: Sequence[str], group: Sequence[str]) -> list[str]:
+    """The names that a group means; its own may hold ``*`` and ``?``."""
+    return [label for label in labels if any(label == name or fnmatchcase(label, name) for name in group)]
+
+
+class LandmarkSoId(Transform):
+    """Adds the landmarks of a pair to its SoI channels; comes after :class:`istn_monai.dictionary.RegistrationGridd`.
+
+    ``moving_points`` and ``fixed_points`` are paths: of landmark files, or of images, which are real-valued maps, one
+    channel each, drawn by other means; these are scaled to a maximum of 1 and resampled as a label is. The channels go
+    after those of ``moving_label`` and ``fixed_label``, or become these where a pair has none.
+
+    Args:
+        groups: K groups of landmark names, one channel each, e.g. ``[["AC", "PC"], ["tip*"]]``; ``[["*"]]`` is all
+            landmarks in one channel. None does nothing.
+        kind: "heatmap" or "distance", see :func:`landmark_map`.
+        width: of the maps, in mm.
+
+    Example:
+        >>> import tempfile
+        >>> from istn_monai.points import write_points
+        >>> file = str(write_points(Points(torch.tensor([[3.0, 2.0]]), ("AC",)), tempfile.mkdtemp() + "/p.csv"))
+        >>> image = MetaTensor(torch.rand(1, 8, 8), affine=torch.eye(3))
+        >>> pair = {"moving_image": image, "fixed_image": image, "moving_points": file, "fixed_points": file}
+        >>> LandmarkSoId([["*"]])(pair)["fixed_label"][0].argmax()  # 3 * 8 + 2
+        metatensor(26)
+    """
+
+    def __init__(self, groups: Groups | None, kind: str = "heatmap", width: float = 4.0) -> None:
+        check_soi_points(groups, kind, width)
+        self.groups = groups
+        self.kind = kind
+        self.width = float(width)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        """Adds K channels ``(K, *S)`` in [0, 1] to either label."""
+        result = dict(data)
+        if self.groups is None:
+            return result
+        grid = data[IMAGE_KEYS[1]]
+        start = torch.as_tensor(data.get("initial_alignment", torch.eye(grid.ndim)), dtype=torch.float64)
+        files = point_files(data)
+        channels = self.from_points if is_points(files[0]) else self.from_maps
+        for key, added in zip(LABEL_KEYS, channels(files, start, grid), strict=True):
+            both = torch.cat([data[key].as_tensor(), added]) if key in data else added
+            result[key] = with_affine(both, affine_of(grid), grid)
+        return result
+
+    def from_points(self, files: Sequence[str], start: Tensor, grid: MetaTensor) -> list[Tensor]:
+        """``(K, *S)`` moving and fixed, of landmark files."""
+        moving, fixed = matched(*files)
+        for points, file in ((moving, files[0]), (fixed, files[1])):
+            check_points_dims(points, file, grid.ndim - 1)
+        moving = Points(map_points(torch.linalg.inv(start), moving.positions.T).T, moving.labels)
+        used = used_names(fixed.labels, self.groups or (), files)
+        affine, size = affine_of(grid), grid.shape[1:]
+        seen = [points_within(points.chosen(used), affine, size) for points in (moving, fixed)]
+        for mask, file in zip(seen, files, strict=True):
+            check_kept(mask.double().mean().item(), file, affine, size)
+        # one that lies beyond the grid is missing there: the faint tail of its map would count as the structure
+        names = [name for name, both in zip(used, seen[0] & seen[1], strict=True) if both]
+        return [self.channels(points.chosen(names), affine, size) for points in (moving, fixed)]
+
+    def channels(self, points: Points, grid: Tensor, spatial_size: Sequence[int]) -> Tensor:
+        """``(K, *S)``: each group's map of the landmarks of one image, in the world of the grid."""
+        positions = [points.chosen(members(points.labels, group)).positions for group in self.groups or ()]
+        return torch.stack([landmark_map(own, grid, spatial_size, self.kind, self.width) for own in positions])
+
+    def from_maps(self, files: Sequence[str], start: Tensor, grid: MetaTensor) -> list[Tensor]:
+        """``(1, *S)`` moving and fixed, of images."""
+        affine, size = affine_of(grid), grid.shape[1:]
+        maps = []
+        for key, file in zip(POINT_KEYS, files, strict=True):
+            loaded = read_or_explain(file, key)
+            if key == POINT_KEYS[0]:
+                loaded = with_affine(loaded.as_tensor(), torch.linalg.solve(start, affine_of(loaded)), loaded)
+            whole = with_affine(loaded.as_tensor().float() / loaded.max(), affine_of(loaded), loaded)
+            resampled = on_grid(whole, affine, size)
+            check_kept(kept(whole, resampled), file, affine, size)
+            maps.append(resampled.as_tensor())
+        return maps
+
+
+def used_names(labels: Sequence[str], groups: Groups, files: Sequence[str]) -> list[str]:
+    """The names that any group means, or a ValueError if there is none among those that two files share."""
+    used = members(labels, [name for group in groups for name in group])
+    if not used:
+        raise ValueError(f"soi_points {groups} are none of the landmarks that {' and '.join(files)} share: {labels}")
+    return used
+
+
+def points_within(points: Points, grid: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """Which landmarks lie in a voxel of a grid, ``(N,)``."""
+    voxels = map_points(torch.linalg.inv(grid), points.positions.T)
+    places = voxels.reshape(1, len(voxels), -1, *[1] * (len(voxels) - 1))
+    return within(places, spatial_size).flatten()
+
+
+def point_files(item: Mapping[Hashable, Any], place: str = "the pair") -> tuple[str, str]:
+    """Both paths of a pair's landmarks, of one kind, or a ValueError."""
+    for key in POINT_KEYS:
+        if key not in item:
+            raise ValueError(f"{place} has no {key!r}, which soi_points need; set soi_points to none for labels alone")
+    moving, fixed = (str(item[key]) for key in POINT_KEYS)
+    if is_points(moving) != is_points(fixed):
+        raise ValueError(f"{place} must have two landmark files or two maps, got {moving} and {fixed}")
+    return moving, fixed
+
+
+# ---- settings and datalists ------------------------------------------------------------------------------------------
+
+
+def soi_channels(soi_labels: Sequence[Sequence[int]] | None, soi_points: Groups | None) -> int:
+    """How many SoI channels labels and landmarks make, in this order."""
+    return (1 if soi_labels is None else len(soi_labels)) + len(soi_points or ())
+
+
+def check_soi_points(soi_points: Any, points_map: Any = MAPS[0], points_width: Any = 1.0) -> None:
+    """ValueError unless ``soi_points`` is None or groups of names, and the map is one that can be drawn."""
+    check_choice("points_map", points_map, MAPS)
+    if not isinstance(points_width, (int, float)) or not 0 < points_width < float("inf"):
+        raise ValueError(f"points_width must be a number of mm above 0, got {points_width!r}")
+    if soi_points is None:
+        return
+    groups_ok = isinstance(soi_points, (list, tuple)) and len(soi_points) > 0
+    if not groups_ok or not all(
+        isinstance(group, (list, tuple)) and group and all(isinstance(name, str) for name in group)
+        for group in soi_points
+    ):
+        raise ValueError(
+            "soi_points must be a list of groups of landmark names, one group for each SoI channel, such as "
+            f"\"[['*']]\" (all in one) or \"[['AC','PC'],['tip*']]\" (two channels), or none; got {soi_points!r}"
+        )
+
+
+def check_points_dims(points: Points, file: str, spatial_dims: int) -> None:
+    """ValueError unless landmarks have as many coordinates as the configuration has axes."""
+    if points.positions.shape[1] != spatial_dims:
+        raise ValueError(
+            f"{file} has {points.positions.shape[1]}-D landmarks, but the configuration is {spatial_dims}-D; in 2-D "
+            "they need a CSV file with columns x and y alone"
+        )
+
+
+def check_points(
+    items: Mapping[str, Sequence[Mapping[Hashable, Any]]], spatial_dims: int, soi_points: Groups | None
+) -> None:
+    """Reads all landmarks of a datalist once and refuses, by part, index and file, what training would stumble on.
+
+    Args:
+        items: ``{part: [{key: path}]}``, as :func:`istn_monai.data.read_datalist` gives them.
+        spatial_dims: of the configuration.
+        soi_points: groups of names; None leaves landmarks alone.
+    """
+    if soi_points is None:
+        return
+    names: set[str] = set()
+    maps = False
+    pairs = ((f"{part}[{index}]", item) for part, items_of in items.items() for index, item in enumerate(items_of))
+    for place, item in pairs:
+        files = point_files(item, place)
+        try:
+            if is_points(files[0]):
+                names.update(checked_points(files, spatial_dims, soi_points))
+            else:
+                maps = True
+                check_maps(item, spatial_dims, soi_points)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{place}: {error}") from error
+    unknown = [group for group in soi_points if not members(sorted(names), group)]
+    if unknown and not maps:
+        raise ValueError(f"soi_points {unknown} are in no pair of the datalist; there are {sorted(names)}")
+
+
+def checked_points(files: Sequence[str], spatial_dims: int, soi_points: Groups) -> Sequence[str]:
+    """The names that two landmark files share; ValueError if no group means any, or the dimension is another."""
+    for file in files:
+        check_points_dims(read_points(file), file, spatial_dims)
+    labels = matched(*files)[1].labels
+    used_names(labels, soi_points, files)
+    return labels
+
+
+def check_maps(item: Mapping[Hashable, Any], spatial_dims: int, soi_points: Groups) -> None:
+    """ValueError unless the maps of a pair are whole, on their images' grids, not empty, and one channel is wanted."""
+    if len(soi_points) != 1:
+        raise ValueError(f"{item[POINT_KEYS[0]]} is a map, one channel: soi_points must be [['*']], got {soi_points}")
+    for key, image_key in zip(POINT_KEYS, IMAGE_KEYS, strict=True):
+        if not Path(str(item[key])).is_file():
+            raise FileNotFoundError(f"no such file: {item[key]}")
+        image = read_or_explain(item[image_key], image_key)
+        check_image(image, image_key, spatial_dims)
+        check_label(read_or_explain(item[key], key), key, image, None)
