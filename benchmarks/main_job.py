@@ -22,7 +22,7 @@ from synth2d_truth import truth_list
 CASES = {
     "synth2d_paper_i": ("synth2d", ["paper", "synth2d"], {"loss": "i"}),
     "synth2d_points": ("synth2d", ["synth2d", "synth2d_points"], {"loss": "i", "training_dtype": "bfloat16"}),
-    "embedded_points": (None, ["landmarks"], {"loss": "i", "training_dtype": "bfloat16"}),
+    "embedded_points": (None, ["landmarks"], {"loss": "i", "training_dtype": "bfloat16", "max_epochs": 30}),
     "shipped_model": (
         "hippocampus",
         ["hippocampus"],
