@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from istn_monai.__main__ import COMMANDS
+from istn_monai.register import Registration
 from istn_monai.settings import SETTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,8 @@ def test_settings_named_in_the_readme_exist():
     table = [line for line in README.splitlines() if line.startswith("| `")]
     named = {name for line in table for name in re.findall(r"`(\w+)`", line.split("|")[1])}
     assert named and named <= set(SETTINGS)
-    arguments = {name for command in COMMANDS.values() for name in inspect.signature(command).parameters}
+    commands = [*COMMANDS.values(), Registration]  # which takes what `register` and `represent` pass on
+    arguments = {name for command in commands for name in inspect.signature(command).parameters}
     for name in re.findall(r"--(\w+)", README):
         assert name in SETTINGS or name in arguments | {"config_file", "inferer", "help", *TORCHRUN}
 
