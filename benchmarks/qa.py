@@ -163,7 +163,7 @@ def results_of(folder: Path, pair: dict[str, str], number: int, good: bool, wron
     return found
 
 
-def main(data: str, good: int = 100, wrong: int = 3, workers: int = 2) -> None:
+def main(data: str, good: int = 100, wrong: int = 4, workers: int = 2) -> None:
     folder = Path(data)
     pairs = json.loads((folder / "hippocampus" / "pairs_100.json").read_text())["testing"][: max(good, wrong)]
     results = defaultdict(list)
