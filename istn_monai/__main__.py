@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from istn_monai.register import (
     register_files,
     represent_file,
 )
-from istn_monai.settings import root_cause
+from istn_monai.settings import exit_with_cause
 from istn_monai.synthetic import synthesize as write_synthetic_pairs
 
 
@@ -167,10 +166,7 @@ def main() -> None:
     try:
         fire.Fire(COMMANDS, name="istn-monai")
     except Exception as error:
-        cause = root_cause(error)  # MONAI raises further errors from those in a configuration
-        if not isinstance(cause, (OSError, ValueError, ImportError)):
-            raise
-        sys.exit(f"istn-monai: {cause}")
+        exit_with_cause(error, "istn-monai")
 
 
 if __name__ == "__main__":

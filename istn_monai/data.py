@@ -15,6 +15,7 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 
 from istn_monai.checks import new_file
+from istn_monai.distributed import first_process_first
 from istn_monai.points import SUFFIXES as POINT_FILES
 
 PARTS = ("training", "validation", "testing")
@@ -80,7 +81,7 @@ def datalist_file(dataset_dir: str | None, data_list_file: str, synthetic_dir: s
     if dataset_dir is None:
         from istn_monai.synthetic import synthesize
 
-        return str(synthesize(synthetic_dir))
+        return str(first_process_first(lambda: synthesize(synthetic_dir)))
     return str(Path(dataset_dir).expanduser() / data_list_file)
 
 

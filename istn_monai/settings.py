@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 from torch import nn
@@ -114,6 +114,14 @@ def root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def exit_with_cause(error: Exception, program: str) -> NoReturn:
+    """Ends a program after a foreseen failure: one line with the root cause, exit code 1; raises any other again."""
+    cause = root_cause(error)  # MONAI raises further errors from those in a configuration
+    if not isinstance(cause, (OSError, ValueError, ImportError)):
+        raise error
+    sys.exit(f"{program}: {cause}")
 
 
 def explain_errors() -> None:

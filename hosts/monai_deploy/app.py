@@ -21,7 +21,7 @@ from series import OneSeriesSelectorOperator, SeriesLoaderOperator
 
 import istn_monai
 from istn_monai.inference import check_pair_files
-from istn_monai.settings import root_cause
+from istn_monai.settings import exit_with_cause
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,7 @@ def main() -> None:
         options, arguments = parse_options(sys.argv[1:])
         RegistrationApp(prepare(options, Application.init_app_context([sys.argv[0], *arguments]))).run()
     except Exception as error:
-        cause = root_cause(error)  # MONAI raises further errors from those in a configuration
-        if not isinstance(cause, (OSError, ValueError, ImportError)):
-            raise
-        sys.exit(f"app.py: {cause}")
+        exit_with_cause(error, "app.py")
 
 
 if __name__ == "__main__":
