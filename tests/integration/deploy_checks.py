@@ -29,13 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "hosts" / "monai_deploy" / "app.py"
 STEPS = 10
 IMAGES = ("warped", "warped_label", "displacement", "fixed_representation", "moving_representation")
-failures: list[str] = []
+outcomes: dict[str, bool] = {}
 
 
 def check(what: str, good: bool, figures: str = "") -> None:
     print(f"{'ok  ' if good else 'FAIL'} {what}{': ' if figures else ''}{figures}", flush=True)
-    if not good:
-        failures.append(what)
+    outcomes[what] = outcomes.get(what, True) and good
 
 
 def close(what: str, values: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
@@ -284,8 +283,10 @@ def main() -> int:
     case_atlas(work, moving, label, data / "dicom_hippocampus")
     case_oblique(work, moving, label, fixed)
     case_errors(work, moving, fixed)
-    print(f"{len(failures)} failures in {time.monotonic() - start:.0f} s" + "".join(f"\n  {name}" for name in failures))
-    return bool(failures)
+    failed = [what for what, good in outcomes.items() if not good]
+    print(f"MONAI Deploy, {time.monotonic() - start:.0f} s" + "".join(f"\n  FAIL {what}" for what in failed))
+    print(f"checks: {len(outcomes) - len(failed)} passed, {len(failed)} failed")
+    return bool(failed)
 
 
 if __name__ == "__main__":

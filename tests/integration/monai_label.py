@@ -74,11 +74,12 @@ def digest(file: Path) -> str:
 
 
 class Checks:
-    """Says of each check whether it passed, and counts those that did not."""
+    """Says of each check whether it passed, and counts."""
 
-    failed = 0
+    passed = failed = 0
 
     def __call__(self, passed: Any, text: str) -> None:
+        self.passed += bool(passed)
         self.failed += not passed
         print(f"{'ok  ' if passed else 'FAIL'} {text}", flush=True)
 
@@ -296,7 +297,8 @@ def run(work: Path) -> int:
         check(before == digest(SHIPPED) == digest(installed_model), "the shipped network is as it was")
     finally:
         shutil.rmtree(run_folder, ignore_errors=True)
-    print(f"{check.failed} checks failed; {time.perf_counter() - begin:.0f} s in all", flush=True)
+    print(f"MONAI Label, {time.perf_counter() - begin:.0f} s")
+    print(f"checks: {check.passed} passed, {check.failed} failed", flush=True)
     return check.failed
 
 
