@@ -77,7 +77,7 @@ def structures(image: Tensor, groups: int) -> Tensor:
     return torch.cat([side > 0.5 + 0.05 * group for side in sides for group in range(groups)], dim=1).float()
 
 
-def time_training(parser: ConfigParser, repeats: int, device: str, batches: Sequence[int] = (1, 4)) -> list[Row]:
+def time_training(parser: ConfigParser, repeats: int, device: str, batches: Sequence[int]) -> list[Row]:
     """Rows of a training step at each precision; ``error`` is that of the first loss, relative to float32's."""
     network = parser.get_parsed_content("network").istn
     size, spacing = parser.get_parsed_content("spatial_size"), parser.get_parsed_content("spacing")
@@ -157,6 +157,7 @@ def main(
     large_size: tuple[int, ...] = (160, 192, 224),
     pairs: int = 10,
     steps: int = 50,
+    batches: tuple[int, ...] = (1, 4),
     output: str | None = None,
 ) -> None:
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -168,7 +169,7 @@ def main(
         result = speed.benchmark(device, repeats, sizes, pairs, steps)
         for section in (
             partial(compare_with_cpu, steps, device),
-            partial(time_training, speed.bundle(device), repeats, device),
+            partial(time_training, speed.bundle(device), repeats, device, batches),
             partial(time_large_pair, large_size, repeats, steps, device),
         ):
             common.write(result, file)  # a section that fails does not take the others with it

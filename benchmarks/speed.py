@@ -236,7 +236,8 @@ def register(parser: ConfigParser, pair: Mapping[str, Any], steps: int, device: 
         refiner = Refiner(steps=steps, target=target, patience=NO_PATIENCE)
         seconds, result = common.timed(functools.partial(refiner, network.istn, image), device)
         fields[target] = result.ddf
-        figures[target] = asdict(result.reports[0]) | {"seconds": seconds}  # of the whole call, one pass included
+        report = asdict(result.reports[0]) | {"seconds": seconds}  # of the whole call, one pass included
+        figures[target] = {name: value for name, value in report.items() if name != "trace"}
     if "fixed_label_original" in pair:
         soi = parser.get_parsed_content("soi_groups")
         for method, ddf in fields.items():
