@@ -208,4 +208,4 @@ def largest_label(label: Tensor, points: Tensor) -> Tensor:
         weights.append((1 - (points - corner).abs()).prod(dim=0))
     found, weight = torch.stack(corners), torch.stack(weights)
     votes = torch.stack([torch.where(found == candidate, weight, 0).sum(dim=0) for candidate in found])
-    return torch.where(votes < votes.amax(dim=0), found.amax(), found).amin(dim=0)
+    return torch.where(votes < votes.amax(dim=0), found.amax(dim=0), found).amin(dim=0)

@@ -23,6 +23,7 @@ from oracles import (
 )
 from scipy.ndimage import map_coordinates
 
+from istn_monai import world
 from istn_monai.alignment import centre_of_mass, initial_alignment, translation
 from istn_monai.dictionary import InitialAlignmentd, RegistrationGridd, affine_of
 from istn_monai.postprocessing import WarpPaird
@@ -447,6 +448,33 @@ def test_labels_equal_the_largest_of_one_hot_interpolations(dims):
     result = warp_labels(label, torch.as_tensor(points, dtype=torch.float32)[None], [2, 10, 7])[0, 0].numpy()
     assert (result[clear] == expected[clear]).all()
     assert set(result.ravel().tolist()) == set(classes)
+
+
+def test_labels_in_equal_parts_become_the_smallest():
+    label = torch.tensor([[[[7, 3], [3, 7]]]])
+    halfway = torch.full((1, 2, 1, 1), 0.5)
+    assert warp_labels(label, halfway, [3, 7]).item() == 3
+    assert warp_labels(label, halfway, [7]).item() == 0  # the other half is background
+
+
+def test_labels_above_what_float32_can_tell_apart():
+    label = torch.tensor([[[[614454276, 614454277]]]], dtype=torch.int32)  # as in the Allen atlases
+    points = voxel_grid((1, 2), torch.zeros(1))[None]
+    assert torch.equal(warp_labels(label, points, [614454277]), torch.where(label == 614454277, label, 0))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 10_000])
+def test_labels_do_not_depend_on_how_many_points_are_taken_at_once(monkeypatch, at_once):
+    label, points = label_map(2), torch.as_tensor(random_points(2, (9, 11)), dtype=torch.float32)[None]
+    expected = warp_labels(label, points, [2, 10, 7])
+    monkeypatch.setattr(world, "POINTS_AT_ONCE", at_once)
+    assert torch.equal(warp_labels(label, points, [2, 10, 7]), expected)
+
+
+def test_labels_where_no_point_is_and_where_points_are_not_finite():
+    label = label_map(3)
+    assert warp_labels(label, torch.zeros(1, 3, 0, 2, 2), [2]).shape == (1, 1, 0, 2, 2)
+    assert (warp_labels(label, torch.full((1, 3, 2, 2, 2), float("nan")), [2]) == 0).all()
 
 
 # small parts
