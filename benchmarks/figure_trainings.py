@@ -13,6 +13,8 @@ import torch
 from common import configs
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, run
+from monai.metrics import compute_dice
+from monai.utils import convert_to_tensor
 from table1 import DTYPE, METHODS, RATES_OF, RESULTS, Cell
 from torch import Tensor
 
@@ -123,7 +125,7 @@ class Training:
 
 def plain(image: Tensor) -> Tensor:
     """A tensor without metadata."""
-    return torch.as_tensor(image.as_tensor() if hasattr(image, "as_tensor") else image)
+    return convert_to_tensor(image, track_meta=False)
 
 
 def with_structures(pair: Mapping[str, Tensor], ddf: Tensor) -> RegisteredPair:
@@ -139,8 +141,7 @@ def with_structures(pair: Mapping[str, Tensor], ddf: Tensor) -> RegisteredPair:
 
 def dice(moving: Tensor, fixed: Tensor) -> float:
     """Dice of two binarised structures ``(K, *S)``, the mean over channels."""
-    moving, fixed = ((soi > 0.5).flatten(1).float() for soi in (moving, fixed))
-    return (2 * (moving * fixed).sum(1) / (moving.sum(1) + fixed.sum(1))).mean().item()
+    return compute_dice(moving[None] > 0.5, fixed[None] > 0.5).mean().item()
 
 
 def toy_training(loss: str, soi: str, runs: str, epochs: int | None) -> Training:

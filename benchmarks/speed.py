@@ -22,7 +22,6 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -236,8 +235,7 @@ def register(parser: ConfigParser, pair: Mapping[str, Any], steps: int, device: 
         refiner = Refiner(steps=steps, target=target, patience=NO_PATIENCE)
         seconds, result = common.timed(functools.partial(refiner, network.istn, image), device)
         fields[target] = result.ddf
-        report = asdict(result.reports[0]) | {"seconds": seconds}  # of the whole call, one pass included
-        figures[target] = {name: value for name, value in report.items() if name != "trace"}
+        figures[target] = result.reports[0].numbers() | {"seconds": seconds}  # of the whole call, one pass included
     if "fixed_label_original" in pair:
         soi = parser.get_parsed_content("soi_groups")
         for method, ddf in fields.items():

@@ -38,7 +38,7 @@ from istn_monai.dictionary import (
     with_affine,
 )
 from istn_monai.loading import read_or_explain
-from istn_monai.points import Points, is_points, matched, read_points
+from istn_monai.points import Points, is_points, matched
 from istn_monai.warp import affine_points
 from istn_monai.world import map_points, within
 
@@ -128,9 +128,7 @@ class LandmarkSoId(Transform):
 
     def from_points(self, files: Sequence[str], start: Tensor, grid: MetaTensor) -> list[Tensor]:
         """``(K, *S)`` moving and fixed, of landmark files."""
-        moving, fixed = matched(*files)
-        for points, file in ((moving, files[0]), (fixed, files[1])):
-            check_points_dims(points, file, grid.ndim - 1)
+        moving, fixed = matched_in(files, grid.ndim - 1)
         moving = Points(map_points(torch.linalg.inv(start), moving.positions.T).T, moving.labels)
         used = used_names(fixed.labels, self.groups or (), files)
         affine, size = affine_of(grid), grid.shape[1:]
@@ -213,13 +211,16 @@ def check_soi_points(soi_points: Any, points_map: Any = MAPS[0], points_width: A
         )
 
 
-def check_points_dims(points: Points, file: str, spatial_dims: int) -> None:
-    """ValueError unless landmarks have as many coordinates as the configuration has axes."""
-    if points.positions.shape[1] != spatial_dims:
-        raise ValueError(
-            f"{file} has {points.positions.shape[1]}-D landmarks, but the configuration is {spatial_dims}-D; in 2-D "
-            "they need a CSV file with columns x and y alone"
-        )
+def matched_in(files: Sequence[str], spatial_dims: int) -> tuple[Points, Points]:
+    """What :func:`istn_monai.points.matched` gives, or a ValueError unless the configuration has as many axes."""
+    both = matched(*files)
+    for points, file in zip(both, files, strict=True):
+        if points.positions.shape[1] != spatial_dims:
+            raise ValueError(
+                f"{file} has {points.positions.shape[1]}-D landmarks, but the configuration is {spatial_dims}-D; in "
+                "2-D they need a CSV file with columns x and y alone"
+            )
+    return both
 
 
 def check_points(
@@ -254,9 +255,7 @@ def check_points(
 
 def checked_points(files: Sequence[str], spatial_dims: int, soi_points: Groups) -> Sequence[str]:
     """The names that two landmark files share; ValueError if no group means any, or the dimension is another."""
-    for file in files:
-        check_points_dims(read_points(file), file, spatial_dims)
-    labels = matched(*files)[1].labels
+    labels = matched_in(files, spatial_dims)[1].labels
     used_names(labels, soi_points, files)
     return labels
 

@@ -56,6 +56,10 @@ class RefinementReport:
     at_bound: float
     trace: tuple[float, ...]
 
+    def numbers(self) -> dict[str, float]:
+        """All but the trace, by name."""
+        return {name: value for name, value in asdict(self).items() if name != "trace"}
+
 
 class Refinement(NamedTuple):
     """Result of :class:`Refiner`.
@@ -295,8 +299,8 @@ class RefineInferer(Inferer):
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         result = self.refiner(getattr(network, "istn", network), image)
         reports = [asdict(report) for report in result.reports]
-        for report in reports:
-            logger.info("refined: %s", {name: value for name, value in report.items() if name != "trace"})
+        for report in result.reports:
+            logger.info("refined: %s", report.numbers())
         columns = {name: torch.tensor([report[name] for report in reports]) for name in reports[0]}
         # a batch's metadata is cut along its first axis, also the affine that a MetaTensor must have
         affine = torch.eye(4, dtype=torch.float64).expand(len(image), 4, 4)

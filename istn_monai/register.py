@@ -182,7 +182,7 @@ def register_datalist(
         name = f"pair_{number:04d}"
         try:
             register_files(registration, folder / name, inverse, **pair)
-            entry = entry_of(folder / name) if registration.qa else None
+            entry = entry_of(folder / name)
         except (OSError, ValueError, RuntimeError) as error:
             failures.append(f"{name}: {root_cause(error)}")
             entry = Entry(name, "", None, error=str(root_cause(error)))

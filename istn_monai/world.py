@@ -166,11 +166,11 @@ def warp_intensities(image: Tensor, points: Tensor, mode: str = "bilinear") -> T
 def warp_label_map(label: Tensor, points: Tensor) -> Tensor:
     """All labels of a map ``(1, *S)`` at points, ``(1, *T)``, in whole numbers; see :func:`warp_labels`."""
     whole = label[None].round().int().to(points.device)
-    warped = warp_labels(whole, points, [value for value in whole.unique().tolist() if value != 0])[0]
+    warped = warp_labels(whole, points)[0]
     return warped if label.is_floating_point() else warped.to(label.dtype)
 
 
-def warp_labels(label: Tensor, points: Tensor, values: Sequence[int]) -> Tensor:
+def warp_labels(label: Tensor, points: Tensor, values: Sequence[int] | None = None) -> Tensor:
     """A label map sampled at points: linear one-hot, then the largest; no interpolation between label values.
 
     The time does not grow with the number of labels. Up to half a voxel beyond the outermost centres they go on, as in
@@ -179,15 +179,16 @@ def warp_labels(label: Tensor, points: Tensor, values: Sequence[int]) -> Tensor:
     Args:
         label: ``(1, 1, *S)`` whole numbers.
         points: ``(1, D, *T)`` in voxels of the label map.
-        values: labels to warp; all else counts as background 0.
+        values: labels to warp, all else counts as background 0; None for all.
 
     Returns:
         ``(1, 1, *T)`` in the label's dtype.
     """
-    asked = torch.where(torch.isin(label, label.new_tensor(list(values))), label, 0)[0, 0]
+    if values is not None:
+        label = torch.where(torch.isin(label, label.new_tensor(list(values))), label, 0)
     shares = points[0].nan_to_num().flatten(1).split(POINTS_AT_ONCE, dim=1)
-    largest = torch.cat([largest_label(asked, share) for share in shares]).view(1, 1, *points.shape[2:])
-    return torch.where(within(points, asked.shape), largest, 0)
+    largest = torch.cat([largest_label(label[0, 0], share) for share in shares]).view(1, 1, *points.shape[2:])
+    return torch.where(within(points, label.shape[2:]), largest, 0)
 
 
 def largest_label(label: Tensor, points: Tensor) -> Tensor:
