@@ -19,6 +19,11 @@ from istn_monai.transformation import Transformation
 BUNDLE = Path(__file__).parents[1] / "bundle"
 
 
+def config(*names: str) -> list[str]:
+    """Files of the bundle's configs."""
+    return [str(BUNDLE / "configs" / f"{name}.json") for name in names]
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     """A generator of its own, so that no test depends on the order of tests."""
     return torch.Generator().manual_seed(seed)

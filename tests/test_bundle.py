@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import BUNDLE, config
 from monai.bundle import ConfigParser, ConfigWorkflow, run, verify_metadata, verify_net_in_out
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -17,14 +18,9 @@ from istn_monai.inference import OUTPUTS
 from istn_monai.settings import SETTINGS
 from istn_monai.synthetic import synthesize
 
-BUNDLE = Path(__file__).parents[1] / "bundle"
 CONFIGS = BUNDLE / "configs"
 DATA = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 SMALL = {"spatial_size": [32, 32, 32], "control_spacing": [16, 8], "device": "cpu", "batch_size": 2, "max_epochs": 2}
-
-
-def config(*names: str) -> list[str]:
-    return [str(CONFIGS / f"{name}.json") for name in names]
 
 
 def messages(error: BaseException) -> str:

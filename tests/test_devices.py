@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import BUNDLE, rand
+from helpers import config, rand
 from monai.bundle import run
 from second_device import DEVICE, Far, second_device
 from torch import nn
@@ -55,10 +55,6 @@ def toy(tmp_path_factory):
     return folder
 
 
-def bundle_run(run_id: str, *configs: str, **settings) -> None:
-    run(run_id=run_id, config_file=[str(BUNDLE / "configs" / f"{name}.json") for name in configs], **settings)
-
-
 def figures(folder: Path) -> np.ndarray:
     """The numbers of an evaluation's table, but for its times."""
     with next(folder.rglob("evaluation.csv")).open() as file:
@@ -83,14 +79,15 @@ def test_training_and_evaluation_of_the_bundle(toy, tmp_path, special):
     for device in ("cpu", DEVICE):
         settings = SMALL | special | {"dataset_dir": str(toy), "output_dir": str(tmp_path / device), "device": device}
         with second_device():
-            bundle_run("training", "train", **settings)
-            bundle_run("evaluation", "train", "evaluate", **settings, refine_steps=2)
+            run(run_id="training", config_file=config("train"), **settings)
+            run(run_id="evaluation", config_file=config("train", "evaluate"), **settings, refine_steps=2)
         tables.append(figures(tmp_path / device))
     assert np.allclose(*tables, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def by_inference(files: dict[str, str], device: str, folder: Path) -> None:
-    bundle_run("run", "inference", output_dir=str(folder), device=device, refine_steps=2, **files)
+    settings = {"output_dir": str(folder), "device": device, "refine_steps": 2}
+    run(run_id="run", config_file=config("inference"), **settings, **files)
 
 
 def by_command_line(files: dict[str, str], device: str, folder: Path) -> None:

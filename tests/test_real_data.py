@@ -10,19 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers import random_checkpoint
+from helpers import BUNDLE, config, random_checkpoint
 from monai.bundle import run
 
 from istn_monai.register import Registration, register_files
 
-CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 FOLDER = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data")).absolute()
 DATA, SERIES, BRAIN = FOLDER / "hippocampus", FOLDER / "dicom_hippocampus", FOLDER / "brain"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no hippocampus data at {DATA} (set ISTN_DATA_DIR)")
-
-
-def config(*names: str) -> list[str]:
-    return [str(CONFIGS / f"{name}.json") for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +55,7 @@ def figures(pair, tmp_path_factory):
         config_file=config("train", "hippocampus", "evaluate"),
         dataset_dir=str(folder),
         data_list_file="pairs.json",
-        ckpt_dir=str(CONFIGS.parent / "models"),
+        ckpt_dir=str(BUNDLE / "models"),
         output_dir=str(folder),
         refine_steps=50,
         device="cpu",
