@@ -11,9 +11,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from istn_monai.qa_figures import RegisteredPair
-from istn_monai.qa_page import FAINT, Layout
-from istn_monai.qa_panels import FIXED, FUSION, INK, MOVING, Painter, Plane, planes_of
+from istn_monai.qa.measures import RegisteredPair
+from istn_monai.qa.page import FAINT, Layout
+from istn_monai.qa.panels import FIXED, FUSION, INK, MOVING, Painter, Plane, planes_of
 
 DPI = 90
 Row = Mapping[str, tuple[str, RegisteredPair]]  # by column: a caption and what is shown
@@ -28,7 +28,7 @@ def sheet(width: float, height: float) -> Layout:
 
 
 def toy_sheet(stages: Row) -> Figure:
-    """Moving, fixed, and both on each other at each stage, their trees in colours."""
+    """Moving, fixed, and both on each other at each stage, their trees in colors."""
     side, first = 2.5, next(iter(stages.values()))[1]
     plane, images = planes_of(first)[0], {"moving M": first.moving, "fixed F": first.fixed}
     names = [*images, *stages]
@@ -46,11 +46,11 @@ def toy_sheet(stages: Row) -> Figure:
 def on_each_other(pair: RegisteredPair, plane: Plane) -> np.ndarray:
     """Both images, transparent and dim, and the structures: moving red, fixed green, pale yellow where both are."""
     image, soi = (pair.warped(moving, pair.ddf) for moving in (pair.moving, pair.moving_representation))
-    grey = plane.of(0.08 + 0.24 * (image + pair.fixed).amax(0))
+    gray = plane.of(0.08 + 0.24 * (image + pair.fixed).amax(0))
     moving, fixed = (plane.of(one.amax(0)) for one in (soi, pair.fixed_representation))
     both = np.minimum(moving, fixed)
     weights = np.stack([moving - both, fixed - both, both], axis=-1)
-    coloured = weights @ np.array(FUSION[:3]) + ((1 - np.maximum(moving, fixed)) * grey)[..., None]
+    coloured = weights @ np.array(FUSION[:3]) + ((1 - np.maximum(moving, fixed)) * gray)[..., None]
     return coloured.clip(0, 1)
 
 
@@ -112,7 +112,7 @@ def draw_structures(axes: Axes, pair: RegisteredPair, view: int, column: int, ha
     if column < 2:
         painter.letters(axes, plane)
         return
-    middle = centre(pair, plane)
+    middle = center(pair, plane)
     axes.set(
         xlim=(middle[0] + half[0], middle[0] - half[0]),
         ylim=(middle[1] - half[1], middle[1] + half[1]),
@@ -129,7 +129,7 @@ def occupied(pair: RegisteredPair, plane: Plane) -> list[tuple[float, float]]:
     return ends
 
 
-def centre(pair: RegisteredPair, plane: Plane) -> list[float]:
+def center(pair: RegisteredPair, plane: Plane) -> list[float]:
     """Of both structures, in mm."""
     return [(low + high) / 2 for low, high in occupied(pair, plane)]
 
@@ -175,7 +175,7 @@ def draw_heat(axes: Axes, pair: RegisteredPair, heat: Tensor, plane: Plane) -> N
 
 
 def draw_scale(axes: Axes) -> None:
-    """The heat map's colours, as they lie over grey."""
+    """The heat map's colors, as they lie over gray."""
     values = np.linspace(0, 1, 128)[:, None]
     axes.imshow(np.full((1, 1), 0.35), cmap="gray", vmin=0, vmax=1, extent=(0, 1, 0, 1), aspect="auto")
     axes.imshow(

@@ -18,13 +18,13 @@ from monai.utils import convert_to_tensor
 from table1 import DTYPE, METHODS, RATES_OF, RESULTS, Cell
 from torch import Tensor
 
-from istn_monai.data import read_datalist
-from istn_monai.dictionary import affine_of
+from istn_monai.geometry.meta import affine_of
+from istn_monai.io.datalist import read_datalist
 from istn_monai.networks import ISTN
-from istn_monai.qa_figures import RegisteredPair
+from istn_monai.qa.measures import RegisteredPair
 from istn_monai.refinement import Refinement, Refiner, default_rate
-from istn_monai.synthetic import synthesize
-from istn_monai.training import LAST, load_checkpoint, read_checkpoint
+from istn_monai.synthetic.pairs import synthesize
+from istn_monai.workflow.checkpoints import LAST, load_checkpoint, read_checkpoint
 
 TOY_SIZE, TOY_PAIRS, TOY_EPOCHS = (96, 96), 100, 30
 REFINE_STEPS = 50

@@ -5,7 +5,7 @@
     python benchmarks/figures.py 4 --output fig4.png --data DATA          # contours after refinement, real MRI
     python benchmarks/figures.py 5 --output fig5.png --data DATA          # M' as heat maps, real MRI
 
-Figures 1 and 3 need no data: the toy is drawn. Figures 4 and 5 take the trainings of Table 1 (``--case hippocampus`` or
+Metrics 1 and 3 need no data: the toy is drawn. Metrics 4 and 5 take the trainings of Table 1 (``--case hippocampus`` or
 ``brain``, ``--transformation affine`` or ``bspline``), for which DATA holds the data sets' folders. What is not trained
 yet is trained, into ``--runs``; a second call goes on, and re-uses what is done.
 """
@@ -24,7 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from istn_monai.qa_figures import RegisteredPair
+from istn_monai.qa.measures import RegisteredPair
 from istn_monai.refinement import Refiner
 
 TOY_STAGES = (0, 1, 2, 5, 10, 30)  # epochs that Figure 3 shows, where they exist

@@ -22,10 +22,11 @@ from monai.transforms import Compose, LoadImaged
 from torch import Tensor
 
 from istn_monai import AffineTransformation, BSplineTransformation, CompositeTransformation
-from istn_monai.dictionary import InitialAlignmentd, RegistrationGridd, UnitRanged, affine_of
+from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.metrics import folding_fraction
 from istn_monai.refinement import Refiner
-from istn_monai.world_transform import WorldTransform, world_transform
+from istn_monai.transforms.preprocessing import InitialAlignmentd, NormalizeIntensityRanged, RegistrationGridd
 
 FILES = {"moving_image": "MNI152_T1_1mm_brain.nii.gz", "fixed_image": "ch2bet.nii.gz"}
 SPACES = {"moving": "MNI152NLin6Asym", "fixed": "Colin27"}
@@ -54,7 +55,7 @@ def main(data: str, threads: int = 2) -> None:
     load = [
         LoadImaged(list(FILES), image_only=True, ensure_channel_first=True),
         InitialAlignmentd("world"),
-        UnitRanged(),
+        NormalizeIntensityRanged(),
         RegistrationGridd(SIZE, SPACING),
     ]
     pair: dict[str, Any] = Compose(load)({key: str(folder / name) for key, name in FILES.items()})
@@ -65,7 +66,7 @@ def main(data: str, threads: int = 2) -> None:
     lncc = LocalNormalizedCrossCorrelationLoss(spatial_dims=3, kernel_size=7)
     linear = Refiner(steps=100, learning_rate=0.02, similarity=lncc)
     smooth = Refiner(
-        steps=100, learning_rate=0.05, similarity=lncc, regulariser=BendingEnergyLoss(), regulariser_weight=1.0
+        steps=100, learning_rate=0.05, similarity=lncc, regularization=BendingEnergyLoss(), regularization_weight=1.0
     )
     rows: dict[str, dict[str, Any]] = {"none": errors(None, fixed, moving)}
     theta = None

@@ -32,8 +32,8 @@ CASES = {
             "max_epochs": 6,
             "learning_rate": 0.002,
             "training_dtype": "bfloat16",
-            "regulariser": {"_target_": "BendingEnergyLoss"},
-            "regulariser_weight": 5,
+            "regularization": {"_target_": "BendingEnergyLoss"},
+            "regularization_weight": 5,
         },
     ),
 }

@@ -28,14 +28,14 @@ import torch
 from common import RESULTS, provenance, write
 from scipy import ndimage
 
-from istn_monai.qa import traffic_light
-from istn_monai.qa_figures import measure, registered_pair
-from istn_monai.qa_page import page_picture
-from istn_monai.register import Registration
-from istn_monai.settings import root_cause
+from istn_monai.qa.measures import measure, registered_pair
+from istn_monai.qa.page import page_picture
+from istn_monai.qa.rules import traffic_light
+from istn_monai.registration import Registration
+from istn_monai.workflow.errors import root_cause
 
 GOOD = "good pairs"
-FIGURES = ("overlap_one_pass", "overlap", "doubt", "coverage", "displacement", "sdlogj")
+FIGURES = ("overlap_one_pass", "overlap", "ambiguity", "coverage", "displacement", "sdlogj")
 HALF = np.array([18, 25, 18])  # voxels: half the size of a hippocampus crop
 Case = tuple[str, Any, np.ndarray | None, str]  # what, moving voxels, their affine, which images are replaced
 
@@ -46,8 +46,8 @@ def load(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj, dtype=float), image.affine
 
 
-def crop(image: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    return image[tuple(slice(c - h, c + h) for c, h in zip(centre, HALF, strict=True))]
+def crop(image: np.ndarray, center: np.ndarray) -> np.ndarray:
+    return image[tuple(slice(c - h, c + h) for c, h in zip(center, HALF, strict=True))]
 
 
 def without_soi(image: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -82,9 +82,9 @@ def wrong_inputs(folder: Path, pair: dict[str, str], seed: int) -> Iterator[Case
     for side in ("moving", "fixed"):
         yield f"whole brain, as {side}", brain, brain_affine, side
     yield "brain template (MNI152)", *load(folder / "templates" / "MNI152_T1_1mm_brain.nii.gz"), "moving"
-    centre = np.array(brain.shape) // 2
-    yield "crop from a brain's middle", crop(brain, centre), brain_affine, "moving"
-    yield "crop of a brain's cortex", crop(brain, centre + [37, 0, 28]), brain_affine, "moving"
+    center = np.array(brain.shape) // 2
+    yield "crop from a brain's middle", crop(brain, center), brain_affine, "moving"
+    yield "crop of a brain's cortex", crop(brain, center + [37, 0, 28]), brain_affine, "moving"
     for distance in (20, 40):
         for axis, name in enumerate(("left-right", "front-back", "up-down")):
             shift = middle(*fixed) - middle(moving, affine) + distance * np.eye(3)[axis]
@@ -103,7 +103,7 @@ def wrong_inputs(folder: Path, pair: dict[str, str], seed: int) -> Iterator[Case
     half = int(np.median(np.argwhere(label > 0)[:, 1]))
     yield "front half of the structures only", moving[:, half:], affine, "moving"
     erased = np.where(ndimage.binary_dilation(label > 0, iterations=2), np.median(moving), moving)
-    yield "structures painted over in grey", erased, affine, "moving"
+    yield "structures painted over in gray", erased, affine, "moving"
     yield "intensities inverted", moving.max() - moving, affine, "moving"
     for factor in (0.1, 2, 10):
         yield f"voxel size x {factor:g}", moving, affine @ np.diag([factor] * 3 + [1]), "moving"

@@ -6,7 +6,7 @@ Fields and Warp are compared with whatever computes the same: a dense transposed
 (``hf-deepali``) where it is installed. Before it is timed each candidate's result is compared with ours; one that
 differs makes the script fail, after it has written its file.
 
-deepali's lattice begins at the first voxel, ours is centred on the grid: on a grid of whole cells the two are the same.
+deepali's lattice begins at the first voxel, ours is centered on the grid: on a grid of whole cells both are the same.
 So deepali's field is compared with ours on the next grid of whole cells, cropped to the size. The work is the same, but
 for one more control point along an axis whose size is no multiple of the spacing. Its displacements are in a cube
 [-1, 1] and in the order x, y, z; that they become voxels is not timed.
@@ -36,12 +36,12 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from istn_monai import AffineTransformation, BSplineTransformation, Warp
-from istn_monai.bspline import cubic_bspline
-from istn_monai.data import read_datalist
-from istn_monai.evaluation import label_figures
-from istn_monai.inference import weights_hash
+from istn_monai.geometry.bspline import cubic_bspline
+from istn_monai.io.datalist import read_datalist
 from istn_monai.refinement import Refiner
-from istn_monai.training import load_checkpoint
+from istn_monai.workflow.checkpoints import load_checkpoint
+from istn_monai.workflow.evaluation import label_metrics
+from istn_monai.workflow.results import weights_hash
 
 DATA = Path(os.environ.get("ISTN_DATA_DIR", ROOT.parent / "shared" / "data")) / "hippocampus"
 TARGETS = ("theta", "stn")
@@ -123,9 +123,9 @@ def affine_candidates(size: int, device: str) -> dict[str, Candidate]:
     theta = (0.3 * random((1, affine.num_parameters), device)).requires_grad_()
     head = AffineHead(3, [size] * 3, [1] * 3, 1)
     head.grid = head.grid.to(device)
-    centre = (size - 1) / 2  # ours acts about the grid's centre, MONAI's about its first voxel
+    center = (size - 1) / 2  # ours acts about the grid's center, MONAI's about its first voxel
     matrix = affine.matrix(theta.detach())[:, :-1]
-    matrix[..., -1] += centre - (matrix[..., :-1] * centre).sum(-1)
+    matrix[..., -1] += center - (matrix[..., :-1] * center).sum(-1)
     rows = matrix.flatten(1).requires_grad_()
 
     def monai_field() -> Tensor:
@@ -239,7 +239,7 @@ def register(parser: ConfigParser, pair: Mapping[str, Any], steps: int, device: 
     if "fixed_label_original" in pair:
         soi = parser.get_parsed_content("soi_groups")
         for method, ddf in fields.items():
-            figures[method]["dice_merged"] = label_figures(pair, ddf.cpu(), soi)["dice_merged"]
+            figures[method]["dice_merged"] = label_metrics(pair, ddf.cpu(), soi)["dice_merged"]
     return figures
 
 

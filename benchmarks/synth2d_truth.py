@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from istn_monai.points import Points, to_ras, write_points
+from istn_monai.io.landmarks import Points, to_ras, write_points
 
 
 def peaks(file: Path) -> np.ndarray:

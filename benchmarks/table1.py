@@ -34,10 +34,10 @@ from scipy.stats import wilcoxon
 from torch import Tensor, nn
 
 from istn_monai import ISTN
-from istn_monai.data import read_datalist
-from istn_monai.dictionary import ConcatPaird
-from istn_monai.evaluation import Evaluation
+from istn_monai.io.datalist import read_datalist
 from istn_monai.refinement import RefineInferer
+from istn_monai.transforms.preprocessing import ConcatPaird
+from istn_monai.workflow.evaluation import Evaluation
 
 RESULTS = ALL_RESULTS / "table1"
 METHODS = {"u": "STN-u", "s": "STN-s", "e": "ISTN-e", "i": "ISTN-i", "soi": "SoI"}
@@ -130,7 +130,7 @@ class Cell:
 
     def evaluate(self, part: str, rate: float) -> dict[str, Any]:
         """The bundle's evaluation of a part of the datalist, with refinement at a learning rate."""
-        settings = self.settings | {"evaluated_part": part, "refine_steps": REFINE_STEPS, "loss": self.method}
+        settings = self.settings | {"evaluated_split": part, "refine_steps": REFINE_STEPS, "loss": self.method}
         settings |= {"evaluate#refined#learning_rate": rate, "qa": False}
         run(run_id="evaluation", config_file=configs("train", *self.case.overlays, "evaluate"), **settings)
         return json.loads((Path(self.settings["output_dir"]) / "evaluation.json").read_text())

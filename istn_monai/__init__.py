@@ -1,63 +1,66 @@
 """Image-and-spatial transformer networks (Lee et al., MICCAI 2019) as MONAI components.
 
-Where things are:
+Where things are, in reading order:
 
-- :mod:`istn_monai.transformation` (what all share), :mod:`istn_monai.spatial` (affine, compositions),
-  :mod:`istn_monai.bspline`: parameters to displacement field
-- :mod:`istn_monai.warp`: sampling; :mod:`istn_monai.world`: affines, registration grid;
-  :mod:`istn_monai.alignment`: initial alignment
-- :mod:`istn_monai.networks`: ITN, STN, ISTN; :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i
-- :mod:`istn_monai.refinement`: test-time refinement for the one pair in hand
-- :mod:`istn_monai.loading`: images from files; :mod:`istn_monai.data`: datalists; :mod:`istn_monai.dictionary`: MONAI
-  dictionary transforms before a network, :mod:`istn_monai.postprocessing`: and after; :mod:`istn_monai.augmentation`:
-  random deformation
-- :mod:`istn_monai.points`: landmark files; :mod:`istn_monai.landmarks`: what they say as structures of interest
-- :mod:`istn_monai.synthetic`: the paper's toy
-- :mod:`istn_monai.metrics`, :mod:`istn_monai.evaluation`: figures
-- :mod:`istn_monai.hosts`, :mod:`istn_monai.host_training`: the bundle served by MONAI Label and the like
-- :mod:`istn_monai.checks`, :mod:`istn_monai.settings`, :mod:`istn_monai.training`, :mod:`istn_monai.inference`: what
-  the bundle's configs call; :mod:`istn_monai.distributed`: in several processes
-- :mod:`istn_monai.register`: registration of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``
+- :mod:`istn_monai.geometry`: maps and sampling.
+  :mod:`~istn_monai.geometry.sampling` (Warp, the only file that calls ``grid_sample``),
+  :mod:`~istn_monai.geometry.transformation` (theta to displacement field: what all transformations share),
+  :mod:`~istn_monai.geometry.affine`, :mod:`~istn_monai.geometry.bspline`, :mod:`~istn_monai.geometry.dense`,
+  :mod:`~istn_monai.geometry.composite`, :mod:`~istn_monai.geometry.meta` (affines of MetaTensors),
+  :mod:`~istn_monai.geometry.grids` (registration grid), :mod:`~istn_monai.geometry.resampling`,
+  :mod:`~istn_monai.geometry.frames` (RAS and LPS), :mod:`~istn_monai.geometry.world_transform`
+- :mod:`istn_monai.layers`, :mod:`istn_monai.networks`: ITN, STN, ISTN; :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e,
+  ISTN-i; :mod:`istn_monai.refinement`: test-time refinement for the one pair in hand; :mod:`istn_monai.alignment`:
+  initial alignment; :mod:`istn_monai.metrics`; :mod:`istn_monai.network_settings`: what a checkpoint says of itself
+- :mod:`istn_monai.io`: files in, files out.
+  :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.landmarks`,
+  :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
+- :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
+  :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`,
+  :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.landmarks`,
+  :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.postprocessing`
+- :mod:`istn_monai.qa`: judging a registered pair.
+  :mod:`~istn_monai.qa.rules`, :mod:`~istn_monai.qa.measures`, :mod:`~istn_monai.qa.panels`,
+  :mod:`~istn_monai.qa.page`, :mod:`~istn_monai.qa.cohort`, :mod:`~istn_monai.qa.inspector`
+- :mod:`istn_monai.workflow`: what the bundle's configs call.
+  :mod:`~istn_monai.workflow.errors`, :mod:`~istn_monai.workflow.distributed`, :mod:`~istn_monai.workflow.settings`,
+  :mod:`~istn_monai.workflow.datasets`, :mod:`~istn_monai.workflow.datalist_checks`,
+  :mod:`~istn_monai.workflow.checkpoints`, :mod:`~istn_monai.workflow.inferers`,
+  :mod:`~istn_monai.workflow.training`, :mod:`~istn_monai.workflow.curves`, :mod:`~istn_monai.workflow.evaluation`,
+  :mod:`~istn_monai.workflow.results`, :mod:`~istn_monai.workflow.host_requests`,
+  :mod:`~istn_monai.workflow.host_training`
+- :mod:`istn_monai.pairing`: random pairs of a folder of subjects; :mod:`istn_monai.synthetic`: the paper's toy
+  (:mod:`~istn_monai.synthetic.vessels`, :mod:`~istn_monai.synthetic.pairs`)
+- :mod:`istn_monai.registration`: pairs of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``;
+  :mod:`istn_monai.apply`: a written transform on other files; :mod:`istn_monai.__main__`: the commands
 """
 
-from istn_monai import (
-    alignment,
-    augmentation,
-    checks,
-    data,
-    dictionary,
-    distributed,
-    evaluation,
-    host_training,
-    hosts,
-    inference,
-    landmarks,
-    loading,
-    postprocessing,
-    refinement,
-    settings,
-    training,
-    world,
-)
-from istn_monai.bspline import BSplineTransformation
-from istn_monai.layers import SoftClamp
-from istn_monai.losses import DiceMSELoss, ISTNLoss
-from istn_monai.networks import ISTN, ITN, STN, BackboneITN, DisplacementNetwork, ISTNOutput, PyramidSTN
-from istn_monai.register import RegisterISTNd, Registration
-from istn_monai.spatial import (
-    AffineTransformation,
-    CompositeTransformation,
-    DenseTransformation,
-    spatial_transformation,
-)
-from istn_monai.transformation import Transformation
-from istn_monai.warp import Warp
+from istn_monai._lazy import lazy
 
 __version__ = "0.1.0"
-__all__ = [
-    "AffineTransformation", "BSplineTransformation", "BackboneITN", "CompositeTransformation", "DenseTransformation",
-    "DiceMSELoss", "DisplacementNetwork", "ISTN", "ISTNLoss", "ISTNOutput", "ITN", "PyramidSTN", "RegisterISTNd",
-    "Registration", "STN", "SoftClamp", "Transformation", "Warp", "alignment", "augmentation", "checks", "data",
-    "dictionary", "distributed", "evaluation", "host_training", "hosts", "inference", "landmarks", "loading",
-    "postprocessing", "refinement", "settings", "spatial_transformation", "training", "world",
-]  # fmt: skip
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "geometry.sampling": ["Warp", "warp"],
+        "geometry.transformation": ["Transformation"],
+        "geometry.affine": ["AffineTransformation"],
+        "geometry.bspline": ["BSplineTransformation"],
+        "geometry.dense": ["DenseTransformation"],
+        "geometry.composite": ["CompositeTransformation", "spatial_transformation"],
+        "geometry.world_transform": ["WorldTransform", "world_transform"],
+        "layers": ["SoftClamp"],
+        "networks": ["ISTN", "ITN", "STN", "BackboneITN", "DisplacementNetwork", "ISTNOutput", "PyramidSTN"],
+        "losses": ["DiceMSELoss", "ISTNLoss"],
+        "refinement": ["RefineInferer", "Refiner"],
+        "io.landmarks": ["Points", "read_points", "write_points"],
+        "io.itk_transforms": ["read_transform", "write_transform"],
+        "transforms.preprocessing": [
+            "CheckPaird", "ConcatPaird", "InitialAlignmentd", "LoadPaird", "NormalizeIntensityRanged",
+            "RegistrationGridd", "SoIGroupsd",
+        ],
+        "transforms.landmarks": ["AddLandmarkChannelsd"],
+        "transforms.augmentation": ["RandDeformd"],
+        "transforms.postprocessing": ["Representd", "WarpPaird"],
+        "registration": ["RegisterISTNd", "Registration"],
+    },
+)  # fmt: skip

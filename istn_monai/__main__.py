@@ -9,9 +9,8 @@ from typing import Any
 import fire
 
 from istn_monai.apply import apply_transform
-from istn_monai.data import make_datalist
-from istn_monai.distributed import connected
-from istn_monai.register import (
+from istn_monai.pairing import make_datalist
+from istn_monai.registration import (
     Registration,
     bundle_folder,
     evaluate_datalist,
@@ -19,8 +18,9 @@ from istn_monai.register import (
     register_files,
     represent_file,
 )
-from istn_monai.settings import exit_with_cause
-from istn_monai.synthetic import synthesize as write_synthetic_pairs
+from istn_monai.synthetic.pairs import synthesize as write_synthetic_pairs
+from istn_monai.workflow.distributed import connected
+from istn_monai.workflow.errors import exit_with_cause
 
 
 def pairs(
@@ -144,7 +144,7 @@ def evaluate(
         output_dir: folder for evaluation.csv, evaluation.json and qa.html.
         refine_steps: of test-time refinement; 0 for none.
         bundle_root: folder of the bundle; the package's own by default.
-        settings: any of the bundle's, e.g. --ckpt_dir, --evaluated_part, --soi_labels, --qa False; or an overlay that
+        settings: any of the bundle's, e.g. --ckpt_dir, --evaluated_split, --soi_labels, --qa False; or an overlay that
             has them, --config FILE.json.
     """
     evaluate_datalist(bundle_folder(bundle_root), datalist, output_dir, refine_steps, **settings)

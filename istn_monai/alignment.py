@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.transforms.utils_pytorch_numpy_unification import percentile
 from torch import Tensor
 
+from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.grids import grid_center, map_points, registration_grid
+from istn_monai.geometry.resampling import area_averaged, unit_range
 from istn_monai.refinement import Refiner
-from istn_monai.spatial import AffineTransformation
-from istn_monai.world import averaged, grid_centre, map_points, registration_grid
 
 INITIAL_ALIGNMENTS = ("world", "center", "moments", "rigid")
 #: voxels along the longest axis of the fixed image, and steps, coarse to fine
 RIGID_LEVELS = ((24, 100), (48, 50))
 
 
-def centre_of_mass(image: Tensor, affine: Tensor) -> Tensor:
+def center_of_mass(image: Tensor, affine: Tensor) -> Tensor:
     """World point ``(D,)`` of the first moment of intensities ``(1, *S)``, counted from the darkest one."""
     weights = image[0].double() - image.min()
     total = weights.sum()
@@ -45,7 +45,7 @@ def initial_alignment(name: str, moving: Tensor, moving_affine: Tensor, fixed: T
 
     Args:
         name: "world" trusts the headers (identity); "center" joins the middles of the two grids, for crops whose
-            origins carry no anatomy; "moments" joins the centres of mass of the intensities; "rigid" goes on from
+            origins carry no anatomy; "moments" joins the centers of mass of the intensities; "rigid" goes on from
             there by a registration, see :func:`rigid_alignment`.
         moving: ``(1, *S)``, and its affine.
         fixed: ``(1, *S)``, and its affine.
@@ -53,12 +53,12 @@ def initial_alignment(name: str, moving: Tensor, moving_affine: Tensor, fixed: T
     if name == "world":
         return torch.eye(len(fixed_affine), dtype=torch.float64)
     if name == "center":
-        centres = [grid_centre(i.shape[1:], a) for i, a in ((moving, moving_affine), (fixed, fixed_affine))]
+        centers = [grid_center(i.shape[1:], a) for i, a in ((moving, moving_affine), (fixed, fixed_affine))]
     elif name in ("moments", "rigid"):
-        centres = [centre_of_mass(i[:1], a) for i, a in ((moving, moving_affine), (fixed, fixed_affine))]
+        centers = [center_of_mass(i[:1], a) for i, a in ((moving, moving_affine), (fixed, fixed_affine))]
     else:
         raise ValueError(f"initial_alignment must be one of {INITIAL_ALIGNMENTS}, got {name!r}")
-    start = translation(centres[0] - centres[1])
+    start = translation(centers[0] - centers[1])
     return start if name != "rigid" else rigid_alignment(moving, moving_affine, fixed, fixed_affine, start)
 
 
@@ -88,22 +88,14 @@ def rigid_alignment(
         size = (voxels,) * (fixed.ndim - 1)
         grid = registration_grid(fixed.shape[1:], fixed_affine, size, extent / voxels)
         on_grid_moving, on_grid_fixed = (
-            unit_range(averaged(image[None].float(), torch.linalg.solve(affine, grid), size))
+            unit_range(area_averaged(image[None].float(), torch.linalg.solve(affine, grid), size))
             for image, affine in ((moving, aligned_affine), (fixed, fixed_affine))
         )
         rigid = AffineTransformation(size, extent / voxels, extent / 4, max_log_scale=0.0, max_shear=0.0)
-        # bounds and centre are the same at each level, so theta carries over
+        # bounds and center are the same at each level, so theta carries over
         theta = Refiner(steps=steps, learning_rate=0.02).register(rigid, on_grid_moving, on_grid_fixed, theta).theta
-    about_centre = rigid.matrix(theta)[0].double()
+    about_center = rigid.matrix(theta)[0].double()
     to_world = grid.clone()
     to_world[:-1, :-1] /= extent / voxels
-    to_world[:-1, -1] = grid_centre(size, grid)
-    return start @ to_world @ about_centre @ torch.linalg.inv(to_world)
-
-
-def unit_range(image: Tensor, lower: float = 0.5, upper: float = 99.5) -> Tensor:
-    """Intensities between two percentiles, scaled to [0, 1] and cut there; between the extremes if those coincide."""
-    low, high = (float(percentile(image, q)) for q in (lower, upper))
-    if low == high:
-        low, high = float(image.min()), float(image.max())
-    return ((image - low) / max(high - low, 1e-12)).clamp(0, 1)
+    to_world[:-1, -1] = grid_center(size, grid)
+    return start @ to_world @ about_center @ torch.linalg.inv(to_world)

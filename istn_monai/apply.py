@@ -13,28 +13,17 @@ from pathlib import Path
 import torch
 from monai.data import MetaTensor
 
-from istn_monai.checks import check_affine, check_dims, new_file
-from istn_monai.dictionary import affine_of, with_affine
-from istn_monai.export import read_transform
-from istn_monai.inference import save_image
-from istn_monai.loading import read_or_explain
-from istn_monai.points import Points, is_points, read_points, write_points
-from istn_monai.world import map_points, warp_intensities, warp_label_map
-from istn_monai.world_transform import WorldTransform
+from istn_monai.geometry.grids import map_points
+from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.geometry.resampling import warp_intensities, warp_label_map
+from istn_monai.geometry.world_transform import WorldTransform
+from istn_monai.io.images import load_image, save_image
+from istn_monai.io.itk_transforms import read_transform
+from istn_monai.io.landmarks import Points, is_points, read_points, write_points
+from istn_monai.io.paths import new_file
 
 INTERPOLATIONS = ("linear", "nearest", "label")
 IMAGE_SUFFIXES = (".nii.gz", ".nii")
-
-
-def load_image(file: str, name: str, dims: int) -> MetaTensor:
-    """A channel-first image of so many dimensions, or an error that names the argument and the file."""
-    path = Path(file).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"{name}: no such file: {path}")
-    image = read_or_explain(path, name, dtype=None)
-    check_dims(image, name, dims)
-    check_affine(image, name)
-    return image
 
 
 def resample_image(

@@ -8,8 +8,8 @@ import torch
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
+from istn_monai.geometry.sampling import warp
 from istn_monai.networks import ISTNOutput
-from istn_monai.warp import warp
 
 VARIANTS = ("u", "s", "e", "i")
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -34,8 +34,8 @@ class ISTNLoss(nn.Module):
         variant: "u", "s", "e", "i" or "r".
         similarity: called as ``similarity(prediction, target)`` with two ``(B, K, *S)``; None is ``MSELoss``. Any
             loss of MONAI that compares two images.
-        regulariser: called with the ddf ``(B, D, *S)``, e.g. ``monai.losses.BendingEnergyLoss()``; None for none.
-        regulariser_weight: its factor.
+        regularization: called with the ddf ``(B, D, *S)``, e.g. ``monai.losses.BendingEnergyLoss()``; None for none.
+        regularization_weight: its factor.
 
     Example:
         >>> image, soi, ddf = torch.rand(1, 2, 8, 8), torch.rand(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
@@ -49,16 +49,16 @@ class ISTNLoss(nn.Module):
         self,
         variant: str = "i",
         similarity: Loss | None = None,
-        regulariser: Callable[[Tensor], Tensor] | None = None,
-        regulariser_weight: float = 0.1,
+        regularization: Callable[[Tensor], Tensor] | None = None,
+        regularization_weight: float = 0.1,
     ) -> None:
         super().__init__()
         if variant not in (*VARIANTS, "r"):
             raise ValueError(f"loss must be one of {VARIANTS} (or r, for refinement), got {variant!r}")
         self.variant = variant
         self.similarity = nn.MSELoss() if similarity is None else similarity
-        self.regulariser = regulariser
-        self.regulariser_weight = regulariser_weight
+        self.regularization = regularization
+        self.regularization_weight = regularization_weight
 
     def terms(self, output: ISTNOutput, label: Tensor | None = None) -> dict[str, Tensor]:
         """The variant's terms by name, as scalars; their sum is the loss.
@@ -87,8 +87,8 @@ class ISTNLoss(nn.Module):
                 terms["stn_i_moving"] = d(*where(in_both, warp(output.moving_representation, output.ddf), fixed_soi))
                 # the network's output comes first, the annotation second: asymmetric losses depend on it
                 terms["stn_i_fixed"] = d(*where(in_both, output.fixed_representation, warped_soi))
-        if self.regulariser is not None:
-            terms["regulariser"] = self.regulariser_weight * self.regulariser(output.ddf)
+        if self.regularization is not None:
+            terms["regularization"] = self.regularization_weight * self.regularization(output.ddf)
         return terms
 
     def forward(self, output: ISTNOutput, label: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Figures of a registration: regularity of the displacement field, overlap and surface distances of labels."""
+"""Metrics of a registration: regularity of the displacement field, overlap and surface distances of labels."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers import Conv, Pool, get_act_layer
 from torch import Tensor, nn
 
+from istn_monai.geometry.transformation import Transformation
 from istn_monai.layers import AdaptiveAveragePool, Scaled, crop_to, pad_to_multiple
-from istn_monai.transformation import Transformation
 
 
 class ITN(nn.Module):

@@ -14,9 +14,9 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from istn_monai.geometry.sampling import sample_moved
+from istn_monai.geometry.transformation import Transformation
 from istn_monai.networks import ISTN
-from istn_monai.transformation import Transformation
-from istn_monai.warp import sample_moved
 
 logger = logging.getLogger(__name__)
 TARGETS = ("theta", "stn")
@@ -43,7 +43,7 @@ class RefinementReport:
     Attributes:
         steps: iterations until the best one was found; 0 keeps the start.
         seconds: of the whole call, all pairs of the batch.
-        objective_start: similarity (and regulariser) before.
+        objective_start: similarity (and regularization) before.
         objective_end: and after; never above it.
         at_bound: fraction of the parameters within 1 % of their bound.
         trace: the objective at each step from 0 on; nan where it was not evaluated on all voxels.
@@ -89,11 +89,11 @@ class Refiner:
             "stn": the weights of a private copy of the STN (the paper).
         learning_rate: of Adam at the start, falling to 0 along a cosine; None is 0.05 for theta, 0.001 for the STN.
         similarity: of two ``(1, K, *S)``; None is the paper's mean squared error.
-        regulariser: of the ddf ``(1, D, *S)``; None for none.
-        regulariser_weight: its factor.
+        regularization: of the ddf ``(1, D, *S)``; None for none.
+        regularization_weight: its factor.
         coarse_steps: so many steps, at most half of all, compare every second voxel along each axis alone: an eighth of
             the work in 3-D. The start and the best iterate are chosen on all voxels. None is 25 for theta, 0 for the
-            STN; with a regulariser, whose scale depends on the grid, it is 0.
+            STN; with a regularization, whose scale depends on the grid, it is 0.
         patience: a pair stops after as many full steps without an improvement of at least ``tolerance``, relative.
         tolerance: see ``patience``.
         max_seconds: stop after so long; None for no limit.
@@ -114,8 +114,8 @@ class Refiner:
         target: str = "theta",
         learning_rate: float | None = None,
         similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
-        regulariser: Callable[[Tensor], Tensor] | None = None,
-        regulariser_weight: float = 0.1,
+        regularization: Callable[[Tensor], Tensor] | None = None,
+        regularization_weight: float = 0.1,
         coarse_steps: int | None = None,
         patience: int = 20,
         tolerance: float = 1e-4,
@@ -128,13 +128,13 @@ class Refiner:
         if coarse_steps is not None and (not isinstance(coarse_steps, int) or coarse_steps < 0):
             raise ValueError(f"coarse_steps must be a whole number of at least 0, or None, got {coarse_steps!r}")
         wanted = COARSE_STEPS[target] if coarse_steps is None else coarse_steps
-        self.coarse_steps = 0 if regulariser is not None else min(wanted, steps // 2)
+        self.coarse_steps = 0 if regularization is not None else min(wanted, steps // 2)
         self.steps = steps
         self.target = target
         self.learning_rate = LEARNING_RATES[target] if learning_rate is None else learning_rate
         self.similarity = nn.MSELoss() if similarity is None else similarity
-        self.regulariser = regulariser
-        self.regulariser_weight = regulariser_weight
+        self.regularization = regularization
+        self.regularization_weight = regularization_weight
         self.patience = patience
         self.tolerance = tolerance
         self.max_seconds = max_seconds
@@ -174,7 +174,7 @@ class Refiner:
         with torch.inference_mode(False), torch.enable_grad():
             start = moving.new_zeros(len(moving), transformation.num_parameters) if theta is None else theta
             parameter = start.detach().clone().float().requires_grad_()
-            return self.minimise(transformation, lambda: parameter, [parameter], moving.clone(), fixed.clone())
+            return self.minimize(transformation, lambda: parameter, [parameter], moving.clone(), fixed.clone())
 
     def refine_stn(self, network: ISTN, moving: Tensor, fixed: Tensor) -> Refinement:
         """Refines a copy of the network's STN for one pair of representations ``(1, K, *S)``."""
@@ -182,7 +182,7 @@ class Refiner:
             moving, fixed = moving.clone(), fixed.clone()
             stn = copy.deepcopy(network.stn).eval().requires_grad_()
             both = torch.cat([moving, fixed], dim=1)
-            return self.minimise(network.transformation, lambda: stn(both), list(stn.parameters()), moving, fixed)
+            return self.minimize(network.transformation, lambda: stn(both), list(stn.parameters()), moving, fixed)
 
     def objectives(self, ddf: Tensor, moving: Tensor, fixed: Tensor, stride: int = 1) -> Tensor:
         """The objective of each pair, ``(B,)``, over each ``stride``-th voxel, where the ddf is known."""
@@ -193,9 +193,9 @@ class Refiner:
     def objective(self, ddf: Tensor, warped: Tensor, fixed: Tensor) -> Tensor:
         """The objective of one pair, a scalar."""
         value = self.similarity(warped, fixed)
-        return value if self.regulariser is None else value + self.regulariser_weight * self.regulariser(ddf)
+        return value if self.regularization is None else value + self.regularization_weight * self.regularization(ddf)
 
-    def minimise(
+    def minimize(
         self,
         transformation: Transformation,
         theta_of: Callable[[], Tensor],

@@ -12,9 +12,9 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from torch import Tensor
 
+from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.transformation import Transformation
 from istn_monai.networks import ISTN, ITN, STN, ISTNOutput
-from istn_monai.spatial import AffineTransformation
-from istn_monai.transformation import Transformation
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 
@@ -34,10 +34,10 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=seeded(seed))
 
 
-def ball(shape, centre, radius: float) -> np.ndarray:
+def ball(shape, center, radius: float) -> np.ndarray:
     """A filled ball (ellipse, in 2-D a disc) as uint8 0 and 1."""
     grid = np.meshgrid(*map(np.arange, shape), indexing="ij")
-    return (sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2).astype(np.uint8)
+    return (sum((g - c) ** 2 for g, c in zip(grid, center, strict=True)) <= radius**2).astype(np.uint8)
 
 
 def meta(array, affine=None, name: str | None = None) -> MetaTensor:
@@ -71,8 +71,8 @@ def write_subjects(folder: Path, number: int, shape=(10, 12, 11), seed: int = 0)
     rng = np.random.default_rng(seed)
     files = []
     for index in range(number):
-        centre = [s / 2 + rng.uniform(-1, 1) for s in shape]
-        label = 2 * ball(shape, centre, 3.5) - ball(shape, centre, 2)
+        center = [s / 2 + rng.uniform(-1, 1) for s in shape]
+        label = 2 * ball(shape, center, 3.5) - ball(shape, center, 2)
         image = (label + rng.normal(0, 0.1, shape)).astype(np.float32)
         files.append(
             {

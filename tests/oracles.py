@@ -124,14 +124,14 @@ def rotation(dims, seed, angle=0.4):
     return (vecs @ np.diag(np.exp(vals)) @ np.linalg.inv(vecs)).real
 
 
-def oblique_affine(size, spacing, seed, centre=None, signs=None, order=None, angle=0.4):
-    """An oblique anisotropic RAS affine whose image has its middle at ``centre``."""
+def oblique_affine(size, spacing, seed, center=None, signs=None, order=None, angle=0.4):
+    """An oblique anisotropic RAS affine whose image has its middle at ``center``."""
     dims = len(size)
     directions = rotation(dims, seed, angle) @ np.eye(dims)[:, list(order or range(dims))]
     affine = np.eye(dims + 1)
     affine[:dims, :dims] = directions * np.array(signs or [1.0] * dims) * np.array(spacing)
     middle = (np.array(size) - 1) / 2
-    affine[:dims, dims] = np.array(centre if centre is not None else [0.0] * dims) - affine[:dims, :dims] @ middle
+    affine[:dims, dims] = np.array(center if center is not None else [0.0] * dims) - affine[:dims, :dims] @ middle
     return affine
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from istn_monai.alignment import initial_alignment
-from istn_monai.world import map_points
+from istn_monai.geometry.grids import map_points
 
 
 def scene(points: np.ndarray) -> np.ndarray:
-    """A smooth picture without symmetry, as a function of world points ``(..., D)`` in mm about its centre."""
+    """A smooth picture without symmetry, as a function of world points ``(..., D)`` in mm about its center."""
     dims = points.shape[-1]
-    centres = np.array([[0.0, 0, 0], [14, 4, -6], [-8, 12, 5], [3, -15, 9]])[:, :dims]
+    centers = np.array([[0.0, 0, 0], [14, 4, -6], [-8, 12, 5], [3, -15, 9]])[:, :dims]
     widths, heights = (12.0, 5.0, 6.0, 4.0), (1.0, 0.8, -0.5, 0.7)
-    squared = [((points - centre) ** 2).sum(-1) for centre in centres]
+    squared = [((points - center) ** 2).sum(-1) for center in centers]
     return sum(h * np.exp(-s / (2 * w**2)) for s, w, h in zip(squared, widths, heights, strict=True))
 
 

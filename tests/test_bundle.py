@@ -14,9 +14,9 @@ from helpers import BUNDLE, config
 from monai.bundle import ConfigParser, ConfigWorkflow, run, verify_metadata, verify_net_in_out
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from istn_monai.inference import OUTPUTS
-from istn_monai.settings import SETTINGS
-from istn_monai.synthetic import synthesize
+from istn_monai.synthetic.pairs import synthesize
+from istn_monai.workflow.results import OUTPUTS
+from istn_monai.workflow.settings import SETTINGS
 
 CONFIGS = BUNDLE / "configs"
 DATA = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
@@ -341,7 +341,7 @@ def test_no_structure_at_all_is_refused(toy, tmp_path):
 
 
 def test_the_qa_page_takes_landmark_channels_for_maps():
-    """A Gaussian's grey levels are no doubt about a structure."""
+    """A Gaussian's gray levels are no ambiguity about a structure."""
     for points, expected in (("none", [[1], [2]]), ([["*"]], None)):
         parser = ConfigParser()
         parser.read_config(str(CONFIGS / "inference.json"))

@@ -11,23 +11,23 @@ import torch
 from helpers import ball, pair_of, write_json, write_nifti, write_subjects
 from monai.data import MetaTensor
 
-from istn_monai import checks
 from istn_monai.alignment import INITIAL_ALIGNMENTS
-from istn_monai.checks import (
+from istn_monai.geometry.composite import TRANSFORMATIONS, spatial_transformation
+from istn_monai.io.datalist import read_datalist
+from istn_monai.io.paths import check_output_dir
+from istn_monai.losses import VARIANTS, ISTNLoss
+from istn_monai.transforms.checks import (
     check_affine,
     check_choice,
-    check_datalist,
     check_dims,
     check_image,
     check_label,
-    check_output_dir,
     check_soi_labels,
     source,
 )
-from istn_monai.data import read_datalist
-from istn_monai.dictionary import InitialAlignmentd
-from istn_monai.losses import VARIANTS, ISTNLoss
-from istn_monai.spatial import TRANSFORMATIONS, spatial_transformation
+from istn_monai.transforms.preprocessing import InitialAlignmentd
+from istn_monai.workflow import datalist_checks as checks
+from istn_monai.workflow.datalist_checks import check_datalist
 
 SHAPE = (10, 12, 11)
 LABELS = [[1], [2]]
@@ -92,7 +92,7 @@ def test_missing_file(pair, key, tmp_path):
 
 
 def test_missing_file_is_found_before_any_file_is_read(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr("istn_monai.checks.read_or_explain", lambda *_: pytest.fail("read a file first"))
+    monkeypatch.setattr(checks, "read_or_explain", lambda *_: pytest.fail("read a file first"))
     missing = pair | {"fixed_image": str(tmp_path / "no.nii.gz")}
     with pytest.raises(FileNotFoundError):
         check_datalist({"training": [pair] * 3 + [missing]}, 3, LABELS)

@@ -15,19 +15,9 @@ from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
 from monai.transforms import Compose, Lambdad, RandLambdad
 
-from istn_monai.data import (
-    PARTS,
-    as_pairs,
-    cached_dataset,
-    datalist_file,
-    draw_pairs,
-    fewest_subjects,
-    image_files,
-    make_datalist,
-    pair_item,
-    read_datalist,
-    split_subjects,
-)
+from istn_monai.io.datalist import SPLITS, pair_item, read_datalist
+from istn_monai.pairing import draw_pairs, fewest_subjects, image_files, make_datalist, split_subjects
+from istn_monai.workflow.datasets import as_pairs, cached_dataset, datalist_file
 
 SIDES = ("moving", "fixed")
 PAIR = {"moving_image": "a.nii.gz", "fixed_image": "sub/b.nii.gz", "moving_label": "../l.nii.gz"}
@@ -46,12 +36,12 @@ def touch_subjects(folder: Path, number: int, labels: bool = True) -> Path:
 
 
 def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
-    file = write_json(tmp_path / "deep" / "pairs.json", {part: [PAIR] for part in PARTS})
+    file = write_json(tmp_path / "deep" / "pairs.json", {part: [PAIR] for part in SPLITS})
     monkeypatch.chdir(tmp_path)  # a relative name of the datalist, from anywhere
     for name in (file, "deep/pairs.json"):
         items = read_datalist(name)
-        assert list(items) == list(PARTS)
-        for part in PARTS:
+        assert list(items) == list(SPLITS)
+        for part in SPLITS:
             (item,) = items[part]
             assert set(item) == set(PAIR) and all(Path(v).is_absolute() for v in item.values())
             assert item["fixed_image"] == str(tmp_path / "deep" / "sub" / "b.nii.gz")
@@ -183,7 +173,7 @@ def test_every_ordered_pair_can_be_drawn():
 @given(st.integers(2, 60), st.tuples(st.integers(0, 60), st.integers(0, 20), st.integers(0, 60)), st.integers(0, 99))
 def test_no_subject_is_in_two_parts_and_each_part_has_enough(number, counts, seed):
     names = [f"s{i}" for i in range(number)]
-    wanted = dict(zip(PARTS, counts, strict=True))
+    wanted = dict(zip(SPLITS, counts, strict=True))
     needed = sum(fewest_subjects(n) for n in counts)
     if not sum(counts):
         return

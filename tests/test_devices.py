@@ -16,9 +16,9 @@ from monai.bundle import run
 from second_device import DEVICE, Far, second_device
 from torch import nn
 
-from istn_monai.export import read_transform
-from istn_monai.register import Registration, register_files
-from istn_monai.synthetic import synthesize
+from istn_monai.io.itk_transforms import read_transform
+from istn_monai.registration import Registration, register_files
+from istn_monai.synthetic.pairs import synthesize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import gpu

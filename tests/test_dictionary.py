@@ -8,22 +8,18 @@ import torch
 from helpers import meta, rand
 from monai.data import MetaTensor
 
-from istn_monai.augmentation import RandDeformd
-from istn_monai.dictionary import (
-    IMAGE_KEYS,
-    LABEL_KEYS,
-    ORIGINAL_KEYS,
-    PAIR_KEYS,
+from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.transforms.augmentation import RandDeformd
+from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, ORIGINAL_KEYS, PAIR_KEYS
+from istn_monai.transforms.postprocessing import WarpPaird
+from istn_monai.transforms.preprocessing import (
     CheckPaird,
     ConcatPaird,
     InitialAlignmentd,
+    NormalizeIntensityRanged,
     RegistrationGridd,
     SoIGroupsd,
-    UnitRanged,
-    affine_of,
-    with_affine,
 )
-from istn_monai.postprocessing import WarpPaird
 
 
 def pair_data(moving_shape=(8, 9), fixed_shape=(8, 9), channels=1) -> dict:
@@ -194,7 +190,7 @@ def test_downsampling_along_one_axis_leaves_the_others_sharp():
 @pytest.mark.parametrize("spacing", [1.5, 2.0, 2.7, (3.0, 1.0)])
 @pytest.mark.parametrize("shape", [(31, 40), (36, 33)])
 def test_downsampling_moves_nothing(shape, spacing):
-    """A ramp holds at each voxel its own place: whatever is averaged, the place must stay right."""
+    """A ramp holds at each voxel its own place: whatever is area_averaged, the place must stay right."""
     ramps = torch.stack(torch.meshgrid(*(torch.arange(float(s)) for s in shape), indexing="ij"))
     size = [int(s / h) for s, h in zip(shape, np.broadcast_to(spacing, 2), strict=True)]
     result = RegistrationGridd(size, spacing)({"fixed_image": meta(ramps)})["fixed_image"]
@@ -259,9 +255,9 @@ def test_registration_grid_refuses_nonsense():
 KEYS = ["moving_image", "moving_label"]
 
 
-def soft_ball(size, centre, radius=7.0) -> torch.Tensor:
+def soft_ball(size, center, radius=7.0) -> torch.Tensor:
     points = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij")).float()
-    distance = (points - torch.tensor(centre).view(-1, *[1] * len(size))).norm(dim=0)
+    distance = (points - torch.tensor(center).view(-1, *[1] * len(size))).norm(dim=0)
     return torch.sigmoid(radius - distance)[None]
 
 
@@ -339,13 +335,13 @@ def test_strength_and_bounds_scale_the_deformation():
     assert 0 < mean_motion(**still) < mean_motion()
 
 
-# --- UnitRanged and what the grid keeps ------------------------------------------------------------------------------
+# --- NormalizeIntensityRanged and what the grid keeps
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e6])
 def test_intensities_of_any_range_become_0_to_1(scale):
     values = torch.linspace(-0.3, 1.0, 1001).reshape(1, 7, 11, 13)
-    result = UnitRanged(["x"])({"x": meta(values * scale)})["x"].as_tensor()
+    result = NormalizeIntensityRanged(["x"])({"x": meta(values * scale)})["x"].as_tensor()
     assert result.min() == 0 and result.max() == 1
     middle = (values + 0.3) / 1.3
     expected = ((middle - 0.005) / 0.99).clamp(0, 1)
@@ -355,7 +351,7 @@ def test_intensities_of_any_range_become_0_to_1(scale):
 def test_a_sparse_image_is_scaled_between_its_extremes():
     values = torch.zeros(1, 20, 20, 20)
     values[0, 3:5, 7, 7] = 1e5
-    result = UnitRanged(["x"])({"x": meta(values)})["x"].as_tensor()
+    result = NormalizeIntensityRanged(["x"])({"x": meta(values)})["x"].as_tensor()
     assert result.unique().tolist() == [0.0, 1.0]
 
 

@@ -13,7 +13,7 @@ import torch
 from monai.bundle import run
 from test_bundle import SMALL, config, toy, trained  # noqa: F401
 
-from istn_monai.distributed import gathered, start
+from istn_monai.workflow.distributed import gathered, start
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 

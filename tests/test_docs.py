@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from istn_monai.__main__ import COMMANDS
-from istn_monai.register import Registration
-from istn_monai.settings import SETTINGS
+from istn_monai.registration import Registration
+from istn_monai.workflow.settings import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

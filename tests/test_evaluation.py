@@ -13,19 +13,19 @@ from helpers import ball, perturb, small_istn
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
-from istn_monai.evaluation import (
+from istn_monai.io.landmarks import Points, write_points
+from istn_monai.metrics import box_of
+from istn_monai.networks import DisplacementNetwork
+from istn_monai.workflow.evaluation import (
     COLUMNS,
     Evaluation,
-    box_of,
     label_map,
-    pair_figures,
+    pair_metrics,
     soi_values,
     statistics,
-    summarise,
+    summarize,
     table,
 )
-from istn_monai.networks import DisplacementNetwork
-from istn_monai.points import Points, write_points
 
 SHAPE = (20, 22, 18)
 
@@ -36,10 +36,10 @@ def meta(array, spacing: float = 1.0, name: str = "x") -> MetaTensor:
     return MetaTensor(tensor, affine=affine, meta={"filename_or_obj": f"/data/{name}.nii.gz"})
 
 
-def labels_at(centre, values=(1, 2), shape=SHAPE) -> np.ndarray:
+def labels_at(center, values=(1, 2), shape=SHAPE) -> np.ndarray:
     """Two balls beside each other."""
-    first = ball(shape, centre, 3).astype(int)
-    second = ball(shape, [c + 6 * (axis == 1) for axis, c in enumerate(centre)], 2).astype(int)
+    first = ball(shape, center, 3).astype(int)
+    second = ball(shape, [c + 6 * (axis == 1) for axis, c in enumerate(center)], 2).astype(int)
     return values[0] * first + values[1] * second
 
 
@@ -62,10 +62,10 @@ def zero_ddf(shape=SHAPE) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("values", [(1, 2), (23, 59)])
-@pytest.mark.parametrize("shape, centres", [(SHAPE, ((8, 8, 9), (9, 9, 9))), ((24, 26), ((10, 9), (11, 11)))])
-def test_figures_of_the_identity_are_those_of_the_labels(values, shape, centres):
-    moving, fixed = (labels_at(centre, values, shape) for centre in centres)
-    figures = pair_figures(pair_of_labels(moving, fixed), zero_ddf(shape), [[values[0]], [values[1]]])
+@pytest.mark.parametrize("shape, centers", [(SHAPE, ((8, 8, 9), (9, 9, 9))), ((24, 26), ((10, 9), (11, 11)))])
+def test_figures_of_the_identity_are_those_of_the_labels(values, shape, centers):
+    moving, fixed = (labels_at(center, values, shape) for center in centers)
+    figures = pair_metrics(pair_of_labels(moving, fixed), zero_ddf(shape), [[values[0]], [values[1]]])
     assert figures["dice_merged"] == pytest.approx(dice(moving > 0, fixed > 0), abs=1e-6)
     single = [dice(moving == value, fixed == value) for value in values]
     for value, expected in zip(values, single, strict=True):
@@ -78,29 +78,29 @@ def test_figures_of_the_identity_are_those_of_the_labels(values, shape, centres)
 @pytest.mark.parametrize("values", [(1, 2), (23, 30)])
 @pytest.mark.parametrize("shift", [(2, 0, 0), (1, -2, 3)])
 def test_the_true_shift_registers_perfectly(values, shift):
-    """fixed(x) = moving(x + shift): the ball of the fixed image lies at centre - shift."""
+    """fixed(x) = moving(x + shift): the ball of the fixed image lies at center - shift."""
     moving = labels_at((9, 8, 9), values)
     fixed = labels_at([c - s for c, s in zip((9, 8, 9), shift, strict=True)], values)
     ddf = zero_ddf() + torch.tensor(shift).view(1, 3, 1, 1, 1)
     pair, groups = pair_of_labels(moving, fixed), [list(values)]
-    assert pair_figures(pair, zero_ddf(), groups)["dice_merged"] < 0.8
-    figures = pair_figures(pair, ddf, groups)
+    assert pair_metrics(pair, zero_ddf(), groups)["dice_merged"] < 0.8
+    figures = pair_metrics(pair, ddf, groups)
     for name in ("dice_merged", "dice_labels", *(f"dice_{value}" for value in values)):
         assert figures[name] == pytest.approx(1.0)
     assert figures["asd_merged"] == figures["hd95_merged"] == 0
-    assert pair_figures(pair, -ddf, groups)["dice_merged"] < 0.5, "the wrong direction"
+    assert pair_metrics(pair, -ddf, groups)["dice_merged"] < 0.5, "the wrong direction"
 
 
 def test_labels_outside_the_groups_do_not_count():
     moving, fixed = labels_at((8, 8, 9), (1, 7)), labels_at((8, 8, 9), (1, 2))
-    figures = pair_figures(pair_of_labels(moving, fixed), zero_ddf(), [[1]])
+    figures = pair_metrics(pair_of_labels(moving, fixed), zero_ddf(), [[1]])
     assert figures["dice_merged"] == figures["dice_1"] == pytest.approx(1)
     assert "dice_7" not in figures and "dice_2" not in figures
 
 
 def test_three_labels_in_two_groups_have_figures_each():
     moving = labels_at((8, 8, 9), (23, 30)) + 59 * ball(SHAPE, (15, 15, 5), 2)
-    figures = pair_figures(pair_of_labels(moving, moving), zero_ddf(), [[59, 23], [30]])
+    figures = pair_metrics(pair_of_labels(moving, moving), zero_ddf(), [[59, 23], [30]])
     assert {f"dice_{value}" for value in (23, 30, 59)} <= set(figures)
     assert figures["dice_labels"] == pytest.approx(1)
 
@@ -110,17 +110,17 @@ def test_maps_are_cut_at_half_their_maximum():
     distance = np.linalg.norm(np.indices(SHAPE).T - np.array([9, 9, 9]), axis=-1).T
     soft = 80 / (1 + np.exp(2 * (distance - 4.1)))
     moved = np.roll(soft, 3, 0)
-    figures = pair_figures(pair_of_labels(moved, soft), zero_ddf(), None)
+    figures = pair_metrics(pair_of_labels(moved, soft), zero_ddf(), None)
     masks = [m > m.max() / 2 for m in (moved, soft)]
     assert figures["dice_merged"] == figures["dice_labels"] == pytest.approx(dice(*masks), abs=1e-6)
     ddf = zero_ddf()
     ddf[:, 0] = 3
-    assert pair_figures(pair_of_labels(moved, soft), ddf, None)["dice_merged"] == pytest.approx(1)
+    assert pair_metrics(pair_of_labels(moved, soft), ddf, None)["dice_merged"] == pytest.approx(1)
 
 
 def test_distances_are_in_mm():
     moving, fixed = labels_at((8, 8, 9)), labels_at((10, 8, 9))
-    small, large = (pair_figures(pair_of_labels(moving, fixed, s), zero_ddf(), [[1, 2]]) for s in (1.0, 2.5))
+    small, large = (pair_metrics(pair_of_labels(moving, fixed, s), zero_ddf(), [[1, 2]]) for s in (1.0, 2.5))
     for name in ("asd_merged", "hd95_merged"):
         assert large[name] == pytest.approx(2.5 * small[name], rel=1e-5) and small[name] > 0
     assert large["dice_merged"] == pytest.approx(small["dice_merged"])
@@ -128,7 +128,7 @@ def test_distances_are_in_mm():
 
 def test_a_label_that_is_missing_has_dice_zero_and_nan_distances():
     moving = 1 * ball(SHAPE, (8, 8, 9), 3).astype(int)
-    figures = pair_figures(pair_of_labels(moving, labels_at((8, 8, 9))), zero_ddf(), [[1], [2]])
+    figures = pair_metrics(pair_of_labels(moving, labels_at((8, 8, 9))), zero_ddf(), [[1], [2]])
     assert figures["dice_2"] == 0 and math.isnan(figures["asd_2"]) and math.isnan(figures["hd95_2"])
     assert figures["dice_labels"] == pytest.approx(0.5)
 
@@ -145,30 +145,30 @@ def test_landmark_error_is_zero_for_the_true_motion_and_its_length_before(tmp_pa
     start[2, 3] = 7.0
     pair["initial_alignment"] = start
     ddf = zero_ddf()
-    assert pair_figures(pair, ddf, [[1, 2]])["tre"] == pytest.approx(5.0)
+    assert pair_metrics(pair, ddf, [[1, 2]])["tre"] == pytest.approx(5.0)
     ddf[:, 0] = 2.0
-    figures = pair_figures(pair, ddf, [[1, 2]])
+    figures = pair_metrics(pair, ddf, [[1, 2]])
     assert figures["tre"] == pytest.approx(0.0, abs=1e-5) and figures["tre_median"] == pytest.approx(0.0, abs=1e-5)
-    assert pair_figures(pair, -ddf, [[1, 2]])["tre"] == pytest.approx(10.0), "the wrong direction"
+    assert pair_metrics(pair, -ddf, [[1, 2]])["tre"] == pytest.approx(10.0), "the wrong direction"
     write_points(Points(moving.flip(0), ("b", "a")), tmp_path / "moving.csv")
-    assert pair_figures(pair, ddf, [[1, 2]])["tre"] == pytest.approx(0.0, abs=1e-5), "they correspond by name"
+    assert pair_metrics(pair, ddf, [[1, 2]])["tre"] == pytest.approx(0.0, abs=1e-5), "they correspond by name"
     write_points(Points(moving[:1], ("a",)), tmp_path / "moving.csv")
-    assert pair_figures(pair, ddf, [[1, 2]])["tre"] == pytest.approx(0.0, abs=1e-5), "b has no counterpart"
+    assert pair_metrics(pair, ddf, [[1, 2]])["tre"] == pytest.approx(0.0, abs=1e-5), "b has no counterpart"
     write_points(Points(moving[:1], ("c",)), tmp_path / "moving.csv")
     with pytest.raises(ValueError, match=r"no name is in both files: \['c'\] in .*moving.csv and \['a', 'b'\] in"):
-        pair_figures(pair, ddf, [[1, 2]])
+        pair_metrics(pair, ddf, [[1, 2]])
 
 
 def test_soi_that_is_moved_out_of_sight_has_dice_zero():
     label = labels_at((8, 8, 9))
-    figures = pair_figures(pair_of_labels(label, label), zero_ddf() + 100, [[1, 2]])
+    figures = pair_metrics(pair_of_labels(label, label), zero_ddf() + 100, [[1, 2]])
     assert figures["dice_merged"] == 0 and math.isnan(figures["asd_merged"])
 
 
 def test_folding_is_counted():
     ddf = zero_ddf()
     ddf[:, 0, 10:] = -5.0  # everything beyond row 10 comes from five rows before: rows fold there
-    figures = pair_figures(pair_of_labels(labels_at((8, 8, 9)), labels_at((8, 8, 9))), ddf, [[1, 2]])
+    figures = pair_metrics(pair_of_labels(labels_at((8, 8, 9)), labels_at((8, 8, 9))), ddf, [[1, 2]])
     assert figures["folding"] == pytest.approx(2 / SHAPE[0]) and figures["sdlogj"] > 0
 
 
@@ -202,7 +202,7 @@ def test_summary_is_by_method_and_of_numbers_alone():
             (0, "Id", 0.5, 2.0), (0, "one-pass", 0.8, float("nan")), (1, "Id", 0.7, 4.0), (1, "one-pass", 0.6, 1.0)
         ]
     ]  # fmt: skip
-    summary = summarise(rows)
+    summary = summarize(rows)
     assert list(summary) == ["Id", "one-pass"] and set(summary["Id"]) == {"dice_merged", "asd_merged"}
     assert summary["Id"]["dice_merged"]["mean"] == pytest.approx(0.6)
     assert summary["Id"]["dice_merged"]["std"] == pytest.approx(0.1)
@@ -213,7 +213,7 @@ def test_summary_is_by_method_and_of_numbers_alone():
 
 def test_summary_when_only_the_first_pair_lacks_a_distance():
     rows = [{"method": "Id", "asd_merged": value} for value in (float("nan"), 3.0)]
-    assert summarise(rows)["Id"]["asd_merged"]["mean"] == 3.0
+    assert summarize(rows)["Id"]["asd_merged"]["mean"] == 3.0
 
 
 def test_table_has_a_line_for_each_method_and_folding_in_percent():
@@ -232,8 +232,8 @@ def test_table_has_a_line_for_each_method_and_folding_in_percent():
 def evaluation(tmp_path):
     size = (16, 18)
     network = perturb(DisplacementNetwork(small_istn(size)), scale=0.02)
-    centres = [((8, 6), (8, 7)), ((7, 6), (9, 7)), ((8, 7), (7, 7))]
-    pairs = [pair_of_labels(*(labels_at(c, (1, 2), size) for c in both)) for both in centres]
+    centers = [((8, 6), (8, 7)), ((7, 6), (9, 7)), ((8, 7), (7, 7))]
+    pairs = [pair_of_labels(*(labels_at(c, (1, 2), size) for c in both)) for both in centers]
     return Evaluation(
         pairs,
         network.train(),
@@ -277,7 +277,7 @@ def test_evaluation_of_the_identity_is_that_of_the_labels_and_the_network_is_use
     pair = evaluation.dataset[1]
     ddf = evaluation.network(pair["image"].as_tensor()[None]).detach()
     assert ddf.abs().max() > 0.1
-    expected = pair_figures(pair, ddf, [[1], [2]])
+    expected = pair_metrics(pair, ddf, [[1], [2]])
     assert {k: by_method["one-pass"][k] for k in expected} == pytest.approx(expected, nan_ok=True)
 
 

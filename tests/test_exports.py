@@ -11,7 +11,7 @@ import torch
 from helpers import BUNDLE, rand, random_checkpoint
 from monai.bundle import ckpt_export, onnx_export
 
-from istn_monai.register import Registration
+from istn_monai.registration import Registration
 
 SIZE = [24, 28, 20]
 VARIANTS = {

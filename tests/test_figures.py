@@ -30,15 +30,15 @@ def shifted(voxels: float) -> torch.Tensor:
     return torch.tensor([0.0, voxels, 0.0])[:, None, None, None].expand(3, *SIZE).clone()
 
 
-def colours(figure, colour) -> int:
-    """How many pixels of a drawn figure are nearly of a colour."""
+def colors(figure, color) -> int:
+    """How many pixels of a drawn figure are nearly of a color."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import to_rgb
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
-    return int((np.abs(pixels - to_rgb(colour)).max(-1) < 0.1).sum())
+    return int((np.abs(pixels - to_rgb(color)).max(-1) < 0.1).sum())
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_contours_are_red_and_green_until_they_agree(view):
     drawn = {}
     for voxels in (0.0, 2.0):
         row = {"initial": figures.stage(pair_3d(2), shifted(voxels))}
-        drawn[voxels] = colours(figure_sheets.structures_sheet([row], view), figure_sheets.FIXED)
+        drawn[voxels] = colors(figure_sheets.structures_sheet([row], view), figure_sheets.FIXED)
     assert drawn[0.0] > 50  # the moving contour is drawn last, over the fixed one
     assert drawn[2.0] < drawn[0.0]
 
@@ -87,11 +87,11 @@ def test_close_ups_hold_the_structures_of_all_pairs():
 
 def test_heat_maps_are_as_hot_as_the_representation():
     pair = figures.stage(pair_3d(), shifted(0))[1]
-    hottest = 0.75 * np.array([0xD7, 0x00, 0x2B]) / 255 + 0.25 * 0.7  # over the structure's grey
+    hottest = 0.75 * np.array([0xD7, 0x00, 0x2B]) / 255 + 0.25 * 0.7  # over the structure's gray
     drawn = {}
     for heat in (0.0, 1.0):
         sheet = figure_sheets.heat_sheet({"ISTN-e": (pair, heat * pair.moving_representation)})
-        drawn[heat] = colours(sheet, tuple(hottest))
+        drawn[heat] = colors(sheet, tuple(hottest))
     assert drawn[1.0] > drawn[0.0] + 1000
 
 

@@ -10,7 +10,7 @@ import torch
 from helpers import BUNDLE, random_checkpoint, write_subjects
 from monai.bundle import ConfigParser
 
-from istn_monai.host_training import is_hosted, output_folder
+from istn_monai.workflow.host_training import is_hosted, output_folder
 
 SMALL = {"spatial_size": [16, 16, 16], "control_spacing": [8, 4], "device": "cpu"}
 

@@ -14,8 +14,8 @@ from helpers import BUNDLE, random_checkpoint, write_nifti, write_subjects
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from istn_monai.hosts import STUDIES, Replyd, RequestError, RequestPaird, narrowed, report, warnings_of
-from istn_monai.register import Registration
+from istn_monai.registration import Registration
+from istn_monai.workflow.host_requests import STUDIES, Replyd, RequestError, RequestPaird, narrowed, report, warnings_of
 
 IMAGE = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 

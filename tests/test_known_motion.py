@@ -11,10 +11,12 @@ import pytest
 import torch
 from oracles import DIMS, apply, grid_points, meta, oblique_affine
 
-from istn_monai.dictionary import InitialAlignmentd, RegistrationGridd, affine_of
+from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.composite import spatial_transformation
+from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.world_transform import world_transform
 from istn_monai.refinement import Refiner
-from istn_monai.spatial import AffineTransformation, spatial_transformation
-from istn_monai.world_transform import world_transform
+from istn_monai.transforms.preprocessing import InitialAlignmentd, RegistrationGridd
 
 SHIFT = np.array([6.0, -4.0, 3.0])
 BLOBS = np.array([[0, 0, 0, 9.0], [14, -9, 8, 6.0], [-12, 10, -9, 7.0], [9, 13, -7, 5.0], [-11, -12, 9, 6.0]])
@@ -23,8 +25,8 @@ BLOBS = np.array([[0, 0, 0, 9.0], [14, -9, 8, 6.0], [-12, 10, -9, 7.0], [9, 13, 
 def scene(points):
     """Blobs of different size about the world's origin; nothing about it is symmetric."""
     dims = len(points)
-    centres = BLOBS[:, :dims].T.reshape(dims, -1, *[1] * (points.ndim - 1))
-    squared = ((points[:, None] - centres) ** 2).sum(0)
+    centers = BLOBS[:, :dims].T.reshape(dims, -1, *[1] * (points.ndim - 1))
+    squared = ((points[:, None] - centers) ** 2).sum(0)
     widths = BLOBS[:, 3].reshape(-1, *[1] * (points.ndim - 1))
     return np.exp(-squared / (2 * widths**2)).sum(0)
 
@@ -71,8 +73,8 @@ def turned(dims):
     """A rotation by +0.2 rad in the plane of the first two axes, about a point off the origin."""
     motion = np.eye(dims + 1)
     motion[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
-    centre = np.array([5.0, 3.0, -2.0])[:dims]
-    motion[:dims, dims] = centre - motion[:dims, :dims] @ centre
+    center = np.array([5.0, 3.0, -2.0])[:dims]
+    motion[:dims, dims] = center - motion[:dims, :dims] @ center
     return motion
 
 
@@ -94,7 +96,7 @@ def test_a_rigid_motion_comes_back(dims, kind, what):
 @pytest.mark.parametrize("dims", DIMS)
 @pytest.mark.parametrize("kind", ["oblique", "different"])
 def test_a_shift_comes_back_from_bsplines(dims, kind):
-    """Where there is something to see, at the blobs' centres."""
+    """Where there is something to see, at the blobs' centers."""
     motion = np.eye(dims + 1)
     motion[:dims, dims] = SHIFT[:dims]
     transform = registered(kind, dims, motion, "bspline")

@@ -14,13 +14,14 @@ from monai.transforms import GenerateHeatmap
 from oracles import max_abs
 from scipy.spatial import cKDTree
 
-from istn_monai.augmentation import RandDeformd
-from istn_monai.dictionary import InitialAlignmentd, RegistrationGridd, SoIGroupsd
-from istn_monai.landmarks import LandmarkSoId, check_points, check_soi_points, landmark_map, soi_channels
+from istn_monai.io.landmarks import Points, matched, write_points
 from istn_monai.losses import DiceMSELoss, ISTNLoss, annotated
 from istn_monai.networks import ISTNOutput
-from istn_monai.points import Points, matched, write_points
-from istn_monai.training import warped_and_fixed_soi
+from istn_monai.transforms.augmentation import RandDeformd
+from istn_monai.transforms.landmarks import AddLandmarkChannelsd, check_soi_points, landmark_map
+from istn_monai.transforms.preprocessing import InitialAlignmentd, RegistrationGridd, SoIGroupsd
+from istn_monai.workflow.datalist_checks import check_points, soi_channels
+from istn_monai.workflow.training import warped_and_fixed_soi
 
 SIZE = {2: (14, 17), 3: (12, 15, 10)}
 
@@ -57,7 +58,7 @@ def pair_on_grid(moving: str, fixed: str, affine: np.ndarray, size, **more) -> d
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("kind", ["heatmap", "distance"])
 def test_maps_are_functions_of_the_distance_in_mm_on_any_grid(dims, kind):
-    """SciPy's nearest neighbours give the distance; no voxel is the same along two axes."""
+    """SciPy's nearest neighbors give the distance; no voxel is the same along two axes."""
     affine, size, width = oblique(dims), SIZE[dims], 3.7
     voxels = np.random.default_rng(0).uniform(0, np.array(size) - 1, (5, dims))
     positions = world(affine, voxels)
@@ -103,13 +104,13 @@ def test_moving_landmarks_go_where_the_initial_alignment_takes_their_image(tmp_p
         pair[f"{side}_image"] = MetaTensor(image, affine=torch.as_tensor(affine))
         pair[f"{side}_points"] = points_at(tmp_path, side, world(affine, voxel[None]))
     grid = RegistrationGridd((40,) * dims, 0.8)
-    result = LandmarkSoId([["*"]], width=1.5)(grid(InitialAlignmentd("center")(pair)))
+    result = AddLandmarkChannelsd([["*"]], width=1.5)(grid(InitialAlignmentd("center")(pair)))
     for side in ("moving", "fixed"):
         dot, found = result[f"{side}_image"][0], result[f"{side}_label"][0]
         assert found.shape == dot.shape and found.max() > 0.7
         indices = torch.stack(torch.meshgrid(*map(torch.arange, dot.shape), indexing="ij")).double()
-        centres = [(indices * m.as_tensor().double()).flatten(1).sum(1) / m.sum().item() for m in (dot, found)]
-        assert max_abs(*centres) < 0.15, "voxels of 0.8 mm"
+        centers = [(indices * m.as_tensor().double()).flatten(1).sum(1) / m.sum().item() for m in (dot, found)]
+        assert max_abs(*centers) < 0.15, "voxels of 0.8 mm"
 
 
 def test_groups_make_channels_by_name_after_those_of_labels(tmp_path):
@@ -120,20 +121,20 @@ def test_groups_make_channels_by_name_after_those_of_labels(tmp_path):
     labels = {key: MetaTensor(label, affine=torch.eye(3)) for key in ("moving_label", "fixed_label")}
     pair = pair_on_grid(moving, fixed, np.eye(3), (9, 9), **labels)
     groups = [["AC"], ["tip*"]]
-    result = LandmarkSoId(groups, width=1)(SoIGroupsd(soi_labels=[[1], [3]])(pair))
+    result = AddLandmarkChannelsd(groups, width=1)(SoIGroupsd(soi_labels=[[1], [3]])(pair))
     assert soi_channels([[1], [3]], groups) == 4 and soi_channels(None, groups) == 3 and soi_channels([], groups) == 2
     for side, ac, tips in (("moving", [1, 1], [[7, 7], [4, 4]]), ("fixed", [2, 1], [[7, 6], [4, 5]])):
         channels = result[f"{side}_label"].as_tensor()
         assert channels.shape == (4, 9, 9) and torch.equal(channels[:1], label) and not channels[1].any()
         assert (channels[2] == 1).nonzero().tolist() == [ac]
         assert sorted((channels[3] == 1).nonzero().tolist()) == sorted(tips)
-    assert LandmarkSoId(None)(pair).keys() == pair.keys()
+    assert AddLandmarkChannelsd(None)(pair).keys() == pair.keys()
 
 
 def test_a_landmark_that_one_image_lacks_is_in_neither_map(tmp_path):
     moving = points_at(tmp_path, "moving", [[1, 1], [7, 7]], ["AC", "PC"])
     fixed = points_at(tmp_path, "fixed", [[7, 6], [3, 3]], ["PC", "other"])
-    result = LandmarkSoId([["PC"], ["AC", "other"]], width=1)(pair_on_grid(moving, fixed, np.eye(3), (9, 9)))
+    result = AddLandmarkChannelsd([["PC"], ["AC", "other"]], width=1)(pair_on_grid(moving, fixed, np.eye(3), (9, 9)))
     for side, at in (("moving", [7, 7]), ("fixed", [7, 6])):
         channels = result[f"{side}_label"].as_tensor()
         assert (channels == 1).nonzero().tolist() == [[0, *at]] and not channels[1].any()
@@ -150,7 +151,7 @@ def test_an_image_is_a_map_and_is_resampled_as_a_label(tmp_path):
               for n, side in enumerate(("moving", "fixed"))}  # fmt: skip
     grid = RegistrationGridd((10, 10, 10), 1.2)
     expected = grid(SoIGroupsd(soi_labels=None)(pair | labels))
-    result = LandmarkSoId([["*"]])(grid(pair))
+    result = AddLandmarkChannelsd([["*"]])(grid(pair))
     for side in ("moving", "fixed"):
         assert max_abs(result[f"{side}_label"].as_tensor(), expected[f"{side}_label"].as_tensor()) < 1e-6
 
@@ -160,7 +161,7 @@ def test_augmentation_takes_landmarks_along_with_the_image(tmp_path):
     at = [[8.3, 11.6, 9.1], [14.2, 7.0, 12.5]]
     size, affine = (22, 20, 21), np.eye(4)
     pair = pair_on_grid(*(points_at(tmp_path, side, at) for side in "mf"), affine, size)
-    pair = LandmarkSoId([["*"]], width=3)(pair)
+    pair = AddLandmarkChannelsd([["*"]], width=3)(pair)
     pair["fixed_image"] = MetaTensor(pair["fixed_label"].as_tensor().clone(), affine=torch.eye(4))
     keys = ["fixed_image", "fixed_label"]
     result = RandDeformd(keys, size, prob=1.0).set_random_state(0)(pair)
@@ -232,10 +233,10 @@ def test_landmarks_off_the_grid_are_refused_as_labels_are(tmp_path):
     inside, outside = [[4, 4]], [[4, 4], [40, 4], [4, -30]]
     pair = pair_on_grid(points_at(tmp_path, "m", outside), points_at(tmp_path, "f", inside * 3), np.eye(3), (9, 9))
     with pytest.raises(ValueError, match=r"m.csv: only 33 % of its SoI is on the registration grid of \(9, 9\)"):
-        LandmarkSoId([["*"]])(pair)
-    LandmarkSoId([["p0"]])(pair)  # the others are not asked for
+        AddLandmarkChannelsd([["*"]])(pair)
+    AddLandmarkChannelsd([["p0"]])(pair)  # the others are not asked for
     half = points_at(tmp_path, "half", [[4, 4], [12, 4]])
-    result = LandmarkSoId([["p0"], ["p1"]])(pair | {"moving_points": half})
+    result = AddLandmarkChannelsd([["p0"], ["p1"]])(pair | {"moving_points": half})
     for side in ("moving", "fixed"):
         assert annotated(result[f"{side}_label"].as_tensor()[None]).flatten().tolist() == [True, False]
 
@@ -272,14 +273,14 @@ def test_malformed_groups_are_refused(groups):
 
 def test_unknown_maps_and_widths_are_refused():
     with pytest.raises(ValueError, match="points_map must be one of"):
-        LandmarkSoId([["*"]], "blob")
+        AddLandmarkChannelsd([["*"]], "blob")
     for width in (0, -1, "4", float("inf")):
         with pytest.raises(ValueError, match="points_width must be a number of mm above 0"):
-            LandmarkSoId([["*"]], width=width)
+            AddLandmarkChannelsd([["*"]], width=width)
 
 
 def test_provided_overlays_name_known_settings():
-    from istn_monai.settings import SETTINGS
+    from istn_monai.workflow.settings import SETTINGS
 
     for name in ("landmarks", "synth2d_points"):
         file = Path(__file__).parents[1] / "bundle" / "configs" / f"{name}.json"

@@ -159,16 +159,16 @@ def test_similarity_can_be_swapped_for_one_of_monai(variant, name):
         assert representation.grad.isfinite().all() and representation.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("regulariser", [BendingEnergyLoss(), DiffusionLoss()])
+@pytest.mark.parametrize("regularization", [BendingEnergyLoss(), DiffusionLoss()])
 @pytest.mark.parametrize("weight", [0.1, 3.0])
 @pytest.mark.parametrize("variant", ALL)
-def test_regulariser_adds_its_weighted_value(variant, weight, regulariser):
+def test_regularization_adds_its_weighted_value(variant, weight, regularization):
     output, label = random_output(), rand(2, 2, 6, 7, seed=9)
     plain = ISTNLoss(variant)(output, label)
-    loss = ISTNLoss(variant, regulariser=regulariser, regulariser_weight=weight)
-    assert regulariser(output.ddf) > 0
-    torch.testing.assert_close(loss.terms(output, label)["regulariser"], weight * regulariser(output.ddf))
-    torch.testing.assert_close(loss(output, label), plain + weight * regulariser(output.ddf))
+    loss = ISTNLoss(variant, regularization=regularization, regularization_weight=weight)
+    assert regularization(output.ddf) > 0
+    torch.testing.assert_close(loss.terms(output, label)["regularization"], weight * regularization(output.ddf))
+    torch.testing.assert_close(loss(output, label), plain + weight * regularization(output.ddf))
 
 
 @pytest.mark.parametrize("variant", ALL)
@@ -179,7 +179,7 @@ def test_gradient_with_respect_to_the_field(variant):
     label = rand(1, 2, *size, seed=9).double()
     cells = torch.randint(-1, 2, output.ddf.shape, generator=torch.Generator().manual_seed(0))
     ddf = (cells + 0.2 + 0.6 * rand(*output.ddf.shape, seed=5)).double().requires_grad_()
-    loss = ISTNLoss(variant, regulariser=BendingEnergyLoss())
+    loss = ISTNLoss(variant, regularization=BendingEnergyLoss())
     assert torch.autograd.gradcheck(lambda field: loss(output._replace(ddf=field), label), (ddf,))
 
 

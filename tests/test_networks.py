@@ -11,18 +11,12 @@ from oracles import max_abs
 from torch import nn
 from torch.nn import functional as F
 
-from istn_monai.bspline import BSplineTransformation
+from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.bspline import BSplineTransformation
+from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.layers import SoftClamp
 from istn_monai.losses import ISTNLoss
-from istn_monai.networks import (
-    ISTN,
-    ITN,
-    STN,
-    BackboneITN,
-    DisplacementNetwork,
-    PyramidSTN,
-)
-from istn_monai.spatial import AffineTransformation, CompositeTransformation
+from istn_monai.networks import ISTN, ITN, STN, BackboneITN, DisplacementNetwork, PyramidSTN
 
 GRIDS = [(24, 20), (23, 31), (18, 17, 21)]
 STNS = [STN, PyramidSTN]

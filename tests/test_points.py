@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import max_abs
 
-from istn_monai.points import Points, is_points, read_points, write_points
+from istn_monai.io.landmarks import Points, is_points, read_points, write_points
 
 RAS = torch.tensor([[1.5, -2.0, 3.0], [10.0, 20.0, -30.25]], dtype=torch.float64)
 LPS = [[-1.5, 2.0, 3.0], [-10.0, -20.0, -30.25]]

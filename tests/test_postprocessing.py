@@ -8,19 +8,17 @@ import torch
 from helpers import ball, meta, pair_of, perturb, rand, small_istn, write_nifti, write_subjects
 from monai.transforms import Compose, CopyItemsd, LoadImaged, ScaleIntensityRangePercentilesd
 
-from istn_monai.dictionary import (
-    IMAGE_KEYS,
-    ORIGINAL_KEYS,
-    PAIR_KEYS,
+from istn_monai.geometry.meta import affine_of
+from istn_monai.networks import DisplacementNetwork
+from istn_monai.transforms.keys import IMAGE_KEYS, ORIGINAL_KEYS, PAIR_KEYS
+from istn_monai.transforms.postprocessing import Representd, WarpPaird
+from istn_monai.transforms.preprocessing import (
     CheckPaird,
     ConcatPaird,
     InitialAlignmentd,
     RegistrationGridd,
     SoIGroupsd,
-    affine_of,
 )
-from istn_monai.networks import DisplacementNetwork
-from istn_monai.postprocessing import Representd, WarpPaird
 
 # --- WarpPaird -------------------------------------------------------------------------------------------------------
 
@@ -98,7 +96,7 @@ def test_representations_are_the_networks():
 
 
 def test_the_bundles_chain_from_files(tmp_path):
-    """Load to network input and back: with a zero field the warped label is the moving one, moved to the centre."""
+    """Load to network input and back: with a zero field the warped label is the moving one, moved to the center."""
     shape = (14, 12, 13)
     files = write_subjects(tmp_path, 1, shape)[0]
     affine = np.eye(4)

@@ -19,13 +19,13 @@ from helpers import ball, random_checkpoint, write_json, write_nifti
 from monai.bundle import run
 from PIL import Image
 
-from istn_monai.qa import AMBER, GREEN, LIGHTS, RED, RULES, UNKNOWN, traffic_light
-from istn_monai.qa_figures import RegisteredPair, doubt, measure, soft_overlap
-from istn_monai.qa_html import Entry, jpeg, write_cohort
-from istn_monai.qa_page import page_picture
-from istn_monai.qa_panels import planes_of
-from istn_monai.register import Registration, register_datalist, register_files
-from istn_monai.settings import root_cause
+from istn_monai.qa.cohort import Entry, jpeg, write_cohort
+from istn_monai.qa.measures import RegisteredPair, ambiguity, measure, soft_overlap
+from istn_monai.qa.page import page_picture
+from istn_monai.qa.panels import planes_of
+from istn_monai.qa.rules import AMBER, GREEN, RED, RULES, STATUSES, UNKNOWN, traffic_light
+from istn_monai.registration import Registration, register_datalist, register_files
+from istn_monai.workflow.errors import root_cause
 
 DATA = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data")) / "hippocampus"
 BRAIN = DATA.parent / "brain" / "images"
@@ -61,7 +61,7 @@ def made_pair(size=(20, 24, 18), shift=0.0, **changes) -> RegisteredPair:
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 GOOD = {
-    "overlap_one_pass": 0.86, "overlap": 0.94, "doubt": 0.2, "structure": 1.0, "volume_ratio": 1.2, "coverage": 1.0,
+    "overlap_one_pass": 0.86, "overlap": 0.94, "ambiguity": 0.2, "structure": 1.0, "volume_ratio": 1.2, "coverage": 1.0,
     "correlation": 0.6, "objective": 0.2, "at_bound": 0.0, "displacement": 0.18, "sdlogj": 0.3, "folding": 0.0,
 }  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_a_rule_without_its_figure_says_so(rule):
 
 
 def test_the_worst_rule_decides_and_nothing_known_is_red():
-    verdict = traffic_light(GOOD | {"sdlogj": 0.6, "doubt": 0.9})
+    verdict = traffic_light(GOOD | {"sdlogj": 0.6, "ambiguity": 0.9})
     assert verdict.light == RED and [reason.split(":")[0] for reason in verdict.reasons] == [RED, AMBER]
     assert traffic_light({}).light == RED
 
@@ -101,10 +101,14 @@ def test_the_worst_rule_decides_and_nothing_known_is_red():
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def test_doubt_and_overlap_by_hand():
+def test_ambiguity_and_overlap_by_hand():
     half = torch.zeros(1, 4, 5)
     half[0, :2] = 1.0
-    assert doubt(half) == 0.0 and doubt(torch.full((1, 4, 5), 0.3)) == pytest.approx(0.7) and doubt(0 * half) == 1.0
+    assert (
+        ambiguity(half) == 0.0
+        and ambiguity(torch.full((1, 4, 5), 0.3)) == pytest.approx(0.7)
+        and ambiguity(0 * half) == 1.0
+    )
     assert soft_overlap(half, half) == pytest.approx(1.0, abs=1e-6)
     shifted = half.roll(1, dims=1)  # two rows each, one shared
     assert soft_overlap(half, shifted) == pytest.approx(0.5, abs=1e-6)
@@ -130,7 +134,7 @@ def test_what_is_wrong_with_a_pair_is_measured():
     good = made_pair()
     assert measure(replace(good, moving_representation=0 * good.moving))["structure"] == 0.0
     assert measure(replace(good, covered=torch.zeros_like(good.covered)))["coverage"] == 0.0
-    assert measure(replace(good, moving_representation=0.5 * good.moving))["doubt"] > 0.5
+    assert measure(replace(good, moving_representation=0.5 * good.moving))["ambiguity"] > 0.5
     half = good.moving.clone()
     half[:, :10] = 0
     assert measure(replace(good, moving_representation=half))["volume_ratio"] == pytest.approx(2.0, rel=0.15)
@@ -142,7 +146,7 @@ def test_what_is_wrong_with_a_pair_is_measured():
 def test_without_an_itn_images_are_compared_where_both_are_seen():
     good = made_pair(kind="image", shift=1.0)
     figures = measure(good)
-    assert figures["correlation"] > 0.99 and "overlap" not in figures and "doubt" not in figures
+    assert figures["correlation"] > 0.99 and "overlap" not in figures and "ambiguity" not in figures
     assert measure(replace(good, moving=1 - good.moving))["correlation"] < -0.99
     low, high = good.covered.clone(), good.covered.clone()
     low[10:], high[:5] = False, False  # 10 and 15 of 20 voxels, 5 in common
@@ -196,7 +200,7 @@ def test_no_figure_of_pyplot_is_made():
 
 
 def test_the_package_imports_without_matplotlib():
-    code = "import sys; sys.modules['matplotlib'] = None; import istn_monai.__main__, istn_monai.evaluation"
+    code = "import sys; sys.modules['matplotlib'] = None; import istn_monai.__main__, istn_monai.workflow.evaluation"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -206,7 +210,7 @@ def test_the_package_imports_without_matplotlib():
 def test_cohort_is_self_contained_and_worst_first(tmp_path):
     picture = jpeg(Image.new("RGB", (1800, 900), "white"))
     reports = {light: traffic_light(GOOD | change).report() for light, change in zip(
-        LIGHTS, ({}, {"sdlogj": 0.6}, {"doubt": 0.9}), strict=True
+        STATUSES, ({}, {"sdlogj": 0.6}, {"ambiguity": 0.9}), strict=True
     )}  # fmt: skip
     entries = [Entry(f"pair_{light}", "a → <b>", report, picture) for light, report in reports.items()]
     entries.append(Entry("pair_none", "", None, error="moving_image: no such file"))
@@ -243,7 +247,7 @@ def test_register_writes_page_and_report(files, tmp_path, refine_steps):
     pair, settings = files
     register_files(Registration(refine_steps=refine_steps, **settings), tmp_path, **images(pair))
     report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN in JSON
-    assert report["qa"]["light"] in LIGHTS and {"reasons", "skipped", "figures"} <= set(report["qa"])
+    assert report["qa"]["light"] in STATUSES and {"reasons", "skipped", "figures"} <= set(report["qa"])
     assert ("objective" in report["qa"]["figures"]) == (refine_steps > 0)
     assert len(report["refinement"]["trace"]) == refine_steps + 1
     with Image.open(tmp_path / "qa.png") as page:

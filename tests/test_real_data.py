@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from helpers import BUNDLE, config, random_checkpoint
 from monai.bundle import run
 
-from istn_monai.register import Registration, register_files
+from istn_monai.registration import Registration, register_files
 
 FOLDER = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data")).absolute()
 DATA, SERIES, BRAIN = FOLDER / "hippocampus", FOLDER / "dicom_hippocampus", FOLDER / "brain"

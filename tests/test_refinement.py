@@ -24,10 +24,10 @@ from istn_monai.refinement import RefineInferer, Refiner
 SIZE = (24, 20, 18)
 
 
-def blob(*centre, size=SIZE, width=3.0):
+def blob(*center, size=SIZE, width=3.0):
     """A smooth blob ``(1, 1, *size)``."""
     axes = torch.meshgrid(*(torch.arange(float(s)) for s in size), indexing="ij")
-    squared = sum((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True))
+    squared = sum((axis - c) ** 2 for axis, c in zip(axes, center, strict=True))
     return torch.exp(-squared / (2 * width**2))[None, None]
 
 
@@ -50,10 +50,10 @@ def image():
 
 @pytest.mark.parametrize("size", [(24, 20), SIZE])
 def test_a_known_shift_is_found_with_its_sign(size):
-    centre = [s / 2 for s in size]
+    center = [s / 2 for s in size]
     shift = [3.0, -2.0, 1.0][: len(size)]
-    fixed = blob(*centre, size=size)
-    moving = blob(*(c + s for c, s in zip(centre, shift, strict=True)), size=size)
+    fixed = blob(*center, size=size)
+    moving = blob(*(c + s for c, s in zip(center, shift, strict=True)), size=size)
     rigid = AffineTransformation(size, max_translation=10.0, max_rotation=0.2, max_log_scale=0.0, max_shear=0.0)
     result = Refiner(steps=200, patience=200).register(rigid, moving, fixed)
     translation = rigid.matrix(result.theta)[0, :-1, -1]
@@ -132,7 +132,7 @@ def test_coarse_steps_by_default():
     }
     assert defaults == {"theta": 25, "stn": 0}
     assert Refiner(steps=9).coarse_steps == 4 and Refiner(steps=1000).coarse_steps == 25
-    assert Refiner(regulariser=BendingEnergyLoss()).coarse_steps == 0
+    assert Refiner(regularization=BendingEnergyLoss()).coarse_steps == 0
 
 
 def test_coarse_steps_do_the_work():
@@ -152,12 +152,12 @@ def test_stops_on_a_plateau_and_in_time():
     assert time.perf_counter() - begin < 10
 
 
-def test_similarity_and_regulariser_are_swappable(network, image):
+def test_similarity_and_regularization_are_swappable(network, image):
     lncc = LocalNormalizedCrossCorrelationLoss(spatial_dims=3, kernel_size=5)
     result = Refiner(steps=4, similarity=lncc)(network, image[:1])
     assert result.reports[0].objective_end < result.reports[0].objective_start < 0
     rough, smooth = (
-        Refiner(steps=8, regulariser=BendingEnergyLoss(), regulariser_weight=weight)(network, image[:1]).ddf
+        Refiner(steps=8, regularization=BendingEnergyLoss(), regularization_weight=weight)(network, image[:1]).ddf
         for weight in (0.0, 100.0)
     )
     assert BendingEnergyLoss()(smooth) < BendingEnergyLoss()(rough)

@@ -15,10 +15,9 @@ from monai.transforms import Compose, LoadImaged
 from oracles import oblique_affine, smooth_image
 
 from istn_monai.apply import apply_transform
-from istn_monai.inference import OUTPUTS
-from istn_monai.loading import read_image
-from istn_monai.points import Points, read_points, write_points
-from istn_monai.register import (
+from istn_monai.io.images import read_image
+from istn_monai.io.landmarks import Points, read_points, write_points
+from istn_monai.registration import (
     RESULTS,
     RegisterISTNd,
     Registration,
@@ -26,7 +25,8 @@ from istn_monai.register import (
     register_files,
     represent_file,
 )
-from istn_monai.settings import root_cause
+from istn_monai.workflow.errors import root_cause
+from istn_monai.workflow.results import OUTPUTS
 
 #: by dimension and transformation: a grid of 1.5 mm around images of 1 to 2 mm
 SETTINGS = {
@@ -144,9 +144,9 @@ def test_points_and_a_blob_at_one_place_land_together(registered, tmp_path):
     dims = moving.ndim
     flip = np.array([-1.0, -1.0, 1.0])[:dims]
     itk_transform, itk_fixed = sitk.ReadTransform(str(out / "transform.h5")), sitk.ReadImage(files["fixed_image"])
-    centre = itk_fixed.TransformContinuousIndexToPhysicalPoint([s / 2 for s in itk_fixed.GetSize()])
+    center = itk_fixed.TransformContinuousIndexToPhysicalPoint([s / 2 for s in itk_fixed.GetSize()])
     # the blob is seen in the middle of the fixed image
-    position = np.array(itk_transform.TransformPoint(centre)) * flip
+    position = np.array(itk_transform.TransformPoint(center)) * flip
     middle = (np.linalg.inv(moving.affine) @ [*position, *[0.0] * (3 - dims), 1.0])[:dims]
     grid = np.meshgrid(*map(np.arange, moving.shape), indexing="ij")
     blob = np.exp(-sum((g - m) ** 2 for g, m in zip(grid, middle, strict=True)) / 8)
@@ -155,7 +155,7 @@ def test_points_and_a_blob_at_one_place_land_together(registered, tmp_path):
     transform = str(out / "transform.h5")
     apply_transform(transform, str(tmp_path / "moving.csv"), str(tmp_path / "fixed.csv"))
     found = read_points(tmp_path / "fixed.csv").positions[0].numpy()
-    assert np.abs(found * flip - centre).max() < 0.05  # mm
+    assert np.abs(found * flip - center).max() < 0.05  # mm
     blob_file, warped_file = str(tmp_path / "blob.nii.gz"), str(tmp_path / "warped.nii.gz")
     file = apply_transform(transform, blob_file, warped_file, files["fixed_image"])
     warped = sitk.ReadImage(str(file), sitk.sitkFloat64)

@@ -10,14 +10,14 @@ import pytest
 from helpers import BUNDLE, write_json
 from monai.bundle import ConfigWorkflow
 
-from istn_monai.settings import MONAI_IDS, SETTINGS, Settings, caller_of_type, check_settings, find_bundle_root
+from istn_monai.workflow.settings import MONAI_IDS, SETTINGS, Settings, caller_of_type, check_settings, find_bundle_root
 
 CONFIG = {
     "imports": ["$import istn_monai"],
-    "bundle_root": "$istn_monai.settings.find_bundle_root()",
+    "bundle_root": "$istn_monai.workflow.settings.find_bundle_root()",
     "max_epochs": 3,
     "double": "$2 * @max_epochs",
-    "initialize": ["$istn_monai.settings.check_settings()"],
+    "initialize": ["$istn_monai.workflow.settings.check_settings()"],
     "run": ["$print(@double, @bundle_root)"],
 }
 
@@ -45,7 +45,7 @@ def test_config_and_known_overrides_pass(tmp_path, capsys):
     "wrong, right",
     [("max_epochsss", "max_epochs"), ("spacng", "spacing"), ("batchsize", "batch_size"), ("soi_label", "soi_labels")],
 )
-def test_mistyped_override_names_itself_its_neighbour_and_all_settings(tmp_path, wrong, right):
+def test_mistyped_override_names_itself_its_neighbor_and_all_settings(tmp_path, wrong, right):
     with pytest.raises(Exception) as error:
         run(tmp_path, **{wrong: 1})
     text = messages(error.value)
@@ -62,7 +62,7 @@ def messages(error: BaseException | None) -> str:
     return "\n".join(texts)
 
 
-def test_key_without_neighbour_is_refused_without_a_guess(tmp_path):
+def test_key_without_neighbor_is_refused_without_a_guess(tmp_path):
     with pytest.raises(Exception) as error:
         run(tmp_path, qwertyuiop=1)
     text = messages(error.value)
@@ -123,11 +123,11 @@ def test_the_bundles_own_configs_pass_the_check(files):
     """All but the check is left out of initialize, and nothing is run."""
     paths = [str(BUNDLE / "configs" / f"{name}.json") for name in files]
     own = ConfigWorkflow(
-        paths, logging_file=False, workflow_type="train", initialize=["$istn_monai.settings.check_settings()"]
+        paths, logging_file=False, workflow_type="train", initialize=["$istn_monai.workflow.settings.check_settings()"]
     )
     own.initialize()
     wrong = ConfigWorkflow(
-        paths, logging_file=False, initialize=["$istn_monai.settings.check_settings()"], spatial_sizes=[8, 8]
+        paths, logging_file=False, initialize=["$istn_monai.workflow.settings.check_settings()"], spatial_sizes=[8, 8]
     )
     with pytest.raises(Exception) as error:
         wrong.initialize()

@@ -25,9 +25,10 @@ from oracles import (
 )
 from scipy.ndimage import map_coordinates
 
-from istn_monai.bspline import BSplineTransformation, cubic_bspline
+from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.bspline import BSplineTransformation, cubic_bspline
+from istn_monai.geometry.composite import TRANSFORMATIONS, CompositeTransformation, spatial_transformation
 from istn_monai.metrics import jacobian_determinant
-from istn_monai.spatial import TRANSFORMATIONS, AffineTransformation, CompositeTransformation, spatial_transformation
 
 quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -133,7 +134,7 @@ def test_gradients(dims, kind):
 
 
 def by_hand(dims, translation, rotation, log_scale, shear):
-    """Eq. 3, M R S^-1 D S, homogeneous, in mm about the centre; one rotation e_i towards e_j for each plane (i, j)."""
+    """Eq. 3, M R S^-1 D S, homogeneous, in mm about the center; one rotation e_i towards e_j for each plane (i, j)."""
 
     def turn(angles):
         result = np.eye(dims)
@@ -159,10 +160,10 @@ def blocks(dims, theta, bounds):
 
 
 def field_by_hand(dims, matrix):
-    """Displacement in mm on the grid of a matrix that acts about the grid's centre, by itk.AffineTransform."""
+    """Displacement in mm on the grid of a matrix that acts about the grid's center, by itk.AffineTransform."""
     transform = itk.AffineTransform[itk.D, dims].New()
-    centre = [(n - 1) / 2 * h for n, h in zip(SIZE[dims], SPACING[dims], strict=True)]
-    transform.SetCenter(centre)
+    center = [(n - 1) / 2 * h for n, h in zip(SIZE[dims], SPACING[dims], strict=True)]
+    transform.SetCenter(center)
     transform.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(matrix[:dims, :dims])))
     transform.SetTranslation([float(v) for v in matrix[:dims, dims]])
     return itk_ddf(transform, SIZE[dims], SPACING[dims])
@@ -215,7 +216,7 @@ def test_positive_rotation_turns_the_first_axis_of_its_plane_towards_the_second(
 
 
 @pytest.mark.parametrize("dims", DIMS)
-def test_a_log_scale_stretches_its_axis_about_the_centre(dims):
+def test_a_log_scale_stretches_its_axis_about_the_center(dims):
     affine = affine_of(dims, max_log_scale=0.6)
     for axis in range(dims):
         theta = single(affine, dims + len(affine.planes) + axis, 0.5)
@@ -302,7 +303,7 @@ def test_control_displacements_are_itks_coefficients(dims, control):
 
 
 @pytest.mark.parametrize("dims, control", BSPLINES)
-def test_the_lattice_is_centred_and_covers_the_grid(dims, control):
+def test_the_lattice_is_centered_and_covers_the_grid(dims, control):
     bspline = bspline_of(dims, control)
     for axis in range(dims):
         extent = (SIZE[dims][axis] - 1) * SPACING[dims][axis]
@@ -490,11 +491,11 @@ def test_composition_of_affine_and_translation_by_hand(dims):
 @pytest.mark.parametrize("dims", DIMS)
 def test_parameters_of_a_composite_are_split_in_order(dims):
     composite = composite_of(dims)
-    counts = [part.num_parameters for part in composite.parts]
+    counts = [part.num_parameters for part in composite.components]
     theta = torch.arange(composite.num_parameters)[None]
     assert [int(block[0, 0]) for block in composite.split(theta)] == [0, counts[0], counts[0] + counts[1]]
-    assert composite.parameter_shapes == tuple(s for part in composite.parts for s in part.parameter_shapes)
-    for k, part in enumerate(composite.parts):  # one part alone acts as on its own
+    assert composite.parameter_shapes == tuple(s for part in composite.components for s in part.parameter_shapes)
+    for k, part in enumerate(composite.components):  # one part alone acts as on its own
         blocks_ = [torch.zeros(1, count) for count in counts]
         blocks_[k] = random_theta(part, seed=k).float()
         assert max_abs(composite(torch.cat(blocks_, dim=1)), part(blocks_[k])) < 1e-5
@@ -513,10 +514,10 @@ def test_parts_on_other_grids_are_refused(dims):
 def test_named_transformations():
     assert isinstance(spatial_transformation("affine", (9, 8)), AffineTransformation)
     levels = spatial_transformation("bspline", (9, 8, 7), (1.0, 2.0, 3.0), max_displacement=0.3)
-    assert [part.control_spacing for part in levels.parts] == [(c, c, c) for c in (24.0, 12.0, 6.0)]
-    assert {part.max_displacement for part in levels.parts} == {0.3}
+    assert [part.control_spacing for part in levels.components] == [(c, c, c) for c in (24.0, 12.0, 6.0)]
+    assert {part.max_displacement for part in levels.components} == {0.3}
     assert levels.spacing == (1.0, 2.0, 3.0)
-    assert len(spatial_transformation("bspline", (9, 8), control_spacing=5.0).parts) == 1
+    assert len(spatial_transformation("bspline", (9, 8), control_spacing=5.0).components) == 1
     with pytest.raises(ValueError, match="transformation must be one of .*affine.*bspline.*'rigid'"):
         spatial_transformation("rigid", (9, 8))
 

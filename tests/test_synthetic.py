@@ -12,8 +12,9 @@ from monai.data import load_decathlon_datalist
 from monai.transforms import LoadImaged
 from scipy.ndimage import map_coordinates
 
-from istn_monai import synthetic
-from istn_monai.synthetic import synthesize, true_displacement
+from istn_monai.synthetic import pairs as synthetic
+from istn_monai.synthetic.pairs import synthesize
+from istn_monai.synthetic.vessels import true_displacement
 
 IMAGES = [f"{role}_{kind}" for role in ("moving", "fixed") for kind in ("image", "label", "landmarks")]
 SMALL = {"spatial_size": (32, 40), "train": 2, "validation": 1, "test": 1}
@@ -57,7 +58,7 @@ class Pair:
         return map_coordinates(self.array[key], np.moveaxis(self.to_voxel(key, moving_world), -1, 0), order=order)
 
     def shifted(self, shift: np.ndarray | float = 0.0) -> np.ndarray:
-        """Moving world of every fixed voxel with the images' centres aligned, then `shift` in mm."""
+        """Moving world of every fixed voxel with the images' centers aligned, then `shift` in mm."""
         return self.world("fixed") - self.center("fixed") + self.center("moving") + shift
 
     def truth(self) -> np.ndarray:
@@ -127,7 +128,7 @@ def test_images_are_what_the_docstring_says(case):
     assert (np.ptp(origins, 0) == 0).all() if name == "2d_png" else (np.ptp(origins, 0) > 10).all()
 
 
-def test_tree_is_grey_in_a_bright_box_on_black(case):
+def test_tree_is_gray_in_a_bright_box_on_black(case):
     for pair in case[1]:
         for role in ("moving", "fixed"):
             image, label = pair.array[f"{role}_image"], pair.array[f"{role}_label"]

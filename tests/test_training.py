@@ -13,19 +13,17 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler
 
-from istn_monai import training
 from istn_monai.losses import ISTNLoss
 from istn_monai.networks import DisplacementNetwork
-from istn_monai.settings import Settings
-from istn_monai.training import (
-    AutocastInferer,
-    Checkpoints,
+from istn_monai.workflow import checkpoints as training
+from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint, save_atomically
+from istn_monai.workflow.inferers import AutocastInferer
+from istn_monai.workflow.settings import Settings
+from istn_monai.workflow.training import (
     KeepBestHandler,
     LoadHandler,
     ResumeHandler,
     channels_last,
-    load_checkpoint,
-    save_atomically,
     warped_and_fixed_soi,
 )
 

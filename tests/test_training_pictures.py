@@ -15,7 +15,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from PIL import Image
 
-from istn_monai.training_pictures import (
+from istn_monai.workflow.curves import (
     PairImageHandler,
     TrainingCurveHandler,
     column,
@@ -32,16 +32,16 @@ SIZE = (12, 10)
 
 
 @pytest.mark.parametrize("size, channels", [((12, 10), 1), ((12, 10), 2), ((7, 9, 11), 1), ((7, 9, 11), 3)])
-def test_pair_picture_is_a_row_of_five_in_colour(size, channels):
+def test_pair_picture_is_a_row_of_five_in_color(size, channels):
     output = random_output(size, channels=channels)
     output = output._replace(moving_representation=50 * output.moving_representation - 20)
     label = (rand(2, 2 * channels, *size, seed=7) > 0.5).float()
     picture = pair_picture(output, label)
     assert picture.shape == (3, size[1], 5 * size[0])
     assert picture.min() >= 0 and picture.max() <= 1
-    grey, colour = picture[..., : 4 * size[0]], picture[..., 4 * size[0] :]
-    assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
-    assert colour[0].any() and colour[1].any() and not colour[2].any()
+    gray, color = picture[..., : 4 * size[0]], picture[..., 4 * size[0] :]
+    assert torch.equal(gray[0], gray[1]) and torch.equal(gray[0], gray[2])
+    assert color[0].any() and color[1].any() and not color[2].any()
 
 
 def test_pair_picture_shows_fixed_then_moving_warped():
@@ -62,7 +62,7 @@ def test_it_is_cut_where_the_structure_is_largest():
     assert plane.shape == (5, 4) and plane.sum() == 2 and plane[5 - 1 - 2, 1:3].all()
 
 
-def test_grey_means_the_same_at_all_epochs():
+def test_gray_means_the_same_at_all_epochs():
     assert torch.equal(plane_of(torch.full((1, 4, 5), 0.25), []), torch.full((5, 4), 0.25))
     assert torch.equal(plane_of(torch.tensor([[[-2.0, 3.0]]]), []), torch.tensor([[1.0], [0.0]]))
 

@@ -8,7 +8,7 @@ from monai.networks.blocks import Warp as MonaiWarp
 from oracles import DIMS, SIZE, grid_points, max_abs, normal, smooth_image
 from scipy.ndimage import map_coordinates
 
-from istn_monai.warp import Warp, affine_points, compose, resample, sample, voxel_grid, warp
+from istn_monai.geometry.sampling import Warp, affine_points, compose, resample, sample, voxel_grid, warp
 
 
 def case(dims, seed=0, scale=1.5, batch=2, channels=3):

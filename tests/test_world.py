@@ -23,19 +23,14 @@ from oracles import (
 )
 from scipy.ndimage import map_coordinates
 
-from istn_monai import world
-from istn_monai.alignment import centre_of_mass, initial_alignment, translation
-from istn_monai.dictionary import InitialAlignmentd, RegistrationGridd, affine_of
-from istn_monai.postprocessing import WarpPaird
-from istn_monai.warp import sample, voxel_grid
-from istn_monai.world import (
-    grid_centre,
-    map_points,
-    pull_back_points,
-    registration_grid,
-    square,
-    warp_labels,
-)
+from istn_monai.alignment import center_of_mass, initial_alignment, translation
+from istn_monai.geometry import resampling as world
+from istn_monai.geometry.grids import grid_center, map_points, registration_grid, square
+from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.resampling import pull_back_points, warp_labels
+from istn_monai.geometry.sampling import sample, voxel_grid
+from istn_monai.transforms.postprocessing import WarpPaird
+from istn_monai.transforms.preprocessing import InitialAlignmentd, RegistrationGridd
 
 FIXED = {2: (19, 14), 3: (15, 12, 10)}
 MOVING = {2: (17, 21), 3: (13, 16, 14)}
@@ -47,10 +42,10 @@ def fixed_affine(dims, signs=None, order=None):
     return oblique_affine(FIXED[dims], (1.1, 1.6, 1.9)[:dims], 1, CENTRE[dims], signs, order)
 
 
-def moving_affine(dims, centre=None):
+def moving_affine(dims, center=None):
     """Another orientation (first axis flipped, first two swapped), another place."""
     signs, order = (-1.0, 1.0, 1.0)[:dims], (1, 0, 2)[:dims]
-    return oblique_affine(MOVING[dims], (1.7, 1.2, 1.4)[:dims], 2, centre or CENTRE[dims], signs, order, angle=0.6)
+    return oblique_affine(MOVING[dims], (1.7, 1.2, 1.4)[:dims], 2, center or CENTRE[dims], signs, order, angle=0.6)
 
 
 def tensor(affine):
@@ -104,8 +99,8 @@ def test_moments_by_hand_within_one_grid(dims):
     fixed = box(FIXED[dims], [4] * dims, [7] * dims)
     moving = box(FIXED[dims], [6] + [3] * (dims - 1), [9] + [6] * (dims - 1))
     images = [torch.as_tensor(image)[None] for image in (moving, fixed)]
-    expected_centre = affine[:dims, :dims] @ np.full(dims, 5.0) + affine[:dims, dims]
-    assert max_abs(centre_of_mass(images[1], tensor(affine)), expected_centre) < 1e-9
+    expected_center = affine[:dims, :dims] @ np.full(dims, 5.0) + affine[:dims, dims]
+    assert max_abs(center_of_mass(images[1], tensor(affine)), expected_center) < 1e-9
     expected = np.eye(dims + 1)
     expected[:dims, dims] = [-3.0, -2.0, -3.0][:dims]  # 2 voxels of -1.5 mm, -1 of 2 mm, -1 of 3 mm
     t0 = initial_alignment("moments", images[0], tensor(affine), images[1], tensor(affine))
@@ -118,21 +113,21 @@ def test_moments_by_hand_within_one_grid(dims):
 
 @pytest.mark.parametrize("dims", DIMS)
 def test_center_joins_the_middles(dims):
-    centre = [9.0, -70.0, 23.0][:dims]
-    fixed, moving = tensor(fixed_affine(dims)), tensor(moving_affine(dims, centre))
+    center = [9.0, -70.0, 23.0][:dims]
+    fixed, moving = tensor(fixed_affine(dims)), tensor(moving_affine(dims, center))
     images = [torch.as_tensor(smooth_image(size))[None] for size in (MOVING[dims], FIXED[dims])]
     t0 = initial_alignment("center", images[0], moving, images[1], fixed)
     expected = np.eye(dims + 1)
-    expected[:dims, dims] = np.array(centre) - CENTRE[dims]
+    expected[:dims, dims] = np.array(center) - CENTRE[dims]
     assert max_abs(t0, expected) < 1e-9
-    assert max_abs(map_points(t0, grid_centre(FIXED[dims], fixed)), grid_centre(MOVING[dims], moving)) < 1e-9
+    assert max_abs(map_points(t0, grid_center(FIXED[dims], fixed)), grid_center(MOVING[dims], moving)) < 1e-9
     assert max_abs(initial_alignment("world", images[0], moving, images[1], fixed), np.eye(dims + 1)) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])
 def test_moments_of_any_dtype_count_from_the_darkest(dtype):
     image = torch.as_tensor(box((9, 8), (2, 3), (5, 4))).to(dtype)[None]
-    assert max_abs(centre_of_mass(image, torch.eye(3, dtype=torch.float64)), np.array([3.0, 3.0])) < 1e-6
+    assert max_abs(center_of_mass(image, torch.eye(3, dtype=torch.float64)), np.array([3.0, 3.0])) < 1e-6
 
 
 def test_moments_of_a_constant_image_are_refused():
@@ -143,10 +138,10 @@ def test_moments_of_a_constant_image_are_refused():
 
 def test_unknown_names_are_refused_with_the_choices():
     image, affine = torch.rand(1, 5, 4), torch.eye(3, dtype=torch.float64)
-    with pytest.raises(ValueError, match="initial_alignment must be one of.*world.*center.*moments.*'centre'"):
-        initial_alignment("centre", image, affine, image, affine)
-    with pytest.raises(ValueError, match="initial_alignment must be one of.*world.*center.*moments.*'centre'"):
-        InitialAlignmentd("centre")
+    with pytest.raises(ValueError, match="initial_alignment must be one of.*world.*center.*moments.*'center'"):
+        initial_alignment("center", image, affine, image, affine)
+    with pytest.raises(ValueError, match="initial_alignment must be one of.*world.*center.*moments.*'center'"):
+        InitialAlignmentd("center")
 
 
 @pytest.mark.parametrize("dims", DIMS)
@@ -168,7 +163,7 @@ def test_the_edited_affine_is_inverse_t0_times_affine(dims, name):
     assert max_abs(affine_of(result["fixed_image"]), fixed_affine(dims)) < 1e-12
     assert torch.equal(pair["moving_image"].affine, before)  # the caller's pair stays as it was
     if name == "center":
-        assert max_abs(grid_centre(MOVING[dims], tensor(expected)), np.array(CENTRE[dims])) < 1e-9
+        assert max_abs(grid_center(MOVING[dims], tensor(expected)), np.array(CENTRE[dims])) < 1e-9
     if name == "moments":
         aligned = initial_alignment(
             "moments",
@@ -186,7 +181,7 @@ def test_the_edited_affine_is_inverse_t0_times_affine(dims, name):
 @pytest.mark.parametrize("dims", DIMS)
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
-def test_registration_grid_is_centred_has_its_spacing_and_faces_ras(dims, signs, order):
+def test_registration_grid_is_centered_has_its_spacing_and_faces_ras(dims, signs, order):
     if 2 in order[:dims] and dims == 2:
         pytest.skip("two axes have two orders")
     signs, spacing = [float(s) for s in signs[:dims]], (1.3, 2.5, 0.9)[:dims]
@@ -227,7 +222,7 @@ ORIENTATIONS = {
 @pytest.mark.parametrize("dims", DIMS)
 @pytest.mark.parametrize("spacing", [0.9, 4.5])
 def test_copies_of_an_image_in_other_orientations_are_the_same_on_the_grid(dims, spacing):
-    """Also where the image is averaged on its way to a coarser grid."""
+    """Also where the image is area_averaged on its way to a coarser grid."""
     image, affine = smooth_image(FIXED[dims]), fixed_affine(dims)
     transform = RegistrationGridd(GRID[dims], spacing, keys=("fixed_image",))
     expected = transform({"fixed_image": meta(image, affine)})["fixed_image"]
@@ -256,7 +251,7 @@ def test_files_reoriented_by_nibabel_are_the_same_on_the_grid():
 
 @pytest.mark.parametrize("dims", DIMS)
 def test_images_on_the_grid_equal_itk(dims):
-    """The moving image, and the fixed one, on a finer grid than their own, where nothing is averaged."""
+    """The moving image, and the fixed one, on a finer grid than their own, where nothing is area_averaged."""
     moving, fixed = smooth_image(MOVING[dims], 3), smooth_image(FIXED[dims], 4)
     shifted = moving_affine(dims, [CENTRE[dims][0] + 7.0, *CENTRE[dims][1:]])  # so that the grid leaves it
     pair = {"moving_image": meta(moving, shifted), "fixed_image": meta(fixed, fixed_affine(dims))}

@@ -25,12 +25,19 @@ from oracles import (
     rng,
 )
 
-from istn_monai.bspline import BSplineTransformation
-from istn_monai.export import part_from_itk, read_transform, to_itk, write_displacement, write_transform
-from istn_monai.spatial import AffineTransformation, CompositeTransformation
-from istn_monai.transformation import Transformation
-from istn_monai.world import grid_centre
-from istn_monai.world_transform import WorldAffine, WorldTransform, world_transform
+from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.bspline import BSplineTransformation
+from istn_monai.geometry.composite import CompositeTransformation
+from istn_monai.geometry.grids import grid_center
+from istn_monai.geometry.transformation import Transformation
+from istn_monai.geometry.world_transform import WorldAffine, WorldTransform, world_transform
+from istn_monai.io.itk_transforms import (
+    components_from_itk,
+    read_transform,
+    to_itk,
+    write_displacement,
+    write_transform,
+)
 
 KINDS = ("affine", "bspline", "levels", "affine+levels", "dense")
 
@@ -64,8 +71,8 @@ def registration(kind, dims, scale=1.0):
     """A transformation with parameters, its oblique grid, and an initial alignment that turns and shifts."""
     transformation = transformation_of(kind, dims)
     theta = normal(1, transformation.num_parameters, seed=11, scale=scale, dtype=torch.float64)
-    grid = oblique_affine(SIZE[dims], SPACING[dims], seed=12, centre=[7.0, -11.0, 5.0][:dims])
-    start = oblique_affine((1,) * dims, (1.0,) * dims, seed=13, centre=[20.0, 3.0, -9.0][:dims])
+    grid = oblique_affine(SIZE[dims], SPACING[dims], seed=12, center=[7.0, -11.0, 5.0][:dims])
+    start = oblique_affine((1,) * dims, (1.0,) * dims, seed=13, center=[20.0, 3.0, -9.0][:dims])
     return transformation, theta, torch.as_tensor(grid), torch.as_tensor(start)
 
 
@@ -78,7 +85,7 @@ def points_in(grid, size, count, seed, reach=1.0):
 
 def itk_chain(transformation, theta, points):
     """Points ``(D, N)`` in mm from the grid's first voxel through ITK's transforms, the last part first."""
-    parts = transformation.parts if isinstance(transformation, CompositeTransformation) else [transformation]
+    parts = transformation.components if isinstance(transformation, CompositeTransformation) else [transformation]
     blocks = transformation.split(theta) if isinstance(transformation, CompositeTransformation) else [theta]
     middle = column((np.array(transformation.spatial_size) - 1) * np.array(transformation.spacing) / 2, 1)
     for part, block in reversed(list(zip(parts, blocks, strict=True))):
@@ -127,7 +134,7 @@ def test_written_itk_itself_and_read_back_it_is_the_same_map(tmp_path, kind, dim
     moved = np.array([list(by_itk.TransformPoint(point.tolist())) for point in (flip @ points.numpy()).T])
     assert max_abs(flip @ moved.T, expected) < 1e-5
     back = read_transform(file, dims)
-    assert [type(part) for part in back.parts] == [type(part) for part in transform.parts]
+    assert [type(part) for part in back.components] == [type(part) for part in transform.components]
     assert max_abs(back.transform_points(points), expected) < 1e-9
 
 
@@ -153,13 +160,13 @@ def test_inverse_as_a_transform_of_its_own(tmp_path, kind, dims):
     size = tuple(8 * s + 1 for s in SIZE[dims])  # a grid in the moving world, finer than the levels, twice as large
     fine = grid.clone()
     fine[:-1, :-1] /= 4
-    fine[:-1, -1] += grid_centre(SIZE[dims], grid) - grid_centre(size, fine)
+    fine[:-1, -1] += grid_center(SIZE[dims], grid) - grid_center(size, fine)
     inverse = transform.inverse(size, start @ fine)
     back = read_transform(write_transform(inverse, tmp_path / "inverse.h5"), dims)
     points = points_in(grid, SIZE[dims], 200, seed=19, reach=0.6)
     returned = back.transform_points(transform.transform_points(points))
     assert max_abs(returned, points) < (1e-9 if kind == "affine" else 0.05)
-    assert len(inverse.parts) == {"affine": 2, "levels": 2, "affine+levels": 3}[kind]
+    assert len(inverse.components) == {"affine": 2, "levels": 2, "affine+levels": 3}[kind]
 
 
 @settings(max_examples=20, deadline=None)
@@ -176,7 +183,7 @@ def test_many_points_in_shares_are_the_same(monkeypatch):
     transform = world_transform(*registration("affine+levels", 3))
     points = points_in(registration("affine+levels", 3)[2], SIZE[3], 50, seed=17)
     expected = transform.transform_points(points)
-    monkeypatch.setattr("istn_monai.world_transform.POINTS_AT_ONCE", 7)
+    monkeypatch.setattr("istn_monai.geometry.world_transform.POINTS_AT_ONCE", 7)
     assert max_abs(transform.transform_points(points), expected) < 1e-12
 
 
@@ -235,7 +242,7 @@ def test_unreadable_wrong_and_singular_transforms_are_named(tmp_path):
 def test_a_transform_that_is_not_supported_is_named():
     kernel = itk.ThinPlateSplineKernelTransform[itk.D, 3].New()
     with pytest.raises(ValueError, match=r"ThinPlateSplineKernelTransform is not supported: linear transforms, cubic"):
-        part_from_itk(kernel)
+        components_from_itk(kernel)
 
 
 def test_itk_composite_has_the_parts_in_order():

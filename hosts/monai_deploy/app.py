@@ -20,8 +20,8 @@ from segments import segments_of
 from series import OneSeriesSelectorOperator, SeriesLoaderOperator
 
 import istn_monai
-from istn_monai.inference import check_pair_files
-from istn_monai.settings import exit_with_cause
+from istn_monai.workflow.errors import exit_with_cause
+from istn_monai.workflow.results import check_pair_files
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Job:
     Attributes:
         sources: of the pair, see :func:`inputs.find_pair`.
         output: folder for results.
-        registration: arguments of ``istn_monai.register.Registration``.
+        registration: arguments of ``istn_monai.registration.Registration``.
         segments: by the label's values, in ascending order; None if no DICOM SEG is to be written.
         series_rules: see :class:`options.Options`.
     """

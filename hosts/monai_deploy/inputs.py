@@ -125,7 +125,7 @@ def named_in(folder: Path, key: str) -> Path | None:
 
 
 def model_settings(path: Path | None) -> dict[str, str]:
-    """The arguments of ``istn_monai.register.Registration`` for a model path of the SDK.
+    """The arguments of ``istn_monai.registration.Registration`` for a model path of the SDK.
 
     Args:
         path: a bundle's folder or a folder with one; a folder with ``model.pt``; a checkpoint. None and an empty

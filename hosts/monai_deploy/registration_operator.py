@@ -13,8 +13,8 @@ from monai.deploy.core.domain.dicom_series import DICOMSeries
 from segments import read_segmentation, segmentation_file
 from series import frames, read_series
 
-from istn_monai.loading import read_image
-from istn_monai.register import Registration
+from istn_monai.io.images import read_image
+from istn_monai.registration import Registration
 
 
 class RegistrationOperator(Operator):
@@ -33,7 +33,7 @@ class RegistrationOperator(Operator):
     Args:
         sources: by ``fixed_image``, ``moving_image`` and, if there is one, ``moving_label``.
         output_folder: for results.
-        registration: arguments of ``istn_monai.register.Registration``.
+        registration: arguments of ``istn_monai.registration.Registration``.
         series_keys: the images that come through ports.
         label_values: of the label map, in the order of the segments; None for no DICOM SEG.
     """

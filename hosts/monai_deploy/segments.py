@@ -19,8 +19,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import SegmentationStorage
 
 import istn_monai
-from istn_monai.dictionary import affine_of, with_affine
-from istn_monai.loading import read_image
+from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.io.images import read_image
 
 
 def segmentation_file(source: Source) -> Path | None:

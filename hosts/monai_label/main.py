@@ -22,9 +22,9 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import name_to_device
 
-from istn_monai.hosts import RequestError
-from istn_monai.register import bundle_folder
-from istn_monai.settings import root_cause
+from istn_monai.registration import bundle_folder
+from istn_monai.workflow.errors import root_cause
+from istn_monai.workflow.host_requests import RequestError
 
 logger = logging.getLogger(__name__)
 NAME = "istn"

@@ -1,0 +1,87 @@
+"""Composition of transformations, and the transformation that a setting names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.bspline import BSplineTransformation
+from istn_monai.geometry.sampling import compose
+from istn_monai.geometry.transformation import Transformation
+
+TRANSFORMATIONS = ("affine", "bspline")
+
+
+class CompositeTransformation(Transformation):
+    """Transformations one after the other, the first one coarsest: ``T = T_1 o T_2 o ... o T_n``.
+
+    Convention:
+        A fixed point is moved by the last (finest) transformation first, as in an ``itk.CompositeTransform`` to which
+        they are added in this order. ``theta`` is their parameters, concatenated. Fold-free parts make a fold-free
+        whole, which can move further than its finest part alone.
+
+    The field of a part is interpolated linearly at the points that the finer parts moved, and is that of the border
+    beyond the grid. Up to that the whole folds no more than its parts: with all parameters driven to their bounds in
+    the worst pattern, finite differences at the border can show it fold.
+
+    Args:
+        transformations: at least one, all on the same grid.
+
+    Example:
+        >>> levels = [BSplineTransformation((32, 32), 1.0, c) for c in (16.0, 8.0)]
+        >>> composite = CompositeTransformation(levels)
+        >>> composite.num_parameters == sum(level.num_parameters for level in levels)
+        True
+    """
+
+    def __init__(self, transformations: Sequence[Transformation]) -> None:
+        grids = {(t.spatial_size, t.spacing) for t in transformations}
+        if len(grids) != 1:
+            raise ValueError(f"transformations must be at least one, all on one grid (size, spacing), got {grids}")
+        super().__init__(*grids.pop())
+        self.components = nn.ModuleList(transformations)
+        self.parameter_shapes = tuple(shape for t in transformations for shape in t.parameter_shapes)
+
+    def split(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """``theta`` ``(B, P)`` to one ``(B, P_i)`` for each part."""
+        return self.checked(theta).split([part.num_parameters for part in self.components], dim=1)
+
+    def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
+        """The ddf of a checked ``theta``."""
+        parameters = self.split(theta)
+        total = self.components[-1](parameters[-1], stride)
+        for part, block in zip(reversed(self.components[:-1]), reversed(parameters[:-1]), strict=True):
+            total = compose(outer=part(block), inner=total, stride=stride)
+        return total
+
+
+def spatial_transformation(
+    name: str,
+    spatial_size: Sequence[int],
+    spacing: float | Sequence[float] = 1.0,
+    control_spacing: float | Sequence[float] = (24.0, 12.0, 6.0),
+    max_displacement: float | None = 0.4,
+) -> Transformation:
+    """The transformation that a config names.
+
+    Args:
+        name: "affine", or "bspline": composed cubic B-splines, one for each number in ``control_spacing``.
+        spatial_size: registration grid ``*S``.
+        spacing: its voxel size in mm.
+        control_spacing: of "bspline", in mm, coarse to fine; a single number is a single level.
+        max_displacement: of "bspline", see :class:`BSplineTransformation`.
+
+    Example:
+        >>> spatial_transformation("affine", (24, 20)).num_parameters
+        6
+    """
+    if name == "affine":
+        return AffineTransformation(spatial_size, spacing)
+    if name == "bspline":
+        levels = control_spacing if isinstance(control_spacing, Sequence) else [control_spacing]
+        return CompositeTransformation(
+            [BSplineTransformation(spatial_size, spacing, level, max_displacement) for level in levels]
+        )
+    raise ValueError(f"transformation must be one of {TRANSFORMATIONS}, got {name!r}")

@@ -1,0 +1,231 @@
+"""A registration as a map of world points, whatever made it: what is resampled with, inverted, and exchanged.
+
+Convention:
+    World points are RAS millimetres, ``(D, N)`` float64. A transform maps fixed to moving points (pull-back): images
+    are resampled with it as it is, landmarks travel from the moving to the fixed image with its inverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.bspline import BSplineTransformation, sample_cubic_bspline
+from istn_monai.geometry.composite import CompositeTransformation
+from istn_monai.geometry.grids import grid_center, map_points
+from istn_monai.geometry.sampling import affine_points, sample
+from istn_monai.geometry.transformation import Transformation
+
+POINTS_AT_ONCE = 2**19  # whole brains at full resolution then need little more memory than their points
+ITERATIONS, TOLERANCE = 100, 1e-3  # of an inversion, mm
+
+
+class WorldComponent(Protocol):
+    """One of the transforms that make up a :class:`WorldTransform`."""
+
+    def transform_points(self, points: Tensor) -> Tensor:
+        """``(D, N)`` to ``(D, N)``."""
+
+    def inverse_points(self, points: Tensor) -> Tensor:
+        """``(D, N)`` to ``(D, N)``: what :meth:`transform_points` takes there."""
+
+
+class WorldAffine:
+    """A matrix.
+
+    Args:
+        matrix: ``(D+1, D+1)``.
+    """
+
+    def __init__(self, matrix: Tensor | np.ndarray) -> None:
+        self.matrix = torch.as_tensor(matrix, dtype=torch.float64)
+        if not torch.isfinite(self.matrix).all() or self.matrix[:-1, :-1].det().abs() < 1e-12:
+            raise ValueError(f"an affine transform must be finite and invertible, got {self.matrix.tolist()}")
+
+    def transform_points(self, points: Tensor) -> Tensor:
+        """``(D, N)`` to ``(D, N)``."""
+        return map_points(self.matrix, points)
+
+    def inverse_points(self, points: Tensor) -> Tensor:
+        """``(D, N)`` to ``(D, N)``, exact."""
+        return map_points(torch.linalg.inv(self.matrix), points)
+
+
+class WorldDisplacement:
+    """Displacements known on a lattice: added to a point inside it, nothing outside, as in ITK.
+
+    Args:
+        values: ``(D, *lattice)`` in mm, RAS.
+        affine: ``(D+1, D+1)``, index of the lattice to world.
+    """
+
+    margin = 0.0  #: cells at each end of the lattice that are not part of its domain
+
+    def __init__(self, values: Tensor, affine: Tensor) -> None:
+        self.values = values.double()
+        self.affine = affine.double()
+
+    def at(self, index: Tensor) -> Tensor:
+        """Displacement at places ``(1, D, N, 1, ..)`` in cells of the lattice."""
+        return sample(self.values[None], index)
+
+    def displacement(self, points: Tensor) -> Tensor:
+        """``(D, N)`` at points ``(D, N)``."""
+        index = map_points(torch.linalg.inv(self.affine), points)
+        last = torch.tensor(self.values.shape[1:], dtype=torch.float64)[:, None] - 1 - self.margin
+        # 1e-6: a point on the domain's surface belongs to it, whatever rounding says
+        inside = ((index > self.margin - 1e-6) & (index < last + 1e-6)).all(0)
+        values = self.at(index.view(1, len(index), -1, *[1] * (len(index) - 1)))
+        return values.view(len(index), -1) * inside
+
+    def transform_points(self, points: Tensor) -> Tensor:
+        """``(D, N)`` to ``(D, N)``."""
+        return points + self.displacement(points)
+
+    def inverse_points(self, points: Tensor) -> Tensor:
+        """``(D, N)`` to ``(D, N)`` by fixed-point iteration, ``x = y - u(x)`` (Chen et al., 2008)."""
+        found = points - self.displacement(points)
+        for _ in range(ITERATIONS):
+            error = found + self.displacement(found) - points
+            if error.abs().max() < TOLERANCE / 10:
+                break
+            found = found - error
+        return found
+
+
+class WorldField(WorldDisplacement):
+    """A displacement field, linear between its voxels."""
+
+
+class WorldBSpline(WorldDisplacement):
+    """A cubic B-spline: ``values`` are its control points' displacements, and its domain begins at the second one."""
+
+    margin = 1.0
+
+    def at(self, index: Tensor) -> Tensor:
+        """See :class:`WorldDisplacement`."""
+        return sample_cubic_bspline(self.values[None], index)
+
+
+class WorldTransform:
+    """Parts one after the other, the last one first: ``T = T_1 o T_2 o ... o T_n``, as in ``itk.CompositeTransform``.
+
+    Args:
+        parts: at least one.
+        dims: of the points.
+    """
+
+    def __init__(self, parts: Sequence[WorldComponent], dims: int) -> None:
+        self.components = tuple(parts)
+        self.dims = dims
+
+    def transform_points(self, points: Tensor) -> Tensor:
+        """Fixed to moving points ``(D, N)``."""
+        return self.in_chunks(points, "transform_points", self.components[::-1])
+
+    def inverse_points(self, points: Tensor) -> Tensor:
+        """Moving to fixed points ``(D, N)``: where landmarks of the moving image go."""
+        return self.in_chunks(points, "inverse_points", self.components)
+
+    def in_chunks(self, points: Tensor, method: str, parts: Sequence[WorldComponent]) -> Tensor:
+        """Calls a method of all parts, for so many points at once."""
+        chunks = []
+        for chunk in points.double().split(POINTS_AT_ONCE, dim=1):
+            for part in parts:
+                chunk = getattr(part, method)(chunk)
+            chunks.append(chunk)
+        return torch.cat(chunks, dim=1)
+
+    def inverse_error(self, points: Tensor) -> Tensor:
+        """``(N,)`` in mm: how far the inverse of points ``(D, N)`` is from mapping back onto them."""
+        return (self.transform_points(self.inverse_points(points)) - points).norm(dim=0)
+
+    def inverse(self, spatial_size: Sequence[int], affine: Tensor) -> WorldTransform:
+        """Moving to fixed points as a transform of its own: affine parts exactly, all else as a displacement field.
+
+        Args:
+            spatial_size: of the grid that the field is known on, in the moving image's world; there is none of affine
+                parts alone.
+            affine: of that grid.
+        """
+        linear: list[WorldAffine] = []
+        for part in self.components:
+            if not isinstance(part, WorldAffine):
+                break
+            linear.append(part)
+        exact = [WorldAffine(torch.linalg.inv(part.matrix)) for part in reversed(linear)]
+        rest = WorldTransform(self.components[len(linear) :], self.dims)
+        if not rest.components:
+            return WorldTransform(exact, self.dims)
+        for part in linear:  # the grid as it lies where the other parts act
+            affine = torch.linalg.solve(part.matrix, affine.double())
+        points = affine_points(affine, spatial_size, torch.float64)
+        return WorldTransform(
+            [WorldField(rest.on_grid(spatial_size, affine, True) - points, affine), *exact], self.dims
+        )
+
+    def on_grid(self, spatial_size: Sequence[int], affine: Tensor, inverse: bool = False) -> Tensor:
+        """Where the voxels of an image are found: world points ``(D, *spatial_size)``."""
+        points = affine_points(affine, spatial_size, torch.float64).flatten(1)
+        moved = self.inverse_points(points) if inverse else self.transform_points(points)
+        return moved.unflatten(1, tuple(spatial_size))
+
+
+def world_transform(
+    transformation: Transformation, theta: Tensor, grid_affine: Tensor, initial_alignment: Tensor | None = None
+) -> WorldTransform:
+    """The whole registration of one pair, fixed to moving world points: ``T0 o (id + u)``.
+
+    Args:
+        transformation: of the registration grid.
+        theta: ``(1, P)``.
+        grid_affine: of the registration grid, ``(D+1, D+1)``.
+        initial_alignment: ``T0`` ``(D+1, D+1)``; None for none.
+
+    Example:
+        >>> affine = AffineTransformation((24, 20), spacing=2.0)
+        >>> transform = world_transform(affine, torch.zeros(1, 6), torch.diag(torch.tensor([2.0, 2.0, 1.0])))
+        >>> transform.transform_points(torch.tensor([[10.0], [-4.0]])).flatten().tolist()
+        [10.0, -4.0]
+    """
+    if theta.ndim != 2 or len(theta) != 1:
+        raise ValueError(f"theta must be (1, P), one pair, got {tuple(theta.shape)}")
+    start = [] if initial_alignment is None else [WorldAffine(initial_alignment)]
+    own = world_components(transformation, theta.detach().double(), grid_affine.detach().cpu().double())
+    return WorldTransform([*start, *own], transformation.spatial_dims)
+
+
+def world_components(transformation: Transformation, theta: Tensor, grid_affine: Tensor) -> list[WorldComponent]:
+    """A transformation's parts: parametric where there is such a part, else its field on the grid."""
+    if isinstance(transformation, CompositeTransformation):
+        blocks = zip(transformation.components, transformation.split(theta), strict=True)
+        return [part for single, block in blocks for part in world_components(single, block, grid_affine)]
+    to_world = grid_mm_to_world(transformation, grid_affine)
+    if isinstance(transformation, AffineTransformation):
+        return [WorldAffine(to_world @ transformation.matrix(theta)[0].cpu() @ torch.linalg.inv(to_world))]
+    axes = to_world[:-1, :-1]
+    if isinstance(transformation, BSplineTransformation):
+        control = torch.tensordot(axes, transformation.control_displacements(theta)[0].cpu(), dims=1)
+        return [WorldBSpline(control, to_world @ lattice_to_grid_mm(transformation))]
+    voxels = transformation(theta)[0].cpu().double()
+    return [WorldField(torch.tensordot(grid_affine[:-1, :-1], voxels, dims=1), grid_affine)]
+
+
+def grid_mm_to_world(transformation: Transformation, grid_affine: Tensor) -> Tensor:
+    """``(D+1, D+1)``: mm along the grid's axes from its center, to world."""
+    matrix = torch.eye(transformation.spatial_dims + 1, dtype=torch.float64)
+    matrix[:-1, :-1] = grid_affine[:-1, :-1] / grid_affine[:-1, :-1].norm(dim=0)
+    matrix[:-1, -1] = grid_center(transformation.spatial_size, grid_affine)
+    return matrix
+
+
+def lattice_to_grid_mm(bspline: BSplineTransformation) -> Tensor:
+    """``(D+1, D+1)``: index of a control point to mm from the grid's center, which is the lattice's as well."""
+    matrix = torch.diag(torch.tensor([*bspline.control_spacing, 1.0], dtype=torch.float64))
+    matrix[:-1, -1] = -grid_center(bspline.control_shape, matrix)
+    return matrix

@@ -1,0 +1,80 @@
+"""Images from files, through MONAI's readers, all in the frame in which ITK's tools see them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
+
+from istn_monai.geometry.meta import affine_of
+from istn_monai.transforms.checks import check_affine, check_dims
+
+
+def itk_framed(image: MetaTensor) -> MetaTensor:
+    """An image in ITK's frame, also where its file has none: PNG, JPEG and the like.
+
+    ITK, SimpleITK and 3D Slicer take the pixel index of such a file as LPS mm, MONAI's reader as RAS mm, which is
+    mirrored along both axes: a transform written from there would be wrong in all of them.
+
+    Args:
+        image: as read by MONAI; left alone if its file says where it lies.
+    """
+    if "mode" not in image.meta:  # MONAI's PILReader alone notes the color mode
+        return image
+    affine = image.affine.clone()
+    affine[[0, 1], [0, 1]] = -1.0
+    result = MetaTensor(image.as_tensor(), meta=dict(image.meta) | {"original_affine": affine.clone(), "space": "RAS"})
+    result.affine = affine
+    return result
+
+
+def read_image(file: str | Path, **options: Any) -> MetaTensor:
+    """An image, channel-first, in ITK's frame; ``options`` are those of MONAI's ``LoadImage``."""
+    return itk_framed(LoadImage(image_only=True, ensure_channel_first=True, **options)(file))
+
+
+def read_or_explain(file: str | Path, place: str, **options: Any) -> MetaTensor:
+    """The image in ``file``, or a ValueError that names it; ``options`` are those of MONAI's ``LoadImage``."""
+    try:
+        return read_image(file, **options)
+    except Exception as error:
+        raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({last_line(error)})") from error
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text: MONAI's reader errors are pages long."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def save_image(image: MetaTensor, file: Path) -> None:
+    """Writes a channel-first image as NIfTI, several channels as its last axis."""
+    array = image.as_tensor().detach().cpu().numpy()
+    dims = array.ndim - 1
+    if array.dtype.itemsize == 8 and array.dtype.kind in "iu":  # NIfTI's readers do not know those
+        array = array.astype(np.result_type(*(np.min_scalar_type(int(value)) for value in (array.min(), array.max()))))
+    channels, *size = array.shape
+    # NIfTI's first three axes are space, so channels are the fourth
+    array = array[0] if channels == 1 else np.moveaxis(array, 0, -1).reshape(*size, *[1] * (3 - dims), channels)
+    affine = np.eye(4)
+    original = np.asarray(image.meta.get("original_affine", affine))
+    if original.shape == affine.shape:
+        affine = original.astype(float)  # a 2-D image keeps its plane in space
+    small = affine_of(image).numpy()
+    affine[:dims, :dims], affine[:dims, 3] = small[:dims, :dims], small[:dims, dims]
+    nib.save(nib.Nifti1Image(array, affine), file)
+
+
+def load_image(file: str, name: str, dims: int) -> MetaTensor:
+    """A channel-first image of so many dimensions, or an error that names the argument and the file."""
+    path = Path(file).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: no such file: {path}")
+    image = read_or_explain(path, name, dtype=None)
+    check_dims(image, name, dims)
+    check_affine(image, name)
+    return image

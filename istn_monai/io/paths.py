@@ -1,0 +1,31 @@
+"""Where results go: new files, writable folders."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def new_file(file: str | Path, name: str = "output") -> Path:
+    """The absolute path of a file to write, or FileExistsError: what is there is left alone."""
+    path = Path(file).expanduser().absolute()
+    if path.exists():
+        raise FileExistsError(f"{name} exists and is left alone: {path}; choose another name or remove it")
+    return path
+
+
+def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> Path:
+    """Makes a folder for results and tries to write in it; ``name`` is how errors call it.
+
+    Returns:
+        The folder's absolute path.
+    """
+    folder = Path(path).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{name} is not writable: {folder} ({error.strerror or error}); choose another") from error
+    return folder

@@ -1,0 +1,138 @@
+"""Drawing random pairs from a folder of subjects."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from istn_monai.io.datalist import SPLITS, SUFFIXES
+from istn_monai.io.landmarks import SUFFIXES as POINT_FILES
+from istn_monai.io.paths import new_file
+
+
+def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+    """Image files of a folder, or those of other suffixes, by their names without suffix."""
+    path = Path(folder).expanduser().absolute()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{name}: no such folder: {path}")
+    what = "image" if suffixes == SUFFIXES else "landmark file"
+    files: dict[str, Path] = {}
+    for file in sorted(path.iterdir()):
+        suffix = next((s for s in suffixes if file.name.endswith(s)), None)
+        if suffix and not file.name.startswith("."):
+            stem = file.name.removesuffix(suffix)
+            if stem in files:
+                raise ValueError(f"{name}: two {what}s of one subject, {files[stem].name} and {file.name}, in {path}")
+            files[stem] = file
+    if not files:
+        raise ValueError(f"{name}: no {what} ({', '.join(suffixes)}) in {path}")
+    return files
+
+
+def fewest_subjects(pairs: int) -> int:
+    """The smallest n with ``n (n - 1)`` ordered pairs or more; 0 for no pair."""
+    subjects = 0
+    while subjects * (subjects - 1) < pairs:
+        subjects += 1
+    return subjects
+
+
+def split_subjects(names: Sequence[str], counts: Mapping[str, int], rng: np.random.Generator) -> dict[str, list[str]]:
+    """Shares subjects among parts, none in two, each part enough of them for its number of pairs.
+
+    What is left over after each part's fewest goes to training, or to the first part that has any pair.
+    """
+    needed = {part: fewest_subjects(number) for part, number in counts.items()}
+    if sum(needed.values()) > len(names):
+        raise ValueError(
+            f"{len(names)} subjects are too few for {dict(counts)} pairs with no subject in two parts: "
+            f"at least {needed} subjects are needed; ask for fewer pairs"
+        )
+    # a part gets more subjects than its fewest if there are many: 2 pairs of each subject are variety enough
+    wanted = {part: max(needed[part], min(number, len(names) // 5)) for part, number in counts.items() if number}
+    largest = next(iter(wanted))
+    rest = {part: number for part, number in wanted.items() if part != largest}
+    while sum(rest.values()) + needed[largest] > len(names):
+        widest = max(rest, key=lambda part: rest[part] - needed[part])
+        rest[widest] -= 1
+    order = [names[i] for i in rng.permutation(len(names))]
+    split, start = {}, 0
+    for part, number in rest.items():
+        split[part] = order[start : start + number]
+        start += number
+    split[largest] = order[start:]
+    return split
+
+
+def draw_pairs(subjects: Sequence[str], number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Different ordered pairs (moving, fixed) of different subjects."""
+    possible = len(subjects) * (len(subjects) - 1)
+    pairs = []
+    for code in rng.choice(possible, size=number, replace=False):
+        moving, fixed = divmod(int(code), len(subjects) - 1)
+        pairs.append((subjects[moving], subjects[fixed + (fixed >= moving)]))
+    return pairs
+
+
+def make_datalist(
+    images: str | Path,
+    output: str | Path,
+    labels: str | Path | None = None,
+    train: int = 100,
+    validation: int = 10,
+    test: int = 100,
+    seed: int = 0,
+    landmarks: str | Path | None = None,
+) -> Path:
+    """Draws random pairs from a folder of subjects and writes them as a datalist.
+
+    Args:
+        images: folder with one image for each subject.
+        output: JSON file to write; must not exist.
+        labels: folder with the label maps, named as the images.
+        train: number of training pairs.
+        validation: number of validation pairs.
+        test: number of test pairs. No subject is in two parts.
+        seed: of the draw.
+        landmarks: folder with a landmark file, or a landmark map, for each image, named as it.
+
+    Returns:
+        The file's absolute path.
+    """
+    path = new_file(output)
+    counts = dict(zip(SPLITS, (train, validation, test), strict=True))
+    if not all(isinstance(n, int) and n >= 0 for n in counts.values()) or not sum(counts.values()):
+        raise ValueError(f"train, validation and test must be whole numbers of at least 0, not all 0, got {counts}")
+    image_of = image_files(images, "images")
+    files_of = {"image": image_of}
+    others = (("label", "labels", labels, SUFFIXES), ("points", "landmarks", landmarks, (*POINT_FILES, *SUFFIXES)))
+    for kind, name, folder, suffixes in others:
+        if folder is not None:
+            files_of[kind] = image_files(folder, name, suffixes)
+            unmatched = sorted(set(image_of) - set(files_of[kind]))
+            if unmatched:
+                raise ValueError(
+                    f"{len(unmatched)} images have no {kind} of the same name in {folder}, for example {unmatched[:3]}"
+                )
+    rng = np.random.default_rng(seed)
+    split = split_subjects(sorted(image_of), counts, rng)
+    content: dict[str, Any] = {"name": Path(images).absolute().parent.name, "seed": seed}
+    for part, subjects in split.items():
+        content[part] = []
+        for moving, fixed in draw_pairs(subjects, counts[part], rng):
+            files = {f"{side}_{kind}": known[subject] for kind, known in files_of.items()
+                     for side, subject in (("moving", moving), ("fixed", fixed))}  # fmt: skip
+            content[part].append({key: relative_to(file, path.parent) for key, file in files.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1))
+    return path
+
+
+def relative_to(file: Path, folder: Path) -> str:
+    """Path of a file as seen from a folder, if need be upwards."""
+    return Path(os.path.relpath(file, folder)).as_posix()

@@ -1,0 +1,1 @@
+"""Judging a registered pair: rules, measures, the page and the cohort."""

@@ -1,0 +1,151 @@
+"""One self-contained HTML file with the QA pages of many pairs, the worst first: no script, no other file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from istn_monai.qa.rules import RED, RULES, STATUSES
+
+QA_COHORT = "qa.html"
+REFUSED = "refused"
+COLORS = {"green": "#2e9e5b", "amber": "#f0a30a", "red": "#d93025", REFUSED: "#4a5462"}
+#: of the table: what tells most in a cohort
+COLUMNS = ("overlap_one_pass", "overlap", "ambiguity", "coverage", "objective", "displacement_mm", "sdlogj", "folding")
+TITLES = {rule.figure: rule.title for rule in RULES} | {"displacement_mm": "displacement, 99 %, mm"}
+WIDTH, QUALITY = 1280, 72  # pixels and JPEG quality of an embedded page: readable, and some 100 kB
+STYLE = """
+:root{color-scheme:light}
+body{font:15px/1.45 system-ui,sans-serif;color:#20262e;background:#f5f6f8;max-width:1320px;
+margin:2rem auto;padding:0 1rem}
+h1{font-size:1.5rem;margin:0 0 .3rem} p{color:#5a6470;margin:.3rem 0 1rem;max-width:75ch}
+.light{display:inline-block;padding:.1rem .6rem;border-radius:1rem;color:#fff;font-weight:600;font-size:.85rem}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;background:#fff;font-size:.85rem;font-variant-numeric:tabular-nums}
+th,td{padding:.35rem .6rem;border-bottom:1px solid #e4e7eb;text-align:right;vertical-align:bottom}
+th:nth-child(-n+3),td:nth-child(-n+3){text-align:left} th{font-weight:600;color:#5a6470}
+details{background:#fff;margin:1rem 0;border:1px solid #e0e3e8;border-radius:.5rem;padding:.7rem 1rem}
+summary{cursor:pointer;font-weight:600} summary small{color:#5a6470;font-weight:400}
+li{font-size:.9rem} img{width:100%;height:auto;display:block} a{color:inherit}
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A pair of a cohort.
+
+    Attributes:
+        name: such as ``pair_0007``.
+        files: moving and fixed.
+        report: what :meth:`istn_monai.qa.rules.Verdict.report` gives; None for a pair that was refused.
+        picture: its page as JPEG; empty without one.
+        error: why it was refused.
+    """
+
+    name: str
+    files: str
+    report: Mapping[str, Any] | None
+    picture: bytes = b""
+    error: str = ""
+
+    @property
+    def light(self) -> str:
+        """One of ``STATUSES``, or ``REFUSED``."""
+        return REFUSED if self.report is None else self.report["light"]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the light is not green."""
+        return [self.error] if self.report is None else self.report["reasons"]
+
+    @property
+    def badness(self) -> tuple[int, int, int]:
+        """Sorts entries: refused, then by light and the number of red and of all reasons."""
+        place = len(STATUSES) if self.report is None else STATUSES.index(self.light)
+        return place, sum(reason.startswith(RED) for reason in self.reasons), len(self.reasons)
+
+
+def jpeg(page: Image.Image) -> bytes:
+    """A page small enough to be one of many in a file."""
+    small = page.convert("RGB").resize((WIDTH, round(page.height * WIDTH / page.width)), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    small.save(content, format="JPEG", quality=QUALITY, optimize=True)
+    return content.getvalue()
+
+
+def entry_of(folder: Path) -> Entry | None:
+    """The entry of a folder that registration wrote; None if it holds no QA page."""
+    report, page = folder / "report.json", folder / "qa.png"
+    if not (report.exists() and page.exists()):
+        return None
+    content = json.loads(report.read_text())
+    files = " → ".join(Path(content["inputs"][f"{side}_image"]["file"] or side).name for side in ("moving", "fixed"))
+    with Image.open(page) as picture:
+        return Entry(folder.name, files, content["qa"], jpeg(picture))
+
+
+def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = "Registration QA") -> Path:
+    """Writes the file; pairs by badness, the worst first and open.
+
+    Args:
+        entries: of the pairs.
+        file: to write; replaced where it exists.
+        title: of the page.
+    """
+    ordered = sorted(entries, key=lambda entry: entry.badness, reverse=True)
+    counts = " ".join(
+        f"{badge(light, f'{number} {light}')}"
+        for light in (REFUSED, *reversed(STATUSES))
+        if (number := sum(entry.light == light for entry in ordered))
+    )
+    titles = ("pair", "light", "files", *(TITLES[column] for column in COLUMNS))
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in titles)
+    page = [
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
+        '<meta name="viewport" content="width=device-width,initial-scale=1">',
+        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1><p>{len(ordered)} pairs: {counts}</p>",
+        "<p>The worst first. The light is the worst of all rules; each page states its rules and their limits. It "
+        "warns of what looks unlike a good registration and proves nothing: look at the pictures.</p>",
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>',
+        f"<tbody>{''.join(map(row, ordered))}</tbody></table></div>",
+        *map(section, ordered),
+        "</body></html>\n",
+    ]
+    path = Path(file).expanduser().absolute()
+    path.write_text("\n".join(page), encoding="utf-8")
+    return path
+
+
+def badge(light: str, text: str | None = None) -> str:
+    """A light as text on its color."""
+    return f'<span class="light" style="background:{COLORS[light]}">{html.escape(text or light)}</span>'
+
+
+def row(entry: Entry) -> str:
+    """One pair's line of the table."""
+    figures = entry.report["figures"] if entry.report else {}
+    cells = "".join(f"<td>{figures[c]:.3f}</td>" if c in figures else "<td>–</td>" for c in COLUMNS)
+    name = html.escape(entry.name)
+    link = f'<a href="#{name}">{name}</a>'
+    return f"<tr><td>{link}</td><td>{badge(entry.light)}</td><td>{html.escape(entry.files)}</td>{cells}</tr>"
+
+
+def section(entry: Entry) -> str:
+    """One pair's reasons and page; open unless it is green."""
+    name, files = html.escape(entry.name), html.escape(entry.files)
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in entry.reasons)
+    code = base64.b64encode(entry.picture).decode()
+    picture = f'<img alt="QA page of {name}" src="data:image/jpeg;base64,{code}">' if code else ""
+    opened = "" if entry.light == STATUSES[0] else " open"
+    return (
+        f'<details id="{name}"{opened}><summary>{badge(entry.light)} {name} <small>{files}</small></summary>'
+        f"<ul>{reasons}</ul>{picture}</details>"
+    )

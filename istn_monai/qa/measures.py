@@ -1,0 +1,188 @@
+"""What a QA page measures and shows of one registered pair, on its registration grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.utils import convert_to_tensor
+from torch import Tensor, nn
+
+from istn_monai.geometry.grids import map_points, within
+from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.sampling import voxel_grid, warp
+from istn_monai.metrics import folding_fraction, sd_log_jacobian
+from istn_monai.transforms.keys import IMAGE_KEYS
+
+Metrics = dict[str, float]
+TINY = 1e-6  # keeps fractions of nothing finite
+
+
+@dataclass(frozen=True)
+class RegisteredPair:
+    """A registered pair on its registration grid ``*S``, on the CPU.
+
+    Attributes:
+        names: of the moving and the fixed file.
+        moving: ``(C, *S)`` in [0, 1], not warped.
+        fixed: likewise.
+        moving_representation: M' ``(K, *S)``, not warped.
+        fixed_representation: F' ``(K, *S)``.
+        one_pass: ddf ``(D, *S)`` in voxels, as the network predicts it.
+        ddf: the result, ``(D, *S)`` in voxels; the same without a refinement.
+        spacing: of the grid in mm.
+        covered: ``(*S)``, where the result finds a point of the moving image.
+        viewed: ``(*S)``, where the fixed image has voxels.
+        refinement: what :class:`istn_monai.refinement.RefinementReport` says of it; empty without one.
+        kind: what the representations are: "mask" (an ITN's, of structures), "map" (an ITN's, of real-valued maps
+            such as landmarks), or "image" (there is no ITN).
+    """
+
+    names: tuple[str, str]
+    moving: Tensor
+    fixed: Tensor
+    moving_representation: Tensor
+    fixed_representation: Tensor
+    one_pass: Tensor
+    ddf: Tensor
+    spacing: tuple[float, ...]
+    covered: Tensor
+    viewed: Tensor
+    refinement: Mapping[str, Any]
+    kind: str
+
+    def warped(self, image: Tensor, ddf: Tensor) -> Tensor:
+        """``(C, *S)`` of the moving side where ``ddf`` takes it."""
+        return warp(image[None], ddf[None])[0]
+
+
+def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any = ((1,),)) -> RegisteredPair:
+    """What inference left of a pair, as the QA page needs it.
+
+    Args:
+        pair: after pre- and postprocessing: ``image``, ``pred``, both representations, and the images as they were
+            before they went onto the grid, under ``ORIGINAL_KEYS``.
+        network: a :class:`istn_monai.networks.DisplacementNetwork` (or ISTN) that made it.
+        soi_labels: groups of label values that it was trained on; None for real-valued maps.
+    """
+    istn = getattr(network, "istn", network)
+    meta = getattr(pair["pred"], "meta", {})
+    plain = {key: cpu(pair[key]) for key in ("image", "pred", "moving_representation", "fixed_representation")}
+    originals = [pair[f"{key}_original"] for key in IMAGE_KEYS]
+    one_pass = plain["pred"]
+    if "theta_start" in meta:
+        theta = torch.as_tensor(meta["theta_start"])[None].to(next(istn.parameters()).device)
+        with torch.no_grad():
+            one_pass = cpu(istn.transformation(theta)[0])
+    grid = affine_of(pair["image"])
+    voxels = voxel_grid(one_pass.shape[1:], one_pass)
+    covered, viewed = (
+        seen_by(image, grid, points) for image, points in zip(originals, (voxels + plain["pred"], voxels), strict=True)
+    )
+    moving, fixed = plain["image"].chunk(2)
+    return RegisteredPair(
+        names=(file_name(originals[0], "moving"), file_name(originals[1], "fixed")),
+        moving=moving,
+        fixed=fixed,
+        moving_representation=plain["moving_representation"],
+        fixed_representation=plain["fixed_representation"],
+        one_pass=one_pass,
+        ddf=plain["pred"],
+        spacing=tuple(grid[:-1, :-1].norm(dim=0).tolist()),
+        covered=covered,
+        viewed=viewed,
+        refinement=refinement_of(meta),
+        kind="image" if isinstance(istn.itn, nn.Identity) else "map" if soi_labels is None else "mask",
+    )
+
+
+def refinement_of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ddf's metadata say of its refinement; nothing if it had no steps."""
+    refinement = {key: torch.as_tensor(value).tolist() for key, value in meta.get("refinement", {}).items()}
+    return refinement if len(refinement.get("trace", [])) > 1 else {}
+
+
+def cpu(value: Tensor) -> Tensor:
+    """A plain float tensor on the CPU."""
+    return convert_to_tensor(value, track_meta=False, device="cpu").float()
+
+
+def file_name(image: Tensor, default: str) -> str:
+    """The name of the file that an image came from."""
+    return Path(str(getattr(image, "meta", {}).get("filename_or_obj") or default)).name
+
+
+def seen_by(image: MetaTensor, grid: Tensor, points: Tensor) -> Tensor:
+    """``(*S)``: which points ``(D, *S)``, in voxels of a grid of affine ``grid``, lie in an image."""
+    to_image = torch.linalg.solve(affine_of(image), grid)
+    return within(map_points(to_image, points.double())[None], image.shape[1:])[0, 0]
+
+
+def measure(pair: RegisteredPair) -> Metrics:
+    """The metrics that :func:`istn_monai.qa.rules.traffic_light` judges; what a pair does not have is absent."""
+    length = (pair.ddf * torch.tensor(pair.spacing).view(-1, *[1] * (pair.ddf.ndim - 1))).norm(dim=0).flatten()
+    far = length.kthvalue(max(1, round(0.99 * length.numel()))).values.item()
+    shortest = min(size * step for size, step in zip(pair.ddf.shape[1:], pair.spacing, strict=True))
+    figures = {
+        "displacement_mm": far,
+        "displacement": far / shortest,
+        "folding": folding_fraction(pair.ddf[None]).item(),
+        "sdlogj": sd_log_jacobian(pair.ddf[None]).item(),
+    }
+    structure = image_metrics(pair) if pair.kind == "image" else structure_metrics(pair)
+    return figures | structure | refinement_metrics(pair.refinement)
+
+
+def refinement_metrics(refinement: Mapping[str, Any]) -> Metrics:
+    """What became of the objective; nothing without a refinement."""
+    if not refinement:
+        return {}
+    start, end = (refinement[f"objective_{when}"] for when in ("start", "end"))
+    figures = {"objective_start": start, "objective_end": end, "at_bound": refinement["at_bound"]}
+    return figures | ({"objective": end / start} if start > 0 else {})
+
+
+def image_metrics(pair: RegisteredPair) -> Metrics:
+    """How alike the images are, where both have voxels, and how much of the smaller one that is."""
+    common = pair.covered & pair.viewed
+    smaller = torch.minimum(pair.covered.sum(), pair.viewed.sum())  # crops of one anatomy differ in size
+    figures = {"coverage": (common.sum() / smaller.clamp(min=1)).item()}
+    if common.sum() > 1:
+        values = [image[:, common].flatten() for image in (pair.warped(pair.moving, pair.ddf), pair.fixed)]
+        figures["correlation"] = torch.corrcoef(torch.stack(values))[0, 1].nan_to_num().item()
+    return figures
+
+
+def structure_metrics(pair: RegisteredPair) -> Metrics:
+    """What the representations hold, and how well they agree."""
+    moving, fixed = (r.clamp(0, 1) for r in (pair.moving_representation, pair.fixed_representation))
+    volumes = [r.flatten(1).sum(1) + TINY for r in (moving, fixed)]
+    ratio = (volumes[0] / volumes[1]).log().abs().max().exp()
+    weights = fixed.sum(0)
+    figures = {
+        "overlap_one_pass": soft_overlap(pair.warped(moving, pair.one_pass), fixed),
+        "structure": min(r.flatten(1).amax(1).min().item() for r in (moving, fixed)),
+        "volume_ratio": ratio.item(),
+        "coverage": ((weights * pair.covered).sum() / (weights.sum() + TINY)).item(),
+    }
+    if pair.refinement:
+        figures["overlap"] = soft_overlap(pair.warped(moving, pair.ddf), fixed)
+    if pair.kind == "mask":
+        figures["ambiguity"] = max(ambiguity(moving), ambiguity(fixed))
+    return figures
+
+
+def soft_overlap(moving: Tensor, fixed: Tensor) -> float:
+    """Dice of two representations ``(K, *S)`` in [0, 1] without a threshold, the lowest of all channels."""
+    both = torch.minimum(moving, fixed).flatten(1).sum(1)
+    return (2 * both / (moving.flatten(1).sum(1) + fixed.flatten(1).sum(1) + TINY)).min().item()
+
+
+def ambiguity(representation: Tensor) -> float:
+    """``sum r (1 - r) / sum r``: 0 if all values are 0 or 1; for a uniform value v it is 1 - v. 1 for nothing."""
+    total = representation.sum()
+    return ((representation * (1 - representation)).sum() / total).item() if total > TINY else 1.0

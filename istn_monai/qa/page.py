@@ -1,0 +1,164 @@
+"""The QA page of a registered pair: one picture of what was aligned, how, and how well.
+
+Drawn by matplotlib without its global state, so it needs no screen and may run in any thread.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from PIL import Image
+
+from istn_monai.qa.measures import RegisteredPair
+from istn_monai.qa.panels import INK, LOG_RANGE, columns_of, planes_of
+from istn_monai.qa.rules import AMBER, RED, Finding, Verdict
+
+STATUSES = {"green": "#2e9e5b", "amber": "#f0a30a", "red": "#d93025", "none": "#c3c9d0"}
+FAINT = "#6b7480"
+DPI = 120
+# inches
+WIDTH, MARGIN, GAP = 15.0, 0.3, 0.08
+HEADER, TITLE, FOOTER, PLOT = 1.3, 0.3, 3.05, 4.2
+LINE_HEIGHT = 0.195
+NOTE = (
+    "Planes through the registration grid, right and front on the left. Red: outline of M′, green: of F′, at half of "
+    "their full value. Fused: pale yellow where both have one structure, violet where they have different ones. The "
+    "deformed grid shows where lines of the fixed grid are found in the moving image. Log Jacobian: how much more "
+    "(red) or less (blue) volume a voxel takes from the moving image; pink where it folds."
+)
+NOTE_IMAGE = " Without an ITN the representations are the images, and no rule knows the anatomy."
+
+
+def draw_page(pair: RegisteredPair, verdict: Verdict) -> Figure:
+    """The page: the light and its reasons, a row of pictures for each plane, the objective, all rules."""
+    planes, columns = planes_of(pair), columns_of(pair)
+    sides = [size * step for size, step in zip(pair.ddf.shape[1:], pair.spacing, strict=True)]
+    width = (WIDTH - 2 * MARGIN - (len(columns) - 1) * GAP) / len(columns)
+    inches = width / max(sides[plane.across] for plane in planes)  # for each mm
+    heights = [sides[plane.up] * inches for plane in planes]
+    figure = Figure(
+        figsize=(WIDTH, HEADER + TITLE + sum(heights) + GAP * len(planes) + FOOTER), dpi=DPI, facecolor="white"
+    )
+    layout = Layout(figure)
+    write_header(layout, pair, verdict)
+    for number, column in enumerate(columns):
+        left, top = MARGIN + number * (width + GAP), HEADER
+        layout.text(left + width / 2, top + 0.14, column.title, ha="center", fontsize=10.5, weight="bold")
+        top += TITLE
+        for plane, height in zip(planes, heights, strict=True):
+            column.draw(layout.axes(left, top, width, height), plane)
+            top += height + GAP
+    write_footer(layout, pair, verdict, layout.height - FOOTER)
+    return figure
+
+
+class Layout:
+    """Places things on a figure in inches from its upper left corner."""
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure = figure
+        self.width, self.height = figure.get_size_inches()
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes of a size."""
+        box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(box)
+
+    def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        """Text whose middle is at ``top``."""
+        look: dict[str, Any] = {"va": "center", "color": INK, "fontsize": 9.5} | style
+        self.figure.text(left / self.width, 1 - top / self.height, text, **look)
+
+
+def write_header(layout: Layout, pair: RegisteredPair, verdict: Verdict) -> None:
+    """The light, which pair, and the worst reasons."""
+    layout.text(MARGIN + 0.33, 0.6, "●", fontsize=54, color=STATUSES[verdict.light], ha="center")
+    layout.text(MARGIN + 0.85, 0.32, verdict.light.upper(), fontsize=16, weight="bold", color=STATUSES[verdict.light])
+    layout.text(
+        MARGIN + 1.85, 0.33, f"moving  {shortened(pair.names[0])}   →   fixed  {shortened(pair.names[1])}", fontsize=12
+    )
+    lines = verdict.reasons or ["No rule fires."]
+    if len(lines) > 3:
+        lines = [*lines[:2], f"and {len(verdict.reasons) - 2} more, see the table"]
+    for number, line in enumerate(lines):
+        layout.text(MARGIN + 0.85, 0.63 + 0.21 * number, textwrap.shorten(line, 190, placeholder=" …"))
+
+
+def shortened(name: str, most: int = 48) -> str:
+    """A file's name, its middle left out if it is long."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 + 1 :]}"
+
+
+def write_footer(layout: Layout, pair: RegisteredPair, verdict: Verdict, top: float) -> None:
+    """The objective, all rules, and how to read the page."""
+    plot_objective(layout.axes(MARGIN + 0.65, top + 0.6, PLOT - 0.65, FOOTER - 1.2), pair)
+    layout.text(MARGIN + 0.2, top + 0.22, "Objective over refinement", fontsize=10.5, weight="bold")
+    left = MARGIN + PLOT + 0.5
+    layout.text(left, top + 0.22, "Rules", fontsize=10.5, weight="bold")
+    for number, finding in enumerate(verdict.findings):
+        write_finding(layout, finding, left, top + 0.48 + number * LINE_HEIGHT)
+    left = WIDTH - MARGIN - 3.2
+    layout.text(left, top + 0.22, "How to read", fontsize=10.5, weight="bold")
+    note = NOTE + (NOTE_IMAGE if pair.kind == "image" else "")
+    layout.text(left, top + 0.38, textwrap.fill(note, 52), va="top", fontsize=8.5, color=FAINT, linespacing=1.35)
+    draw_scale(layout.axes(left, top + 2.35, 2.6, 0.12))
+
+
+def write_finding(layout: Layout, finding: Finding, left: float, top: float) -> None:
+    """One line of the table of rules."""
+    rule, known = finding.rule, finding.value is not None
+    layout.text(left, top, "●", color=STATUSES[finding.light], fontsize=11)
+    layout.text(left + 0.22, top, rule.title, color=INK if known else FAINT, fontsize=9)
+    weight = "bold" if finding.light in (AMBER, RED) else "normal"
+    layout.text(left + 3.05, top, f"{finding.value:.3f}" if known else "–", ha="right", fontsize=9, weight=weight)
+    layout.text(left + 3.25, top, rule.limits() if known else rule.absent, color=FAINT, fontsize=8.5)
+
+
+def plot_objective(axes: Axes, pair: RegisteredPair) -> None:
+    """The objective at each step of the refinement that was evaluated on all voxels."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, colors=FAINT)
+    if not pair.refinement:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.text(-0.12, 1.05, "One pass: nothing was refined.", transform=axes.transAxes, fontsize=9, color=FAINT)
+        return
+    trace = np.array(pair.refinement["trace"])
+    steps = np.flatnonzero(~np.isnan(trace))
+    axes.plot(steps, trace[steps], ":", color=FAINT, linewidth=1)
+    axes.plot(trace, ".-", color="#2f6fb5", markersize=4, linewidth=1.3)
+    best = pair.refinement["steps"]
+    axes.plot(best, trace[best], "o", color=STATUSES["green"], markersize=6)
+    axes.annotate(
+        f"kept: step {best}", (best, trace[best]), (0, 9), textcoords="offset points", ha="right", fontsize=8, color=INK
+    )
+    axes.set_ylim(0, 1.08 * np.nanmax(trace))
+    axes.set_xlabel("step (dotted: steps that looked at every second voxel only)", fontsize=8.5, color=FAINT)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    axes.yaxis.offsetText.set(fontsize=8, color=FAINT)
+    axes.grid(axis="y", color="#e8ebee", linewidth=0.7)
+
+
+def draw_scale(axes: Axes) -> None:
+    """The colors of the log Jacobian, as factors of volume."""
+    factor = np.exp(LOG_RANGE)
+    scale = ScalarMappable(LogNorm(1 / factor, factor), "RdBu_r")
+    bar = axes.figure.colorbar(scale, cax=axes, orientation="horizontal", ticks=[0.25, 0.5, 1, 2, 4])
+    bar.ax.set_xticklabels(["¼", "½", "1", "2", "4"], fontsize=8, color=FAINT)
+    bar.ax.minorticks_off()
+    bar.outline.set_visible(False)
+    bar.ax.text(1.03, 0.5, "volume", transform=bar.ax.transAxes, fontsize=8, color=FAINT, va="center")
+
+
+def page_picture(pair: RegisteredPair, verdict: Verdict) -> Image.Image:
+    """The page as a picture."""
+    canvas = FigureCanvasAgg(draw_page(pair, verdict))
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,0 +1,233 @@
+"""Registration of single pairs from Python and from the command line, with the bundle's own configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser, run
+from monai.data import decollate_batch
+from monai.transforms import Transform
+from monai.utils import convert_to_tensor
+from tqdm import tqdm
+
+from istn_monai.io.datalist import Item, existing, pair_item, read_datalist
+from istn_monai.io.images import save_image
+from istn_monai.io.paths import new_file
+from istn_monai.qa.cohort import QA_COHORT, Entry, entry_of, write_cohort
+from istn_monai.transforms.postprocessing import Representd
+from istn_monai.workflow.checkpoints import load_checkpoint
+from istn_monai.workflow.distributed import gathered, process_device, rank, world_size
+from istn_monai.workflow.errors import root_cause
+from istn_monai.workflow.results import SavePairHandler, check_pair_files
+
+RESULTS = (
+    "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
+    "initial_alignment",
+)  # fmt: skip
+
+
+def bundle_folder(bundle_root: str | Path | None = None) -> Path:
+    """The bundle's folder: the one that is given, the one installed with the package, or the checkout's."""
+    package = Path(__file__).resolve().parent
+    folders = (
+        [Path(bundle_root).expanduser().absolute()] if bundle_root else [package / "bundle", package.parent / "bundle"]
+    )
+    for folder in folders:
+        if (folder / "configs" / "inference.json").is_file():
+            return folder
+    raise FileNotFoundError(f"no bundle (configs/inference.json) in {' or '.join(map(str, folders))}: give bundle_root")
+
+
+def overlay(config: str | Path | None) -> list[str]:
+    """Config files that come after the bundle's own: one, or none."""
+    if config is None:
+        return []
+    path = Path(config).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"config: no such file: {path}")
+    return [str(path)]
+
+
+class Registration:
+    """The bundle's registration, loaded once, for any number of pairs.
+
+    Args:
+        bundle_root: the bundle's folder; None for the one that comes with the package.
+        refine_steps: of test-time refinement; 0 takes the network's one-pass prediction.
+        config: overlay with the settings of a data set, the one that the network was trained with.
+        settings: overrides, by the names of the bundle's command line, e.g. ``ckpt_dir`` or ``initial_alignment``.
+    """
+
+    def __init__(
+        self,
+        bundle_root: str | Path | None = None,
+        refine_steps: int = 50,
+        config: str | Path | None = None,
+        **settings: Any,
+    ) -> None:
+        folder = bundle_folder(bundle_root)
+        names = ["inference", "refine"] if refine_steps else ["inference"]
+        self.parser = ConfigParser()
+        self.parser.read_config([str(folder / "configs" / f"{name}.json") for name in names] + overlay(config))
+        own = {"device": process_device()} if world_size() > 1 else {}
+        self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | own | settings)
+        content = self.content
+        content("check")
+        self.device = torch.device(content("device"))
+        self.network = content("network").eval()
+        self.qa = bool(content("qa"))
+        load_checkpoint(content("checkpoint_file"), self.network, content("settings"), self.device)
+
+    def content(self, name: str) -> Any:
+        """What an entry of the configuration stands for."""
+        return self.parser.get_parsed_content(name)
+
+    def __call__(self, pair: Mapping[str, Any]) -> dict[str, Any]:
+        """Registers one pair.
+
+        Args:
+            pair: ``moving_image``, ``fixed_image`` and, if there is one, ``moving_label``: files, or channel-first
+                MetaTensors whose affine is RAS mm.
+
+        Returns:
+            All that the bundle's pre- and postprocessing made of it: ``warped``, ``pred``, ``theta`` ...
+        """
+        data = self.content("preprocessing")(pair)
+        image = convert_to_tensor(data["image"], track_meta=False)[None].to(self.device)
+        with torch.no_grad():
+            pred = self.content("inferer")(image, self.network)
+        return self.content("postprocessing")(data | {"pred": decollate_batch(pred)[0]})
+
+    def save(self, result: dict[str, Any], output_dir: str | Path, inverse: bool = False) -> None:
+        """Writes what :meth:`__call__` gave, as the bundle does."""
+        options, transformation = self.content("saver#options"), self.content("transformation_def")
+        handler = SavePairHandler(
+            output_dir, self.network, options, transformation, inverse, self.qa, self.content("shown_groups")
+        )
+        handler.save(result, convert_to_tensor(result["pred"], track_meta=False))
+
+
+class RegisterISTNd(Transform):
+    """Registers the pair in a dictionary, in any ``Compose``: loaded before by ``LoadImaged``, or still paths.
+
+    Adds to it what ``RESULTS`` names: ``warped`` (the moving image on the fixed image's own grid, in its own dtype),
+    ``warped_label``, ``displacement`` ``(D, *fixed)`` (mm, RAS, from fixed to moving points), both representations and
+    ``pred`` (the ddf) on the registration grid, ``theta``, and ``initial_alignment`` (fixed to moving world, RAS).
+
+    Args:
+        moving: key of the image to be warped: a path, or a channel-first MetaTensor.
+        fixed: key of the image that it is warped to.
+        moving_label: key of a label map that is warped along, if the dictionary has it.
+        bundle_root: see :class:`Registration`.
+        refine_steps: likewise.
+        settings: likewise.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> image = torch.zeros(1, 40, 50, 40)
+        >>> image[:, 14:26, 18:32, 15:24] = 1
+        >>> register = RegisterISTNd("atlas", "patient", refine_steps=0, device="cpu")
+        >>> result = register({"atlas": MetaTensor(image), "patient": MetaTensor(image.roll(2, 1))})
+        >>> result["warped"].shape, result["displacement"].shape
+        (torch.Size([1, 40, 50, 40]), torch.Size([3, 40, 50, 40]))
+    """
+
+    def __init__(
+        self,
+        moving: str = "moving_image",
+        fixed: str = "fixed_image",
+        moving_label: str = "moving_label",
+        bundle_root: str | Path | None = None,
+        refine_steps: int = 50,
+        **settings: Any,
+    ) -> None:
+        self.keys = {"moving_image": moving, "fixed_image": fixed, "moving_label": moving_label}
+        self.registration = Registration(bundle_root, refine_steps, **settings)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in list(self.keys.values())[:2]:
+            if key not in data:
+                raise KeyError(f"the pair has no {key!r}, only {sorted(map(str, data))}")
+        result = self.registration({name: data[key] for name, key in self.keys.items() if key in data})
+        return dict(data) | {name: result[name] for name in RESULTS if name in result}
+
+
+def register_files(
+    registration: Registration, output_dir: str | Path, inverse: bool = False, **files: str | None
+) -> None:
+    """Registers one pair of files into a folder."""
+    check_pair_files(output_dir, **files)
+    registration.save(registration(pair_item(**files)), output_dir, inverse)
+
+
+def register_datalist(
+    registration: Registration, datalist: str | Path, part: str, output_dir: str | Path, inverse: bool = False
+) -> list[str]:
+    """Registers the pairs of one part of a datalist into ``pair_0000``, ``pair_0001`` ...; goes on after a failure.
+
+    All QA pages are in one ``qa.html``, with the pairs that failed. Of several processes (``torchrun -m istn_monai
+    register ...``) each takes its share of the pairs; the first writes that page.
+
+    Returns:
+        A line for each pair that failed, in each process.
+    """
+    failures: list[str] = []
+    entries: list[Entry] = []
+    folder = Path(output_dir).expanduser()
+    pairs = pairs_of(datalist, part)
+    for number in tqdm(range(rank(), len(pairs), world_size()), desc="registering", unit="pair", disable=rank() > 0):
+        pair = pairs[number]
+        name = f"pair_{number:04d}"
+        try:
+            register_files(registration, folder / name, inverse, **pair)
+            entry = entry_of(folder / name)
+        except (OSError, ValueError, RuntimeError) as error:
+            failures.append(f"{name}: {root_cause(error)}")
+            entry = Entry(name, "", None, error=str(root_cause(error)))
+        entries += [entry] if entry and registration.qa else []
+    failures = sorted(line for part in gathered(failures) for line in part)
+    entries = [entry for part in gathered(entries) for entry in part]
+    if entries and rank() == 0:
+        write_cohort(entries, folder / QA_COHORT)
+    return failures
+
+
+def pairs_of(datalist: str | Path, part: str) -> Sequence[Item]:
+    """The pairs of a part, with the files that registration takes."""
+    taken = ("moving_image", "fixed_image", "moving_label")
+    return [{key: pair[key] for key in taken if key in pair} for pair in read_datalist(datalist, [part])[part]]
+
+
+def represent_file(registration: Registration, image: str, output: str | Path) -> Path:
+    """Writes the representation of one image, on its registration grid."""
+    path = new_file(output)
+    if not Path(image).expanduser().exists():
+        raise FileNotFoundError(f"image: no such file: {image}")
+    data = registration.content("preprocessing")(pair_item(moving_image=image, fixed_image=image))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(Representd(registration.network)(data)["fixed_representation"], path)
+    return path
+
+
+def evaluate_datalist(
+    folder: Path,
+    datalist: str | Path,
+    output_dir: str | Path,
+    refine_steps: int,
+    config: str | Path | None = None,
+    **settings: Any,
+) -> None:
+    """Runs the bundle's evaluation with the bundle's own weights, or those of ``ckpt_dir``."""
+    names = ["train", "evaluate", *(["multi_gpu_evaluate"] if world_size() > 1 else [])]
+    files = [str(folder / "configs" / f"{name}.json") for name in names] + overlay(config)
+    path = existing(datalist)
+    run(
+        run_id="evaluation",
+        config_file=files,
+        **{"ckpt_dir": str(folder / "models"), "dataset_dir": str(path.parent), "data_list_file": path.name} | settings,
+        output_dir=str(output_dir),
+        refine_steps=refine_steps,
+    )

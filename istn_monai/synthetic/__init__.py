@@ -1,0 +1,1 @@
+"""The paper's toy: pairs of vessel trees in a misleading box, with known transformations."""

@@ -1,0 +1,1 @@
+"""MONAI dictionary transforms of a pair, for any ``Compose``."""

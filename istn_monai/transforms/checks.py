@@ -1,0 +1,141 @@
+"""Checks of images and labels. Each error says what, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from istn_monai.geometry.grids import square
+
+
+def source(image: Tensor, key: str) -> str:
+    """How an error names an image: its key and, where known, its file."""
+    file = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
+    return f"{key} ({file})" if file else key
+
+
+def plain(image: Tensor) -> Tensor:
+    """A MetaTensor's values: its own arithmetic is slow, and whole brains are large."""
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
+def check_dims(image: Tensor, key: str, spatial_dims: int) -> None:
+    """ValueError unless ``image`` is ``(C, *S)`` with as many axes as the configuration, 2 voxels along each."""
+    found = image.ndim - 1
+    if found != spatial_dims:
+        raise ValueError(
+            f"{source(image, key)} is {found}-D, of size {tuple(image.shape[1:])}, but the configuration is "
+            f"{spatial_dims}-D: spatial_size must have {found} numbers for such images (a 2-D image stored with a "
+            "third axis of 1 voxel must be written without it)"
+        )
+    if min(image.shape[1:]) < 2:
+        raise ValueError(f"{source(image, key)} needs 2 voxels along each axis, got size {tuple(image.shape[1:])}")
+
+
+def check_affine(image: Tensor, key: str) -> None:
+    """ValueError unless the header's affine is finite and can be inverted."""
+    if not isinstance(image, MetaTensor):
+        return
+    affine = square(image.affine, image.ndim - 1)
+    axes = affine[:-1, :-1] / affine[:-1, :-1].norm(dim=0)  # of length 1, so that voxels may be of any size
+    if not torch.isfinite(affine).all() or not abs(torch.linalg.det(axes).item()) > 1e-6:
+        raise ValueError(
+            f"{source(image, key)} has a header without a usable affine in its {image.ndim - 1} axes: "
+            f"{affine.tolist()}; repair it"
+        )
+
+
+def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | None = None) -> None:
+    """Refuses what cannot be registered: wrong dimension or channels, bad affine, NaN or Inf, a constant image.
+
+    Args:
+        image: ``(C, *S)``.
+        key: its name in errors.
+        spatial_dims: of the configuration.
+        in_channels: of the configuration; None for any number.
+    """
+    check_dims(image, key, spatial_dims)
+    if in_channels is not None and image.shape[0] != in_channels:
+        raise ValueError(
+            f"{source(image, key)} has {image.shape[0]} channel(s), the configuration {in_channels}: set in_channels, "
+            "or give images of one channel (a color PNG has 3)"
+        )
+    check_affine(image, key)
+    values = plain(image)
+    bad = (~torch.isfinite(values)).sum().item()
+    if bad:
+        raise ValueError(f"{source(image, key)} has {bad} voxels that are NaN or infinite; mend the file first")
+    if values.min() == values.max():
+        raise ValueError(f"{source(image, key)} is constant ({values.min().item():g}): there is nothing to register")
+
+
+def check_label(
+    label: Tensor, key: str, image: Tensor, soi_labels: Sequence[Sequence[int]] | None, need_soi: bool = True
+) -> None:
+    """Refuses a label that is on another grid than its image, has several channels, NaN or Inf, or no SoI at all.
+
+    Args:
+        label: ``(1, *S)``.
+        key: its name in errors.
+        image: ``(C, *S)``, the image it belongs to.
+        soi_labels: groups of label values that make up the SoI; None for a real-valued map.
+        need_soi: whether an empty SoI is an error.
+    """
+    name = source(label, key)
+    if label.shape[0] != 1:
+        raise ValueError(f"{name} must have one channel, a label map, got {label.shape[0]}")
+    if label.shape[1:] != image.shape[1:]:
+        raise ValueError(
+            f"{name} has size {tuple(label.shape[1:])}, its image {source(image, 'image')} {tuple(image.shape[1:])}: "
+            "a label must be on the grid of its image; resample it with nearest neighbor"
+        )
+    if isinstance(label, MetaTensor) and isinstance(image, MetaTensor):
+        difference = (torch.as_tensor(label.affine) - torch.as_tensor(image.affine)).abs().max().item()
+        if difference > 1e-2:
+            raise ValueError(
+                f"{name} and its image {source(image, 'image')} have affines that differ by up to {difference:g}: a "
+                "label must be on the grid of its image; correct the header or resample the label"
+            )
+    values = plain(label)
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{name} has NaN or infinite voxels; mend the file first")
+    if need_soi and soi_labels is None and values.max() <= 0:
+        raise ValueError(f"{name} is empty: a map of structures of interest needs values above 0")
+    if need_soi and soi_labels is not None:
+        wanted = sorted({value for group in soi_labels for value in group})
+        present = sorted(int(value) for value in values.round().unique())
+        if not set(wanted) & set(present):
+            raise ValueError(f"{name} has an empty SoI: none of soi_labels {wanted} is in it, only {present}")
+
+
+def check_soi_labels(soi_labels: Any, soi_points: Any = None) -> None:
+    """ValueError unless ``soi_labels`` is None or groups of whole numbers, e.g. [[1, 2]] or [[1], [2]].
+
+    No group at all, [], is for landmarks alone, where there are ``soi_points``.
+    """
+    if soi_labels is None or (soi_points is not None and soi_labels in ([], ())):
+        return
+    groups_ok = isinstance(soi_labels, (list, tuple)) and len(soi_labels) > 0
+    if not groups_ok or not all(
+        isinstance(g, (list, tuple)) and g and all(isinstance(v, int) and v != 0 for v in g) for g in soi_labels
+    ):
+        raise ValueError(
+            "soi_labels must be a list of groups of label values other than 0, one group for each SoI channel, such "
+            f'as "[[1,2]]" (merged) or "[[1],[2]]" (two channels), or none for real-valued maps, or [] '
+            f"beside soi_points for landmarks alone; got {soi_labels!r}"
+        )
+
+
+def reads_labels(soi_labels: Sequence[Any] | None) -> bool:
+    """Whether these settings look at labels at all: [] does not."""
+    return soi_labels is None or len(soi_labels) > 0
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")

@@ -1,0 +1,16 @@
+"""The keys of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+IMAGE_KEYS = ("moving_image", "fixed_image")
+LABEL_KEYS = ("moving_label", "fixed_label")
+POINT_KEYS = ("moving_points", "fixed_points")
+PAIR_KEYS = IMAGE_KEYS + LABEL_KEYS
+#: where a pair's images and labels are kept as they came from their files (the moving ones with the affine that the
+#: initial alignment gave them), while the keys themselves go onto the registration grid
+ORIGINAL_KEYS = tuple(f"{key}_original" for key in PAIR_KEYS)
+Pair = dict[Hashable, Any]
+SIDES = ("moving", "fixed")

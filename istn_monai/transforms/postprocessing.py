@@ -1,0 +1,111 @@
+"""MONAI dictionary transforms for what comes out of a network: the pair on its own grids, and its representations."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.transforms import Transform
+from monai.utils import convert_to_tensor
+from torch import Tensor
+
+from istn_monai.geometry.grids import map_points
+from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.geometry.resampling import pull_back_points, warp_intensities, warp_label_map
+from istn_monai.geometry.sampling import affine_points
+from istn_monai.geometry.transformation import Transformation
+from istn_monai.geometry.world_transform import world_transform
+from istn_monai.transforms.keys import ORIGINAL_KEYS, Pair
+
+
+class WarpPaird(Transform):
+    """Samples the original moving image and label once, straight on the fixed image's own grid.
+
+    Adds ``warped``, ``displacement`` ``(D, *fixed)`` in mm, RAS, from a voxel's world point in the fixed image to where
+    it is found in the moving one, and, if there is a moving label, ``warped_label``. The originals are under
+    ``ORIGINAL_KEYS``; ``pred`` is the ddf ``(D, *S)``; ``image`` has the registration grid's affine.
+
+    Args:
+        transformation: evaluated from ``theta`` ``(P,)`` in the data, exactly, on any grid; without either the ddf is
+            interpolated.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> image = MetaTensor(torch.arange(12.0).view(1, 3, 4))
+        >>> pair = {"moving_image_original": image, "fixed_image_original": image, "image": image}
+        >>> one_voxel = torch.stack([torch.zeros(3, 4), torch.ones(3, 4)])  # look one further along the last axis
+        >>> WarpPaird()(pair | {"pred": one_voxel})["warped"][0, 0].tolist()
+        [1.0, 2.0, 3.0, 0.0]
+    """
+
+    def __init__(self, transformation: Transformation | None = None) -> None:
+        self.transformation = transformation
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        result = dict(data)
+        moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
+        points = self.points(data)
+        result["warped"] = with_affine(warp_intensities(moving.as_tensor(), points), affine_of(fixed), fixed)
+        result["displacement"] = with_affine(self.displacement(data, points), affine_of(fixed), fixed)
+        if ORIGINAL_KEYS[2] in data:
+            label = data[ORIGINAL_KEYS[2]].as_tensor()
+            result["warped_label"] = with_affine(warp_label_map(label, points), affine_of(fixed), fixed)
+        return result
+
+    def points(self, data: Mapping[Hashable, Any]) -> Tensor:
+        """Where each voxel of the fixed image is found, ``(1, D, *fixed)`` in voxels of the moving image."""
+        moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
+        grid = affine_of(data["image"])
+        if self.transformation is None or "theta" not in data:
+            ddf = convert_to_tensor(data["pred"], track_meta=False)[None]
+            return pull_back_points(ddf, grid, affine_of(fixed), fixed.shape[1:], affine_of(moving))
+        # the moving image's affine has the initial alignment already
+        transform = world_transform(self.transformation, torch.as_tensor(data["theta"])[None], grid)
+        world = transform.on_grid(fixed.shape[1:], affine_of(fixed))
+        return map_points(torch.linalg.inv(affine_of(moving)), world).float()[None]
+
+    def displacement(self, data: Mapping[Hashable, Any], points: Tensor) -> Tensor:
+        """``(D, *fixed)`` in mm, RAS, initial alignment included."""
+        moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
+        to_world = affine_of(moving)
+        if "initial_alignment" in data:
+            to_world = torch.as_tensor(data["initial_alignment"], dtype=torch.float64) @ to_world
+        found = map_points(to_world.to(points), points[0])
+        return found - affine_points(affine_of(fixed), fixed.shape[1:]).to(found)
+
+
+class Representd(Transform):
+    """Adds what a network made of ``image``: M' and F', as ``moving_representation`` and ``fixed_representation``, and
+    the parameters ``theta`` ``(P,)``: those of a refinement, which come with ``pred``, or else the network's own.
+
+    Args:
+        network: a :class:`istn_monai.networks.DisplacementNetwork`.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> from istn_monai import ISTN, ITN, STN, AffineTransformation, DisplacementNetwork
+        >>> affine = AffineTransformation((16, 20))
+        >>> network = DisplacementNetwork(ISTN(ITN(2), STN(2, 2, affine), affine))
+        >>> result = Representd(network)({"image": MetaTensor(torch.rand(2, 16, 20))})
+        >>> result["moving_representation"].shape, result["theta"].shape
+        (torch.Size([1, 16, 20]), torch.Size([6]))
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        result = dict(data)
+        image = data["image"]
+        device = next(self.network.parameters()).device
+        istn = self.network.istn
+        refined = getattr(data.get("pred"), "meta", {})
+        if "request" in data:  # a host loads the weights into a network of its own: this one's mean nothing
+            return result | {"theta": refined["theta"]}
+        with torch.no_grad():
+            representations = istn.represent(image.as_tensor()[None].to(device))
+            result["theta"] = refined["theta"] if "theta" in refined else istn.stn(torch.cat(representations, dim=1))[0]
+        for name, representation in zip(("moving", "fixed"), representations, strict=True):
+            result[f"{name}_representation"] = with_affine(representation[0].cpu(), affine_of(image), image)
+        return result

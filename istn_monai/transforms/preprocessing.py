@@ -1,0 +1,303 @@
+"""MONAI dictionary transforms for pairs of images: usable in any ``Compose``.
+
+Keys of a pair: ``moving_image``, ``fixed_image`` and, where there are any, ``moving_label``, ``fixed_label``; each
+channel-first MetaTensors on grids of their own. The order that the bundle uses: :class:`CheckPaird`,
+``ScaleIntensityRangePercentilesd``, :class:`SoIGroupsd`, :class:`InitialAlignmentd`, :class:`RegistrationGridd`,
+:class:`istn_monai.transforms.landmarks.AddLandmarkChannelsd`, :class:`ConcatPaird`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from torch import Tensor
+
+from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment
+from istn_monai.geometry.grids import overlap_in_world, registration_grid
+from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.geometry.resampling import area_averaged, unit_range
+from istn_monai.geometry.sampling import resample
+from istn_monai.geometry.transformation import checked_size, per_axis
+from istn_monai.io.images import read_or_explain
+from istn_monai.transforms.checks import check_image, check_label, source
+from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, PAIR_KEYS, Pair
+
+
+class LoadPaird(MapTransform):
+    """Reads the images and labels of a pair, channel-first, in ITK's frame; keys that a pair lacks are left out.
+
+    A host may hand over images that it has in memory already: they are taken as they are.
+
+    Args:
+        keys: each holds a path, or a channel-first MetaTensor whose affine is RAS mm.
+        options: of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
+
+    Example:
+        >>> image = MetaTensor([[[1.0, 2.0]]])
+        >>> LoadPaird(["moving_image", "moving_label"])({"moving_image": image})["moving_image"].tolist()
+        [[[1.0, 2.0]]]
+    """
+
+    def __init__(self, keys: Sequence[str], **options: Any) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.options = options
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Each key to ``(C, *S)``."""
+        return dict(data) | {key: self.load(data[key], str(key)) for key in self.key_iterator(data)}
+
+    def load(self, image: Any, key: str) -> MetaTensor:
+        """The image at a path; or the image that it is."""
+        if isinstance(image, (str, Path)):
+            return read_or_explain(image, key, **self.options)
+        if not isinstance(image, MetaTensor):
+            raise ValueError(f"{key} must be a path or a channel-first MetaTensor with an affine, got {type(image)}")
+        result = MetaTensor(image.as_tensor(), meta={"original_affine": image.affine.clone()} | dict(image.meta))
+        result.affine = image.affine
+        return result
+
+
+class CheckPaird(Transform):
+    """Refuses what would give a wrong result without a word: see :func:`istn_monai.transforms.checks.check_image` and
+    :func:`istn_monai.transforms.checks.check_label`.
+
+    Args:
+        spatial_dims: that the configuration is for.
+        soi_labels: groups of label values; None if labels are real-valued maps.
+        need_soi: whether a label without any SoI is refused; where labels are only carried along it is not.
+        in_channels: that an image must have; None for any number.
+
+    Example:
+        >>> image = MetaTensor(torch.rand(1, 8, 9))
+        >>> CheckPaird(spatial_dims=2)({"moving_image": image, "fixed_image": torch.zeros_like(image)})
+        Traceback (most recent call last):
+        ...
+        ValueError: fixed_image is constant (0): there is nothing to register
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        soi_labels: Sequence[Sequence[int]] | None = None,
+        need_soi: bool = True,
+        in_channels: int | None = None,
+    ) -> None:
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.soi_labels = soi_labels
+        self.need_soi = need_soi
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        for key in IMAGE_KEYS:
+            check_image(data[key], key, self.spatial_dims, self.in_channels)
+        for key, image_key in zip(LABEL_KEYS, IMAGE_KEYS, strict=True):
+            if key in data:
+                check_label(data[key], key, data[image_key], self.soi_labels, self.need_soi)
+        return dict(data)
+
+
+class NormalizeIntensityRanged(MapTransform):
+    """Intensities between two percentiles, scaled to [0, 1] and cut there, whatever the scanner's scale.
+
+    An image so sparse that its percentiles coincide, which MONAI's ``ScaleIntensityRangePercentilesd`` leaves as it is,
+    is scaled between its extremes.
+
+    Args:
+        keys: images.
+        lower: percentile that becomes 0.
+        upper: percentile that becomes 1.
+
+    Example:
+        >>> image = MetaTensor(torch.linspace(-1000.0, 3000.0, 200).view(1, 10, 20))
+        >>> scaled = NormalizeIntensityRanged("image")({"image": image})["image"]
+        >>> scaled.min().item(), scaled.max().item()
+        (0.0, 1.0)
+    """
+
+    def __init__(self, keys: Sequence[str] = IMAGE_KEYS, lower: float = 0.5, upper: float = 99.5) -> None:
+        super().__init__(keys)
+        self.lower = lower
+        self.upper = upper
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        """Each key ``(C, *S)`` to the same in [0, 1], float32."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            scaled = unit_range(data[key].as_tensor().float(), self.lower, self.upper)
+            result[key] = with_affine(scaled, affine_of(data[key]), data[key])
+        return result
+
+
+class SoIGroupsd(MapTransform):
+    """Label maps to structure-of-interest (SoI) channels.
+
+    Args:
+        keys: label maps ``(1, *S)``.
+        soi_labels: K groups of label values, e.g. ``[[1, 2]]`` (merged) or ``[[1], [2]]`` (two channels); None takes
+            the map as it is, real-valued, and scales its maximum to 1 (landmark or distance maps).
+        allow_missing_keys: skip pairs without labels.
+
+    Example:
+        >>> label = MetaTensor(torch.tensor([[[0, 1, 2, 3]]]))
+        >>> SoIGroupsd("label", [[1, 2], [3]])({"label": label})["label"].tolist()
+        [[[0.0, 1.0, 1.0, 0.0]], [[0.0, 0.0, 0.0, 1.0]]]
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str] = LABEL_KEYS,
+        soi_labels: Sequence[Sequence[int]] | None = ((1,),),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.soi_labels = soi_labels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        """Each key ``(1, *S)`` to ``(K, *S)`` float32 in [0, 1]."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            result[key] = with_affine(self.channels(data[key].as_tensor()), affine_of(data[key]), data[key])
+        return result
+
+    def channels(self, label: Tensor) -> Tensor:
+        """``(1, *S)`` to ``(K, *S)``."""
+        if self.soi_labels is None:
+            return label.float() / label.max()
+        whole = label.round().long()
+        return torch.cat([torch.isin(whole, whole.new_tensor(list(group))) for group in self.soi_labels]).float()
+
+
+class InitialAlignmentd(Transform):
+    """Moves the moving image and label into the fixed image's world by editing their affines.
+
+    Writes ``T0`` ``(D+1, D+1)``, fixed world to moving world in RAS mm, under ``initial_alignment``.
+
+    Args:
+        name: "world", "center", "moments" or "rigid", see :func:`istn_monai.alignment.initial_alignment`. Images
+            that do not overlap after it are refused.
+        keys: what to move along; those that are absent are skipped.
+
+    Example:
+        >>> fixed = MetaTensor(torch.rand(1, 8, 9))
+        >>> moving = MetaTensor(fixed.as_tensor(), affine=torch.tensor([[1.0, 0, 50], [0, 1, -20], [0, 0, 1]]))
+        >>> InitialAlignmentd("center")({"moving_image": moving, "fixed_image": fixed})["initial_alignment"].tolist()
+        [[1.0, 0.0, 50.0], [0.0, 1.0, -20.0], [0.0, 0.0, 1.0]]
+    """
+
+    def __init__(self, name: str = "world", keys: Sequence[str] = ("moving_image", "moving_label")) -> None:
+        if name not in INITIAL_ALIGNMENTS:
+            raise ValueError(f"initial_alignment must be one of {INITIAL_ALIGNMENTS}, got {name!r}")
+        self.name = name
+        self.keys = tuple(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        result = dict(data)
+        moving, fixed = (data[key] for key in IMAGE_KEYS)
+        matrix = initial_alignment(
+            self.name, moving.as_tensor(), affine_of(moving), fixed.as_tensor(), affine_of(fixed)
+        )
+        result["initial_alignment"] = matrix
+        for key in self.keys:
+            if key in data:
+                image = data[key]
+                result[key] = with_affine(image.as_tensor(), torch.linalg.solve(matrix, affine_of(image)), image)
+        aligned = result[IMAGE_KEYS[0]] if IMAGE_KEYS[0] in self.keys else moving
+        if not overlap_in_world(fixed.shape[1:], affine_of(fixed), aligned.shape[1:], affine_of(aligned)):
+            raise ValueError(
+                f"{source(moving, IMAGE_KEYS[0])} and {source(fixed, IMAGE_KEYS[1])} do not overlap in the world under "
+                f"initial_alignment {self.name!r}: choose 'center' or 'moments'"
+            )
+        return result
+
+
+class RegistrationGridd(Transform):
+    """Resamples a pair once, linearly, onto one registration grid built from the fixed image.
+
+    On a grid that is coarser by a factor of 2 or more, a voxel is the mean of several samples: with one alone, fine
+    structures would alias. Beyond an image's border the grid holds 0. A label that the grid cuts off by more than half
+    is an error: nothing could be learned from it.
+
+    Args:
+        spatial_size: of the grid.
+        spacing: of the grid in mm.
+        keys: what to resample in place; those that are absent are skipped.
+
+    Example:
+        >>> pair = {"moving_image": MetaTensor(torch.rand(1, 30, 41)), "fixed_image": MetaTensor(torch.rand(1, 50, 39))}
+        >>> [image.shape for image in RegistrationGridd((16, 16), spacing=2.0)(pair).values()]
+        [torch.Size([1, 16, 16]), torch.Size([1, 16, 16])]
+    """
+
+    def __init__(
+        self, spatial_size: Sequence[int], spacing: float | Sequence[float] = 1.0, keys: Sequence[str] = PAIR_KEYS
+    ) -> None:
+        self.spatial_size = checked_size(spatial_size)
+        self.spacing = per_axis("spacing", spacing, len(self.spatial_size))
+        self.keys = tuple(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        result = dict(data)
+        fixed = data[IMAGE_KEYS[1]]
+        grid = registration_grid(fixed.shape[1:], affine_of(fixed), self.spatial_size, self.spacing)
+        for key in self.keys:
+            if key in data:
+                result[key] = on_grid(data[key], grid, self.spatial_size)
+                if key in LABEL_KEYS:
+                    check_kept(kept(data[key], result[key]), source(data[key], key), grid, self.spatial_size)
+        return result
+
+
+def on_grid(image: MetaTensor, grid: Tensor, spatial_size: Sequence[int]) -> MetaTensor:
+    """``(C, *S)`` on a grid of affine ``grid``, ``(C, *spatial_size)``, as :class:`RegistrationGridd` has it."""
+    to_image = torch.linalg.solve(affine_of(image), grid)
+    values = area_averaged(image.as_tensor().float()[None], to_image, spatial_size)
+    inside = resample(torch.ones(1, 1, *image.shape[1:]), to_image, spatial_size)
+    return with_affine((values * inside)[0], grid, image)
+
+
+def kept(image: MetaTensor, resampled: MetaTensor) -> float:
+    """Fraction of an image's integral that is on another grid; nan for an empty image."""
+    before, after = (x.as_tensor().sum() * affine_of(x)[:-1, :-1].det().abs() for x in (image, resampled))
+    return float(after / before)
+
+
+def check_kept(fraction: float, name: str, grid: Tensor, spatial_size: Sequence[int]) -> None:
+    """ValueError if less than half of what ``name`` marks is on the registration grid."""
+    if fraction < 0.5:
+        spacing = tuple(round(step, 6) for step in grid[:-1, :-1].norm(dim=0).tolist())
+        raise ValueError(
+            f"{name}: only {100 * fraction:.0f} % of its SoI is on the registration grid of {tuple(spatial_size)} "
+            f"voxels of {spacing} mm about the middle of the fixed image; choose a larger spatial_size or spacing, or "
+            "another initial_alignment"
+        )
+
+
+class ConcatPaird(Transform):
+    """Joins a pair for the network: ``image`` ``(2C, *S)`` and, if there are labels, ``label`` ``(2K, *S)``.
+
+    Moving channels first, then fixed; the metadata is the fixed image's (MONAI's ``ConcatItemsd`` keeps the first).
+
+    Args:
+        with_label: whether labels are joined; where they are only carried along they need not be on one grid.
+
+    Example:
+        >>> pair = {"moving_image": MetaTensor(torch.zeros(1, 4, 4)), "fixed_image": MetaTensor(torch.ones(1, 4, 4))}
+        >>> ConcatPaird()(pair)["image"][:, 0, 0].tolist()
+        [0.0, 1.0]
+    """
+
+    def __init__(self, with_label: bool = True) -> None:
+        self.joined = {"image": IMAGE_KEYS} | ({"label": LABEL_KEYS} if with_label else {})
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        result = dict(data)
+        for name, (moving, fixed) in self.joined.items():
+            if moving in data and fixed in data:
+                both = torch.cat([data[moving].as_tensor(), data[fixed].as_tensor()])
+                result[name] = with_affine(both, affine_of(data[fixed]), data[fixed])
+        return result

@@ -1,0 +1,1 @@
+"""What the bundle's configs call, and nothing else."""

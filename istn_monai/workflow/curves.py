@@ -1,0 +1,171 @@
+"""Pictures of a training: validation pairs for TensorBoard, and the curves of loss and Dice as a file."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers import TensorBoardHandler
+from monai.utils import CommonKeys, convert_to_tensor
+from torch import Tensor
+
+from istn_monai.geometry.sampling import warp
+from istn_monai.networks import ISTNOutput
+
+logger = logging.getLogger(__name__)
+CURVES, TABLE = "training.png", "training.csv"
+BEST = "#d93025"  # color of the best epoch
+Row = dict[str, float]
+
+
+class PairImageHandler(TensorBoardHandler):
+    """Evaluator handler: TensorBoard pictures of the first validation pairs, the same at each validation.
+
+    One row for each pair: F, warped M, F', warped M', and the warped SoI (red) over the fixed one (green). It is cut
+    where the fixed SoI is largest; gray is from 0 to 1 at all epochs.
+
+    Args:
+        log_dir: of TensorBoard.
+        pairs: how many.
+    """
+
+    def __init__(self, log_dir: str, pairs: int = 3) -> None:
+        super().__init__(log_dir=log_dir)
+        self.pairs = pairs
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to an evaluator, whose batches are pairs in a fixed order."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        number = engine.state.iteration
+        if number > self.pairs:
+            return
+        picture = pair_picture(engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL])
+        self._writer.add_image(f"validation pair {number}", picture, engine.state.epoch)
+        self._writer.flush()
+
+
+def pair_picture(output: ISTNOutput, label: Tensor) -> Tensor:
+    """The row of pictures of a batch's first pair, ``(3, height, 5 * width)`` in [0, 1]."""
+    moving, fixed = output.image[:1].chunk(2, dim=1)
+    moving_soi, fixed_soi = convert_to_tensor(label, track_meta=False)[:1].chunk(2, dim=1)
+    ddf = output.ddf[:1]
+    cuts = largest_slices(fixed_soi[0])
+    gray = [fixed, warp(moving, ddf), output.fixed_representation[:1], warp(output.moving_representation[:1], ddf)]
+    row = [plane_of(image[0], cuts).expand(3, -1, -1) for image in gray]
+    red, green = plane_of(warp(moving_soi, ddf)[0], cuts), plane_of(fixed_soi[0], cuts)
+    return torch.cat([*row, torch.stack([red, green, torch.zeros_like(red)])], dim=2)
+
+
+def largest_slices(soi: Tensor) -> list[int]:
+    """Of each axis of ``(K, *S)`` beyond the second, the slice that holds most."""
+    axes = range(1, soi.ndim)
+    return [int(soi.sum([0, *(a for a in axes if a != axis)]).argmax()) for axis in axes[2:]]
+
+
+def plane_of(image: Tensor, cuts: list[int]) -> Tensor:
+    """``(C, *S)`` to a picture ``(S[1], S[0])`` in [0, 1]: the largest of the channels, further axes cut."""
+    plane = image.detach().float()[(..., *cuts)].amax(0)
+    return plane.clamp(0, 1).T.flip(0).cpu()
+
+
+class TrainingCurveHandler:
+    """Trainer handler: writes ``training.csv`` after each epoch and, when training ends, ``training.png``.
+
+    Both hold loss and validation metric of all epochs, also of those before an interruption.
+
+    Args:
+        output_dir: folder of both files.
+        evaluator: of the validation, whose key metric is shown.
+    """
+
+    def __init__(self, output_dir: str | Path, evaluator: Engine) -> None:
+        self.folder = Path(output_dir).expanduser()
+        self.evaluator = evaluator
+        self.rows: list[Row] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer; comes after those that resume and validate."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.record)
+        engine.add_event_handler(Events.COMPLETED, self.draw)
+
+    def start(self, trainer: Engine) -> None:
+        """Takes up what is known of the epochs that are done, and a validation before the first one."""
+        table = self.folder / TABLE
+        self.rows = []
+        if trainer.state.epoch > 0 and table.exists():  # at 0 a table is that of another training
+            self.rows = [row for row in read_rows(table) if row["epoch"] <= trainer.state.epoch]
+        if not self.rows:
+            self.record(trainer)
+
+    def record(self, trainer: Engine) -> None:
+        """Adds an epoch."""
+        row = {"epoch": float(trainer.state.epoch)}
+        names = {"loss": (trainer, "train_loss"), "validation": (self.evaluator, self.evaluator.state.key_metric_name)}
+        for column, (engine, name) in names.items():
+            if engine.state.epoch == trainer.state.epoch and name in engine.state.metrics:
+                row[column] = float(engine.state.metrics[name])
+        self.rows.append(row)
+        write_rows(self.rows, self.folder / TABLE)
+
+    def draw(self, trainer: Engine) -> None:
+        """Writes the picture; without matplotlib, says so."""
+        try:
+            draw_curves(self.rows, self.folder / CURVES)
+        except ImportError as error:
+            logger.warning(f"no {CURVES}: {error}; `pip install matplotlib`. The figures are in {self.folder / TABLE}")
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The rows of ``training.csv``, without the cells that are empty."""
+    with file.open(newline="") as lines:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+
+
+def write_rows(rows: list[Row], file: Path) -> None:
+    """Writes them, whole numbers as such."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, ["epoch", "loss", "validation"])
+        writer.writeheader()
+        writer.writerows(row | {"epoch": int(row["epoch"])} for row in rows)
+
+
+def column(rows: list[Row], name: str) -> tuple[list[float], list[float]]:
+    """Epochs and values, where there are any."""
+    known = [row for row in rows if name in row]
+    return [row["epoch"] for row in known], [row[name] for row in known]
+
+
+def draw_curves(rows: list[Row], file: Path) -> None:
+    """Loss and validation Dice over epochs, the best epoch marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), dpi=100, layout="constrained")
+    loss, dice = figure.subplots(1, 2, sharex=True)
+    draw_curve(loss, *column(rows, "loss"), title="Training loss", color="#2f6fb5")
+    epochs, values = column(rows, "validation")
+    draw_curve(dice, epochs, values, title="Validation Dice", color="#159a57")
+    if values:
+        best = max(range(len(values)), key=values.__getitem__)  # the first, which is the one that was kept
+        dice.plot(epochs[best], values[best], "o", markersize=9, markerfacecolor="none", color=BEST)
+        dice.axvline(epochs[best], color=BEST, linewidth=0.8, linestyle=":")
+        dice.set_title(f"best {values[best]:.3f} at epoch {epochs[best]:.0f}", loc="right", color=BEST, fontsize=10)
+    FigureCanvasAgg(figure).print_png(str(file))
+
+
+def draw_curve(axes: Any, epochs: list[float], values: list[float], title: str, color: str) -> None:
+    """One curve over epochs."""
+    axes.plot(epochs, values, ".-", color=color, linewidth=1.4, markersize=5)
+    axes.set_title(title, loc="left", fontsize=11, weight="bold")
+    axes.set_xlabel("epoch", fontsize=10)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y", color="#e8ebee", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)

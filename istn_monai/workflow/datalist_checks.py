@@ -1,0 +1,139 @@
+"""Checks of a whole datalist before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from istn_monai.alignment import INITIAL_ALIGNMENTS
+from istn_monai.geometry.composite import TRANSFORMATIONS
+from istn_monai.geometry.transformation import checked_size, per_axis
+from istn_monai.io.images import read_or_explain
+from istn_monai.io.landmarks import is_points
+from istn_monai.losses import VARIANTS
+from istn_monai.transforms.checks import check_choice, check_image, check_label, check_soi_labels, plain
+from istn_monai.transforms.keys import IMAGE_KEYS, POINT_KEYS, SIDES
+from istn_monai.transforms.landmarks import Groups, matched_in, members, point_files, used_names
+
+
+def check_datalist(
+    items: Mapping[str, Sequence[Mapping[str, str]]],
+    spatial_dims: int,
+    soi_labels: Sequence[Sequence[int]] | None = None,
+    need_labels: bool = True,
+    in_channels: int | None = None,
+    read_labels: bool = True,
+) -> None:
+    """Reads every file of a datalist once and refuses, by part, index, key and file, what training would stumble on.
+
+    Args:
+        items: ``{part: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
+        spatial_dims: of the configuration.
+        soi_labels: groups of label values that make up the SoI; None for real-valued maps.
+        need_labels: whether pairs without labels are an error.
+        in_channels: of the configuration; None for any number.
+        read_labels: False leaves labels alone, whether there are any or not.
+    """
+    if read_labels:
+        check_soi_labels(soi_labels)
+    subjects: dict[tuple[str, str | None], str] = {}
+    for part, pairs in items.items():
+        for index, pair in enumerate(pairs):
+            for side in SIDES:
+                image, label = f"{side}_image", f"{side}_label"
+                for key in [image, label] if need_labels and read_labels else [image]:
+                    if key not in pair:
+                        raise ValueError(f"{part}[{index}] has no key {key!r}, only {sorted(pair)}")
+                files = (pair[image], pair.get(label) if read_labels else None)
+                subjects.setdefault(files, f"{part}[{index}] {side}")
+    for paths, place in subjects.items():
+        for file in paths:
+            if file is not None and not Path(file).exists():
+                raise FileNotFoundError(f"{place}: no such file: {file}")
+    present: set[int] = set()
+    for (image, label), place in tqdm(subjects.items(), desc="checking data", unit="image", leave=False):
+        loaded = read_or_explain(image, place)
+        check_image(loaded, place, spatial_dims, in_channels)
+        if label is not None:
+            loaded_label = read_or_explain(label, place)
+            check_label(loaded_label, place, loaded, soi_labels)
+            if soi_labels is not None:
+                present.update(int(value) for value in plain(loaded_label).round().unique().tolist())
+    unknown = sorted({value for group in soi_labels or () for value in group} - present)
+    if unknown and present:
+        raise ValueError(f"soi_labels {unknown} are in no label file of the datalist; there are {sorted(present)}")
+
+
+def check_options(
+    loss: Any,
+    transformation: Any,
+    initial_alignment: Any,
+    soi_labels: Any,
+    spatial_size: Any,
+    spacing: Any,
+    soi_points: Any = None,
+) -> None:
+    """ValueError, naming the setting, unless all of a bundle's options make sense."""
+    check_choice("loss", loss, VARIANTS)
+    check_choice("transformation", transformation, TRANSFORMATIONS)
+    check_choice("initial_alignment", initial_alignment, INITIAL_ALIGNMENTS)
+    check_soi_labels(soi_labels, soi_points)
+    size = checked_size(spatial_size)
+    per_axis("spacing", spacing, len(size))
+
+
+def soi_channels(soi_labels: Sequence[Sequence[int]] | None, soi_points: Groups | None) -> int:
+    """How many SoI channels labels and landmarks make, in this order."""
+    return (1 if soi_labels is None else len(soi_labels)) + len(soi_points or ())
+
+
+def check_points(
+    items: Mapping[str, Sequence[Mapping[Hashable, Any]]], spatial_dims: int, soi_points: Groups | None
+) -> None:
+    """Reads all landmarks of a datalist once and refuses, by part, index and file, what training would stumble on.
+
+    Args:
+        items: ``{part: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
+        spatial_dims: of the configuration.
+        soi_points: groups of names; None leaves landmarks alone.
+    """
+    if soi_points is None:
+        return
+    names: set[str] = set()
+    maps = False
+    pairs = ((f"{part}[{index}]", item) for part, items_of in items.items() for index, item in enumerate(items_of))
+    for place, item in pairs:
+        files = point_files(item, place)
+        try:
+            if is_points(files[0]):
+                names.update(checked_points(files, spatial_dims, soi_points))
+            else:
+                maps = True
+                check_maps(item, spatial_dims, soi_points)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{place}: {error}") from error
+    unknown = [group for group in soi_points if not members(sorted(names), group)]
+    if unknown and not maps:
+        raise ValueError(f"soi_points {unknown} are in no pair of the datalist; there are {sorted(names)}")
+
+
+def checked_points(files: Sequence[str], spatial_dims: int, soi_points: Groups) -> Sequence[str]:
+    """The names that two landmark files share; ValueError if no group means any, or the dimension is another."""
+    labels = matched_in(files, spatial_dims)[1].labels
+    used_names(labels, soi_points, files)
+    return labels
+
+
+def check_maps(item: Mapping[Hashable, Any], spatial_dims: int, soi_points: Groups) -> None:
+    """ValueError unless the maps of a pair are whole, on their images' grids, not empty, and one channel is wanted."""
+    if len(soi_points) != 1:
+        raise ValueError(f"{item[POINT_KEYS[0]]} is a map, one channel: soi_points must be [['*']], got {soi_points}")
+    for key, image_key in zip(POINT_KEYS, IMAGE_KEYS, strict=True):
+        if not Path(str(item[key])).is_file():
+            raise FileNotFoundError(f"no such file: {item[key]}")
+        image = read_or_explain(item[image_key], image_key)
+        check_image(image, image_key, spatial_dims)
+        check_label(read_or_explain(item[key], key), key, image, None)

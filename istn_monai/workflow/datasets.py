@@ -1,0 +1,101 @@
+"""The bundle's datasets: cached pairs, and where their datalist is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import CacheDataset, Dataset, PersistentDataset
+from monai.data.utils import pickle_hashing
+from monai.transforms import Compose
+
+from istn_monai.io.datalist import Item, existing
+from istn_monai.workflow.distributed import first_process_first
+
+PARTNERS, VALIDATION_PARTNERS = 7, 2  # so the shipped network's 140 images made 1000 pairs
+
+
+def datalist_file(dataset_dir: str | None, data_list_file: str, synthetic_dir: str = "synthetic") -> str:
+    """Path of a bundle's datalist; without a ``dataset_dir`` the embedded synthetic set is made first."""
+    if dataset_dir is None:
+        from istn_monai.synthetic.pairs import synthesize
+
+        return str(first_process_first(lambda: synthesize(synthetic_dir)))
+    return str(Path(dataset_dir).expanduser() / data_list_file)
+
+
+def datalist_name(file: str | Path | None) -> str | None:
+    """Name and content of a datalist in a few letters, wherever it lies: to tell whether two are the same."""
+    if file is None:  # a host gives the data
+        return None
+    path = existing(file)
+    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+
+
+def hash_with_files(item: Mapping[str, Any]) -> bytes:
+    """Hash of a datalist's item that changes with its files."""
+    states = [os.stat(file) for _, file in sorted(item.items())]
+    return pickle_hashing({**item, "files": [(state.st_mtime_ns, state.st_size) for state in states]})
+
+
+def cached_dataset(
+    data: Sequence[Item],
+    transform: Compose,
+    cache_dir: str | Path | None = None,
+    cache_rate: float = 1.0,
+    num_workers: int = 2,
+    others: Sequence[Item] | None = None,
+) -> Dataset:
+    """A dataset whose deterministic transforms are done once: in memory, or on disk for later runs as well.
+
+    Whole brains and the initial alignment "rigid" take seconds for each pair, in each run.
+
+    Args:
+        data: items of a datalist, or labelled images, see :func:`as_pairs`.
+        transform: deterministic transforms first, random ones after.
+        cache_dir: folder for the results on disk, which other runs with the same pairs and transforms share; a changed
+            file or transform is done anew. It holds pickles: use no folder that others may write to. None keeps them
+            in memory.
+        cache_rate: fraction of the pairs kept in memory.
+        num_workers: threads that fill the memory.
+        others: see :func:`as_pairs`.
+    """
+    data = as_pairs(data, others)
+    if cache_dir is None:
+        return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers)
+    return PersistentDataset(
+        data,
+        transform,
+        Path(cache_dir).expanduser(),
+        hash_func=hash_with_files,
+        hash_transform=pickle_hashing,
+        track_meta=True,
+        weights_only=False,
+    )
+
+
+def as_pairs(items: Sequence[Item], others: Sequence[Item] | None = None) -> list[Item]:
+    """Pairs of labelled images, which is what hosts give, in the place of a datalist; pairs stay as they are.
+
+    Args:
+        items: each ``{"image", "label"}`` is the fixed one of up to 7 pairs, the same for the same items.
+        others: for validation the images of training, of which each item then gets 2 as its moving ones, and which take
+            the items' place if there are none; None pairs the items with each other.
+    """
+    if items and "image" not in items[0]:
+        return list(items)
+    moving, partners = (items, PARTNERS) if others is None else (others, VALIDATION_PARTNERS)
+    rng = np.random.default_rng(0)
+    pairs = []
+    for fixed in items or moving:
+        candidates = [other for other in moving if other["image"] != fixed["image"]]
+        for index in sorted(rng.permutation(len(candidates))[:partners]):
+            pairs.append({f"{side}_{key}": item[key] for side, item in (("moving", candidates[index]), ("fixed", fixed))
+                          for key in ("image", "label")})  # fmt: skip
+    if not pairs:
+        raise ValueError(f"pairs need two labelled images at least, got {len({item['image'] for item in moving})}")
+    return pairs
