@@ -80,7 +80,7 @@ def none_or(value: Any) -> Any:
 
 def architecture(network: nn.Module) -> str:
     """A network's structure in a few letters: two that print alike have the same."""
-    return hashlib.sha256(repr(network).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr(network).replace("(components)", "(parts)").encode()).hexdigest()[:12]
 
 
 def caller_of_type(kind: type) -> Any:
