@@ -22,9 +22,10 @@ from istn_monai.geometry.meta import affine_of
 from istn_monai.io.datalist import read_datalist
 from istn_monai.networks import ISTN
 from istn_monai.qa.measures import RegisteredPair
-from istn_monai.refinement import Refinement, Refiner, default_rate
+from istn_monai.refinement import Refinement, Refiner
 from istn_monai.synthetic.pairs import synthesize
 from istn_monai.workflow.checkpoints import LAST, load_checkpoint, read_checkpoint
+from istn_monai.workflow.inferers import default_rate
 
 TOY_SIZE, TOY_PAIRS, TOY_EPOCHS = (96, 96), 100, 30
 REFINE_STEPS = 50

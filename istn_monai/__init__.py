@@ -49,6 +49,7 @@ __getattr__, __all__ = lazy(
         "geometry.composite": ["CompositeTransformation", "spatial_transformation"],
         "geometry.world_transform": ["WorldTransform", "world_transform"],
         "layers": ["SoftClamp"],
+        "network_settings": ["NetworkSettings"],
         "networks": ["ISTN", "ITN", "STN", "BackboneITN", "DisplacementNetwork", "ISTNOutput", "PyramidSTN"],
         "losses": ["DiceMSELoss", "ISTNLoss"],
         "refinement": ["RefineInferer", "Refiner"],

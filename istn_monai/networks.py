@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from monai.networks.layers import Conv, Pool, get_act_layer
 from torch import Tensor, nn
 
 from istn_monai.geometry.transformation import Transformation
-from istn_monai.layers import AdaptiveAveragePool, Scaled, crop_to, pad_to_multiple
+from istn_monai.layers import AdaptiveAveragePool, Scaled, corner_ratios, crop_to, pad_to_multiple, stretched
 
 
 class ITN(nn.Module):
@@ -118,6 +119,7 @@ class STN(nn.Module):
         hidden_channels: int | None = 32,
     ) -> None:
         super().__init__()
+        self.transformation = transformation
         conv, pool = Conv[Conv.CONV, spatial_dims], Pool[Pool.AVG, spatial_dims]
         channels = (in_channels, 8, 16, 32)
         layers: list[nn.Module] = []
@@ -131,7 +133,15 @@ class STN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, in_channels, *S)`` to theta ``(B, P)``."""
-        return self.regressor(self.features(image))
+        theta = self.regressor(self.features(image))
+        expected = self.transformation.resized(image.shape[2:]).num_parameters
+        if theta.shape[1] != expected:
+            raise ValueError(
+                f"this STN predicts {theta.shape[1]} parameters, a lattice of control points on a grid of "
+                f"{tuple(image.shape[2:])} voxels has {expected}: set spatial_size to the grid that it was built for, "
+                f"{self.transformation.spatial_size}, or use PyramidSTN"
+            )
+        return theta
 
 
 class PyramidSTN(nn.Module):
@@ -165,8 +175,8 @@ class PyramidSTN(nn.Module):
         pool_size: int = 3,
     ) -> None:
         super().__init__()
-        self.interpolation = {2: "bilinear", 3: "trilinear"}[spatial_dims]
-        self.shapes = transformation.parameter_shapes
+        self.transformation = transformation
+        shapes = transformation.parameter_shapes
 
         def block(inputs: int, outputs: int, strides: int) -> nn.Module:
             """Convolution, norm and activation."""
@@ -176,8 +186,17 @@ class PyramidSTN(nn.Module):
         channels = channels[: max(1, (max(transformation.spatial_size) - 1).bit_length() - 1)]
 
         inputs = (in_channels, *channels)
+        size = transformation.spatial_size
         #: for each block of parameters, how many decoder steps its features come from
-        self.depths = tuple(decoder_steps(shape, transformation.spatial_size, len(channels)) for shape in self.shapes)
+        self.depths = tuple(decoder_steps(shape, size, len(channels)) for shape in shapes)
+        levels = [halved(size, len(channels) - step) for step in range(max(self.depths) + 1)]
+        #: features from one point to the next, from level to level and from a level to a lattice; see `stretched`. They
+        #: stay those of this size on a grid of another, so that a point sees the features as far from the center.
+        self.level_ratios = [corner_ratios(*pair) for pair in itertools.pairwise(levels)]
+        self.lattice_ratios = [
+            corner_ratios(levels[depth], shape[1:]) if len(shape) > 1 else []
+            for depth, shape in zip(self.depths, shapes, strict=True)
+        ]
         self.encoder = nn.ModuleList(block(i, o, 2) for i, o in zip(inputs, channels, strict=False))
         deepest = channels[-1]
         skips = list(reversed(channels[:-1]))[: max(self.depths)]  # finer features than any head reads are not made
@@ -188,33 +207,37 @@ class PyramidSTN(nn.Module):
             Scaled(conv(deepest, shape[0], kernel_size=3, padding=1))
             if len(shape) > 1
             else nn.Sequential(AdaptiveAveragePool(pool_size), nn.Flatten(), Scaled(nn.Linear(width, shape[0])))
-            for shape in self.shapes
+            for shape in shapes
         )
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, in_channels, *S)`` to theta ``(B, P)``."""
+        shapes = self.transformation.resized(image.shape[2:]).parameter_shapes
+        levels = self.levels(image)
+        blocks = []
+        for head, shape, depth, ratios in zip(self.heads, shapes, self.depths, self.lattice_ratios, strict=True):
+            # a lattice reaches a cell beyond the image: its outer points see the border, the heads' kernels the rest
+            features = levels[depth] if len(shape) == 1 else stretched(levels[depth], shape[1:], ratios)
+            blocks.append(head(features).flatten(1))
+        return torch.cat(blocks, dim=1)
+
+    def levels(self, image: Tensor) -> list[Tensor]:
+        """Features from the coarsest level to the finest that a head reads."""
         skips = []
         features = image
         for encode in self.encoder:
             features = encode(features)
             skips.append(features)
-        pyramid = [features]
-        for decode, skip in zip(self.decoder, reversed(skips[:-1]), strict=False):
-            finer = self.resize(pyramid[-1], skip.shape[2:])
-            pyramid.append(decode(torch.cat([finer, skip], dim=1)))
-        blocks = []
-        for head, shape, depth in zip(self.heads, self.shapes, self.depths, strict=True):
-            features = pyramid[depth] if len(shape) == 1 else self.resize(pyramid[depth], shape[1:])
-            blocks.append(head(features).flatten(1))
-        return torch.cat(blocks, dim=1)
+        levels = [features]
+        for decode, skip, ratios in zip(self.decoder, reversed(skips[:-1]), self.level_ratios, strict=False):
+            finer = stretched(levels[-1], skip.shape[2:], ratios)
+            levels.append(decode(torch.cat([finer, skip], dim=1)))
+        return levels
 
-    def resize(self, features: Tensor, size: Sequence[int]) -> Tensor:
-        """Features stretched onto a lattice, corner to corner.
 
-        A lattice of control points reaches a cell beyond the image, so its outer points see the image's border, and the
-        heads' convolutions the rest.
-        """
-        return nn.functional.interpolate(features, tuple(size), mode=self.interpolation, align_corners=True)
+def halved(spatial_size: Sequence[int], times: int) -> list[int]:
+    """Size of the features after so many convolutions of stride 2."""
+    return [math.ceil(size / 2**times) for size in spatial_size]
 
 
 def decoder_steps(shape: Sequence[int], spatial_size: Sequence[int], levels: int) -> int:
@@ -222,7 +245,7 @@ def decoder_steps(shape: Sequence[int], spatial_size: Sequence[int], levels: int
     if len(shape) == 1:
         return 0
     for steps in range(levels - 1):
-        size = [math.ceil(s / 2 ** (levels - steps)) for s in spatial_size]
+        size = halved(spatial_size, levels - steps)
         if all(s >= control for s, control in zip(size, shape[1:], strict=True)):
             return steps
     return levels - 1
@@ -271,26 +294,28 @@ class ISTN(nn.Module):
 
     def represent(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """M' and F', ``(B, K, *S)`` each, of an input ``(B, 2C, *S)``, moving channels then fixed."""
-        expected = self.transformation.spatial_size
-        if image.ndim != len(expected) + 2 or image.shape[1] % 2 or tuple(image.shape[2:]) != expected:
+        dims = self.transformation.spatial_dims
+        if image.ndim != dims + 2 or image.shape[1] % 2:
             raise ValueError(
-                f"image must be (B, 2C, {', '.join(map(str, expected))}), moving channels then fixed, on the "
-                f"registration grid that the network was built for, got {tuple(image.shape)}"
+                f"image must be (B, 2C, *S), moving channels then fixed, with {dims} axes S, got {tuple(image.shape)}"
             )
-        batch, channels = image.shape[0], image.shape[1] // 2
-        both = self.itn(image.reshape(2 * batch, channels, *expected))  # one pass for the two of each pair
+        batch, channels, size = image.shape[0], image.shape[1] // 2, tuple(image.shape[2:])
+        both = self.itn(image.reshape(2 * batch, channels, *size))  # one pass for the two of each pair
         if both.shape[2:] != image.shape[2:]:
             raise ValueError(
-                f"the ITN must keep the image's size {expected}, it gave {tuple(both.shape[2:])}; see BackboneITN"
+                f"the ITN must keep the image's size {size}, it gave {tuple(both.shape[2:])}; see BackboneITN"
             )
         moving, fixed = both.unflatten(0, (batch, 2)).unbind(1)
         return moving, fixed
 
     def forward(self, image: Tensor) -> ISTNOutput:
-        """``(B, 2C, *S)``, moving channels then fixed, to all that the losses need."""
+        """``(B, 2C, *S)``, moving channels then fixed, to all that the losses need.
+
+        S may be another size than the network was built for, with the same spacing: lattices follow the grid.
+        """
         moving, fixed = self.represent(image)
         theta = self.stn(torch.cat([moving, fixed], dim=1))
-        return ISTNOutput(image, moving, fixed, theta, self.transformation(theta))
+        return ISTNOutput(image, moving, fixed, theta, self.transformation.resized(image.shape[2:])(theta))
 
 
 class DisplacementNetwork(nn.Module):

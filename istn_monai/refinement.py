@@ -23,17 +23,7 @@ TARGETS = ("theta", "stn")
 LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
 COARSE_STEPS = {"theta": 25, "stn": 0}
 COARSE_STRIDE = 2
-#: of theta in the bundle, where B-splines refine best at a rate of their own (found on validation pairs)
-BSPLINE_RATE, BSPLINE_STEPS = 0.2, 50
 AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
-
-
-def default_rate(transformation: str, steps: int) -> float:
-    """The bundle's learning rate for the parameters of "affine" or "bspline".
-
-    In fewer steps than usual B-splines take smaller ones: 10 at the full rate end where they began.
-    """
-    return BSPLINE_RATE * min(1.0, steps / BSPLINE_STEPS) if transformation == "bspline" else LEARNING_RATES["theta"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +136,7 @@ class Refiner:
         if self.target == "theta":
             with torch.no_grad():
                 theta = network.stn(torch.cat([moving, fixed], dim=1))
-            return self.register(network.transformation, moving, fixed, theta)
+            return self.register(network.transformation.resized(image.shape[2:]), moving, fixed, theta)
         singles = [
             self.refine_stn(network, m, f) for m, f in zip(moving.split(1), fixed.split(1), strict=True)
         ]  # weights are shared by a batch, so each pair needs a copy of its own
@@ -182,7 +172,8 @@ class Refiner:
             moving, fixed = moving.clone(), fixed.clone()
             stn = copy.deepcopy(network.stn).eval().requires_grad_()
             both = torch.cat([moving, fixed], dim=1)
-            return self.minimize(network.transformation, lambda: stn(both), list(stn.parameters()), moving, fixed)
+            transformation = network.transformation.resized(moving.shape[2:])
+            return self.minimize(transformation, lambda: stn(both), list(stn.parameters()), moving, fixed)
 
     def objectives(self, ddf: Tensor, moving: Tensor, fixed: Tensor, stride: int = 1) -> Tensor:
         """The objective of each pair, ``(B,)``, over each ``stride``-th voxel, where the ddf is known."""

@@ -30,6 +30,10 @@ class DenseTransformation(Transformation):
         super().__init__(spatial_size, spacing)
         self.parameter_shapes = ((self.spatial_dims, *self.spatial_size),)
 
+    def on_size(self, spatial_size: Sequence[int]) -> DenseTransformation:
+        """See :meth:`Transformation.resized`."""
+        return DenseTransformation(spatial_size, self.spacing)
+
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``."""
         ddf = theta.unflatten(1, self.parameter_shapes[0])

@@ -58,6 +58,7 @@ def split_items(content: Mapping[str, Any], part: str, path: Path) -> list[Item]
     return items
 
 
-def pair_item(**files: str | None) -> Item:
+def pair_item(moving_image: str | None, fixed_image: str | None, moving_label: str | None = None) -> Item:
     """The item of one pair: the files that are given, by their keys."""
+    files = {"moving_image": moving_image, "fixed_image": fixed_image, "moving_label": moving_label}
     return {key: str(Path(file).expanduser()) for key, file in files.items() if file is not None}

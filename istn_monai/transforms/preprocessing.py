@@ -43,7 +43,7 @@ class LoadPaird(MapTransform):
         [[[1.0, 2.0]]]
     """
 
-    def __init__(self, keys: Sequence[str], **options: Any) -> None:
+    def __init__(self, keys: Sequence[str] = PAIR_KEYS, **options: Any) -> None:
         super().__init__(keys, allow_missing_keys=True)
         self.options = options
 
