@@ -18,7 +18,7 @@ from monai.utils import convert_to_tensor
 from table1 import DTYPE, METHODS, RATES_OF, RESULTS, Cell
 from torch import Tensor
 
-from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.grids import Grid
 from istn_monai.io.datalist import read_datalist
 from istn_monai.networks import ISTN
 from istn_monai.qa.measures import RegisteredPair
@@ -134,9 +134,20 @@ def with_structures(pair: Mapping[str, Tensor], ddf: Tensor) -> RegisteredPair:
     moving, fixed = plain(pair["image"]).chunk(2)
     moving_soi, fixed_soi = plain(pair["label"]).chunk(2)
     everywhere = torch.ones(ddf.shape[1:], dtype=torch.bool)
-    spacing = tuple(affine_of(pair["image"])[:-1, :-1].norm(dim=0).tolist())
+    spacing = Grid.of(pair["image"]).spacing
     return RegisteredPair(
-        ("moving", "fixed"), moving, fixed, moving_soi, fixed_soi, ddf, ddf, spacing, everywhere, everywhere, {}, "mask"
+        ("moving", "fixed"),
+        moving,
+        fixed,
+        moving_soi,
+        fixed_soi,
+        ddf,
+        ddf,
+        spacing,
+        everywhere,
+        everywhere,
+        None,
+        "mask",
     )
 
 

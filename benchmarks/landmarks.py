@@ -22,7 +22,7 @@ from monai.transforms import Compose, LoadImaged
 from torch import Tensor
 
 from istn_monai import AffineTransformation, BSplineTransformation, CompositeTransformation
-from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.metrics import folding_fraction
 from istn_monai.refinement import Refiner
@@ -80,7 +80,7 @@ def main(data: str, threads: int = 2) -> None:
             theta = torch.nn.functional.pad(theta, (0, transformation.num_parameters - theta.shape[1]))
         result = refiner.register(transformation, *images, theta)
         theta = result.theta
-        transform = world_transform(transformation, theta, affine_of(pair["fixed_image"]), pair["initial_alignment"])
+        transform = world_transform(transformation, theta, Grid.of(pair["fixed_image"]), pair["initial_alignment"])
         rows[name] = errors(transform, fixed, moving) | {
             "folding": folding_fraction(result.ddf).item(),
             "seconds": time.perf_counter() - begin,

@@ -44,6 +44,7 @@ __getattr__, __all__ = lazy(
         "geometry.sampling": ["Warp", "warp"],
         "geometry.transformation": ["Transformation"],
         "geometry.affine": ["AffineTransformation"],
+        "geometry.grids": ["Grid"],
         "geometry.bspline": ["BSplineTransformation"],
         "geometry.dense": ["DenseTransformation"],
         "geometry.composite": ["CompositeTransformation", "spatial_transformation"],

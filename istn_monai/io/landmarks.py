@@ -98,7 +98,9 @@ def checked_frame(frame: str, file: str | Path) -> str:
 
 def to_ras(positions: Tensor, frame: str) -> Tensor:
     """Positions ``(N, D)`` of a frame in RAS; and back, for it is a reflection."""
-    return positions * torch.as_tensor(lps(positions.shape[1]).diagonal()) if frame == "LPS" else positions.clone()
+    return (
+        positions * torch.as_tensor(lps(positions.shape[1]).diagonal().copy()) if frame == "LPS" else positions.clone()
+    )
 
 
 def read_points(file: str | Path, frame: str | None = None) -> Points:

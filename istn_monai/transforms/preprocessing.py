@@ -18,7 +18,7 @@ from monai.transforms import MapTransform, Transform
 from torch import Tensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment
-from istn_monai.geometry.grids import overlap_in_world, registration_grid
+from istn_monai.geometry.grids import Grid, overlap_in_world, registration_grid
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import area_averaged, unit_range
 from istn_monai.geometry.sampling import resample
@@ -102,7 +102,7 @@ class CheckPaird(Transform):
 
 
 class NormalizeIntensityRanged(MapTransform):
-    """Intensities between two percentiles, scaled to [0, 1] and cut there, whatever the scanner's scale.
+    """Intensities between two percentiles, scaled to [0, 1] and clipped there, whatever the scanner's scale.
 
     An image so sparse that its percentiles coincide, which MONAI's ``ScaleIntensityRangePercentilesd`` leaves as it is,
     is scaled between its extremes.
@@ -198,16 +198,14 @@ class InitialAlignmentd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
         moving, fixed = (data[key] for key in IMAGE_KEYS)
-        matrix = initial_alignment(
-            self.name, moving.as_tensor(), affine_of(moving), fixed.as_tensor(), affine_of(fixed)
-        )
+        matrix = initial_alignment(self.name, moving, fixed)
         result["initial_alignment"] = matrix
         for key in self.keys:
             if key in data:
                 image = data[key]
-                result[key] = with_affine(image.as_tensor(), torch.linalg.solve(matrix, affine_of(image)), image)
+                result[key] = with_affine(image.as_tensor(), Grid.of(image).aligned(matrix).affine, image)
         aligned = result[IMAGE_KEYS[0]] if IMAGE_KEYS[0] in self.keys else moving
-        if not overlap_in_world(fixed.shape[1:], affine_of(fixed), aligned.shape[1:], affine_of(aligned)):
+        if not overlap_in_world(Grid.of(fixed), Grid.of(aligned)):
             raise ValueError(
                 f"{source(moving, IMAGE_KEYS[0])} and {source(fixed, IMAGE_KEYS[1])} do not overlap in the world under "
                 f"initial_alignment {self.name!r}: choose 'center' or 'moments'"
@@ -242,22 +240,21 @@ class RegistrationGridd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
-        fixed = data[IMAGE_KEYS[1]]
-        grid = registration_grid(fixed.shape[1:], affine_of(fixed), self.spatial_size, self.spacing)
+        grid = registration_grid(Grid.of(data[IMAGE_KEYS[1]]), self.spatial_size, self.spacing)
         for key in self.keys:
             if key in data:
-                result[key] = on_grid(data[key], grid, self.spatial_size)
+                result[key] = on_grid(data[key], grid)
                 if key in LABEL_KEYS:
-                    check_kept(kept(data[key], result[key]), source(data[key], key), grid, self.spatial_size)
+                    check_kept(kept(data[key], result[key]), source(data[key], key), grid)
         return result
 
 
-def on_grid(image: MetaTensor, grid: Tensor, spatial_size: Sequence[int]) -> MetaTensor:
-    """``(C, *S)`` on a grid of affine ``grid``, ``(C, *spatial_size)``, as :class:`RegistrationGridd` has it."""
-    to_image = torch.linalg.solve(affine_of(image), grid)
-    values = area_averaged(image.as_tensor().float()[None], to_image, spatial_size)
-    inside = resample(torch.ones(1, 1, *image.shape[1:]), to_image, spatial_size)
-    return with_affine((values * inside)[0], grid, image)
+def on_grid(image: MetaTensor, grid: Grid) -> MetaTensor:
+    """An image ``(C, *S)`` on another grid, ``(C, *grid.spatial_size)``, as :class:`RegistrationGridd` has it."""
+    own = Grid.of(image)
+    values = area_averaged(image.as_tensor().float()[None], own, grid)
+    inside = resample(torch.ones(1, 1, *own.spatial_size), grid.to(own), grid.spatial_size)
+    return with_affine((values * inside)[0], grid.affine, image)
 
 
 def kept(image: MetaTensor, resampled: MetaTensor) -> float:
@@ -266,12 +263,12 @@ def kept(image: MetaTensor, resampled: MetaTensor) -> float:
     return float(after / before)
 
 
-def check_kept(fraction: float, name: str, grid: Tensor, spatial_size: Sequence[int]) -> None:
+def check_kept(fraction: float, name: str, grid: Grid) -> None:
     """ValueError if less than half of what ``name`` marks is on the registration grid."""
     if fraction < 0.5:
-        spacing = tuple(round(step, 6) for step in grid[:-1, :-1].norm(dim=0).tolist())
+        spacing = tuple(round(step, 6) for step in grid.spacing)
         raise ValueError(
-            f"{name}: only {100 * fraction:.0f} % of its SoI is on the registration grid of {tuple(spatial_size)} "
+            f"{name}: only {100 * fraction:.0f} % of its SoI is on the registration grid of {grid.spatial_size} "
             f"voxels of {spacing} mm about the middle of the fixed image; choose a larger spatial_size or spacing, or "
             "another initial_alignment"
         )

@@ -22,8 +22,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from istn_monai.geometry.grids import map_points
-from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.resampling import pull_back_landmarks, pull_back_points, warp_labels
 from istn_monai.geometry.sampling import sample
 from istn_monai.io.landmarks import is_points, matched
@@ -70,13 +69,13 @@ def label_metrics(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Seq
         soi_labels: groups of label values; None for real-valued maps.
     """
     moving, fixed = (pair[f"{side}_label_original"] for side in ("moving", "fixed"))
-    points = pull_back_points(ddf, affine_of(pair["image"]), affine_of(fixed), fixed.shape[1:], affine_of(moving))
+    points = pull_back_points(ddf, Grid.of(pair["image"]), Grid.of(fixed), Grid.of(moving))
     values = soi_values(soi_labels)
     moving_map, fixed_map = label_map(moving, soi_labels), label_map(fixed, soi_labels)[0, 0]
     warped_soi = sample(merged_soi(moving_map, soi_labels), points, padding_mode="zeros")[0, 0] > 0.5
     fixed_soi = merged_soi(fixed_map, soi_labels) > 0.5
     box = box_of(warped_soi | fixed_soi)  # nothing is to be seen elsewhere, and a brain is large
-    spacing = affine_of(fixed)[:-1, :-1].norm(dim=0).tolist()
+    spacing = Grid.of(fixed).spacing
     figures = {f"{k}_merged": v for k, v in overlap(warped_soi[box], fixed_soi[box], spacing).items()}
     if soi_labels is None:
         return figures | {"dice_labels": figures["dice_merged"]}
@@ -97,7 +96,7 @@ def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
     if not all(map(is_points, files)):
         return {}
     moving, fixed = matched(*files)
-    found = pull_back_landmarks(ddf, affine_of(pair["image"]), fixed.positions.T)
+    found = pull_back_landmarks(ddf, Grid.of(pair["image"]), fixed.positions.T)
     if "initial_alignment" in pair:
         found = map_points(torch.as_tensor(pair["initial_alignment"], dtype=torch.float64), found)
     distances = (found - moving.positions.T).norm(dim=0)

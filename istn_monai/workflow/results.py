@@ -16,9 +16,8 @@ from ignite.engine import Engine, Events
 from monai.utils import get_package_version
 from torch import nn
 
-from istn_monai.geometry.grids import map_points, within
+from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import affine_of
-from istn_monai.geometry.sampling import affine_points
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.io.images import save_image
@@ -58,13 +57,13 @@ def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
     return check_output_dir(output_dir)
 
 
-def covering_grid(spatial_size: Sequence[int], affine: torch.Tensor, spacing: float) -> tuple[list[int], torch.Tensor]:
-    """Size and affine of a grid that covers an image and ``MARGIN`` steps around it, of at least ``spacing`` mm."""
-    factors = [max(1.0, spacing / step) for step in affine[:-1, :-1].norm(dim=0).tolist()]
-    steps = [math.ceil((n - 1) / factor - 1e-6) for n, factor in zip(spatial_size, factors, strict=True)]
+def covering_grid(image: Grid, spacing: float) -> Grid:
+    """A grid of at least ``spacing`` mm that covers an image and ``MARGIN`` steps around it."""
+    factors = [max(1.0, spacing / step) for step in image.spacing]
+    steps = [math.ceil((n - 1) / factor - 1e-6) for n, factor in zip(image.spatial_size, factors, strict=True)]
     to_voxel = torch.diag(torch.tensor([*factors, 1.0], dtype=torch.float64))
     to_voxel[:-1, -1] = -MARGIN * to_voxel.diagonal()[:-1]
-    return [n + 1 + 2 * MARGIN for n in steps], affine @ to_voxel
+    return Grid(tuple(n + 1 + 2 * MARGIN for n in steps), image.affine @ to_voxel)
 
 
 def inverse_of(
@@ -78,13 +77,12 @@ def inverse_of(
         start: the initial alignment, which the original moving image's affine has.
         spacing: of the field that the inverse is kept as, in mm.
     """
-    moving, fixed = pair["moving_image_original"], pair["fixed_image_original"]
-    moving_affine = start.double() @ affine_of(moving)  # as in its file: the initial alignment taken back
-    size, affine = covering_grid(moving.shape[1:], moving_affine, spacing)
-    inverse = transform.inverse(size, affine)
-    points = affine_points(affine_of(fixed), fixed.shape[1:], torch.float64).flatten(1)
+    aligned, fixed = (Grid.of(pair[f"{side}_image_original"]) for side in ("moving", "fixed"))
+    moving = Grid(aligned.spatial_size, start.double() @ aligned.affine)  # as in its file
+    inverse = transform.inverse(covering_grid(moving, spacing))
+    points = fixed.points().flatten(1)
     moved = transform.transform_points(points)
-    seen = within(map_points(torch.linalg.inv(moving_affine), moved)[None], moving.shape[1:])[0, 0]
+    seen = moving.contains(moved)
     if not seen.any():
         return inverse, {}
     error = (inverse.transform_points(moved[:, seen]) - points[:, seen]).norm(dim=0)
@@ -180,7 +178,7 @@ class SavePairHandler:
         if self.transformation is None or "theta" not in pair:
             return written
         theta, start = (torch.as_tensor(pair[key]) for key in ("theta", "initial_alignment"))
-        transform = world_transform(self.transformation, theta[None], affine_of(pair["image"]), start)
+        transform = world_transform(self.transformation, theta[None], Grid.of(pair["image"]), start)
         write_transform(transform, self.output_dir / TRANSFORM)
         written[TRANSFORM] = {"maps": "fixed to moving points", "frame": "LPS mm"}
         if self.inverse:
