@@ -26,7 +26,8 @@ from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.metrics import folding_fraction
 from istn_monai.refinement import Refiner
-from istn_monai.transforms.preprocessing import InitialAlignmentd, NormalizeIntensityRanged, RegistrationGridd
+from istn_monai.transforms.preprocessing import InitialAlignmentd, NormalizeIntensityRanged
+from istn_monai.transforms.registration_grid import RegistrationGridd
 
 FILES = {"moving_image": "MNI152_T1_1mm_brain.nii.gz", "fixed_image": "ch2bet.nii.gz"}
 SPACES = {"moving": "MNI152NLin6Asym", "fixed": "Colin27"}

@@ -17,7 +17,8 @@ Where things are, in reading order:
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
   :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`,
-  :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.landmarks`,
+  :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
+  :mod:`~istn_monai.transforms.landmarks`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.postprocessing`
 - :mod:`istn_monai.qa`: judging a registered pair.
   :mod:`~istn_monai.qa.rules`, :mod:`~istn_monai.qa.measures`, :mod:`~istn_monai.qa.panels`,
@@ -57,9 +58,9 @@ __getattr__, __all__ = lazy(
         "io.landmarks": ["Points", "read_points", "write_points"],
         "io.itk_transforms": ["read_transform", "write_transform"],
         "transforms.preprocessing": [
-            "CheckPaird", "ConcatPaird", "InitialAlignmentd", "LoadPaird", "NormalizeIntensityRanged",
-            "RegistrationGridd", "SoIGroupsd",
+            "CheckPaird", "ConcatPaird", "InitialAlignmentd", "LoadPaird", "NormalizeIntensityRanged", "SoIGroupsd",
         ],
+        "transforms.registration_grid": ["RegistrationGridd"],
         "transforms.landmarks": ["AddLandmarkChannelsd"],
         "transforms.augmentation": ["RandDeformd"],
         "transforms.postprocessing": ["Representd", "WarpPaird"],

@@ -16,7 +16,8 @@ from istn_monai.geometry.composite import spatial_transformation
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import world_transform
 from istn_monai.refinement import Refiner
-from istn_monai.transforms.preprocessing import InitialAlignmentd, RegistrationGridd
+from istn_monai.transforms.preprocessing import InitialAlignmentd
+from istn_monai.transforms.registration_grid import RegistrationGridd
 
 SHIFT = np.array([6.0, -4.0, 3.0])
 BLOBS = np.array([[0, 0, 0, 9.0], [14, -9, 8, 6.0], [-12, 10, -9, 7.0], [9, 13, -7, 5.0], [-11, -12, 9, 6.0]])

@@ -20,7 +20,8 @@ from istn_monai.losses import DiceMSELoss, ISTNLoss, annotated
 from istn_monai.networks import ISTNOutput
 from istn_monai.transforms.augmentation import RandDeformd
 from istn_monai.transforms.landmarks import AddLandmarkChannelsd, check_soi_points, landmark_map
-from istn_monai.transforms.preprocessing import InitialAlignmentd, RegistrationGridd, SoIGroupsd
+from istn_monai.transforms.preprocessing import InitialAlignmentd, SoIGroupsd
+from istn_monai.transforms.registration_grid import RegistrationGridd
 from istn_monai.workflow.datalist_checks import check_points, soi_channels
 from istn_monai.workflow.training import warped_and_fixed_soi
 

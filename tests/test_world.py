@@ -31,7 +31,8 @@ from istn_monai.geometry.meta import affine_of
 from istn_monai.geometry.resampling import pull_back_points, warp_labels
 from istn_monai.geometry.sampling import sample, voxel_grid
 from istn_monai.transforms.postprocessing import WarpPaird
-from istn_monai.transforms.preprocessing import InitialAlignmentd, RegistrationGridd
+from istn_monai.transforms.preprocessing import InitialAlignmentd
+from istn_monai.transforms.registration_grid import RegistrationGridd
 
 FIXED = {2: (19, 14), 3: (15, 12, 10)}
 MOVING = {2: (17, 21), 3: (13, 16, 14)}

@@ -9,6 +9,7 @@ Convention:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,6 +110,11 @@ class Grid:
     def points(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """World points ``(D, *S)`` of all voxels, computed in float64 whatever ``dtype`` they are returned in."""
         return affine_points(self.affine, self.spatial_size, dtype)
+
+    def corners(self) -> Tensor:
+        """World points ``(D, 2^D)`` of the outermost voxels' centers."""
+        ends = [(0.0, size - 1.0) for size in self.spatial_size]
+        return map_points(self.affine, torch.tensor(list(itertools.product(*ends)), dtype=torch.float64).T)
 
     def to(self, other: Grid) -> Tensor:
         """``(D+1, D+1)``: voxel of this grid to voxel of the other one, both in the same world."""

@@ -178,13 +178,14 @@ def world_transform(
     """The whole registration of one pair, fixed to moving world points: ``T0 o (id + u)``.
 
     Args:
-        transformation: on the registration grid.
+        transformation: of the registration; its lattices follow the grid.
         theta: parameters ``(1, P)``.
         grid: the registration grid.
         initial_alignment: ``T0`` ``(D+1, D+1)``; None for none.
 
     Raises:
-        ValueError: theta is not that of one pair, or the transformation is for a grid of another size.
+        ValueError: theta is not that of one pair, or has another number of parameters than the transformation on this
+            grid.
 
     Example:
         >>> affine = AffineTransformation((24, 20), spacing=2.0)
@@ -195,10 +196,7 @@ def world_transform(
     """
     if theta.ndim != 2 or len(theta) != 1:
         raise ValueError(f"theta must be (1, P), one pair, got {tuple(theta.shape)}")
-    if grid.spatial_size != transformation.spatial_size:
-        raise ValueError(
-            f"grid must have the transformation's size {transformation.spatial_size}, got {grid.spatial_size}"
-        )
+    transformation = transformation.resized(grid.spatial_size)
     start = [] if initial_alignment is None else [WorldAffine(initial_alignment)]
     own = world_components(transformation, theta.detach().double(), grid)
     return WorldTransform([*start, *own], transformation.spatial_dims)

@@ -77,7 +77,7 @@ def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any
     if "theta_start" in meta:
         theta = torch.as_tensor(meta["theta_start"])[None].to(next(istn.parameters()).device)
         with torch.no_grad():
-            one_pass = cpu(istn.transformation(theta)[0])
+            one_pass = cpu(istn.transformation.resized(one_pass.shape[1:])(theta)[0])
     grid = affine_of(pair["image"])
     voxels = voxel_grid(one_pass.shape[1:], one_pass)
     covered, viewed = (

@@ -29,7 +29,7 @@ from istn_monai.io.images import read_or_explain
 from istn_monai.io.landmarks import Points, is_points, matched
 from istn_monai.transforms.checks import check_choice
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, POINT_KEYS, Pair
-from istn_monai.transforms.preprocessing import check_kept, kept, on_grid
+from istn_monai.transforms.registration_grid import check_kept, kept, on_grid
 
 MAPS = ("heatmap", "distance")
 Groups = Sequence[Sequence[str]]

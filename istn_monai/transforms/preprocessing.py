@@ -18,11 +18,9 @@ from monai.transforms import MapTransform, Transform
 from torch import Tensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment
-from istn_monai.geometry.grids import Grid, overlap_in_world, registration_grid
+from istn_monai.geometry.grids import Grid, overlap_in_world
 from istn_monai.geometry.meta import affine_of, with_affine
-from istn_monai.geometry.resampling import area_averaged, unit_range
-from istn_monai.geometry.sampling import resample
-from istn_monai.geometry.transformation import checked_size, per_axis
+from istn_monai.geometry.resampling import unit_range
 from istn_monai.io.images import read_or_explain
 from istn_monai.transforms.checks import check_image, check_label, source
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, PAIR_KEYS, Pair
@@ -211,67 +209,6 @@ class InitialAlignmentd(Transform):
                 f"initial_alignment {self.name!r}: choose 'center' or 'moments'"
             )
         return result
-
-
-class RegistrationGridd(Transform):
-    """Resamples a pair once, linearly, onto one registration grid built from the fixed image.
-
-    On a grid that is coarser by a factor of 2 or more, a voxel is the mean of several samples: with one alone, fine
-    structures would alias. Beyond an image's border the grid holds 0. A label that the grid cuts off by more than half
-    is an error: nothing could be learned from it.
-
-    Args:
-        spatial_size: of the grid.
-        spacing: of the grid in mm.
-        keys: what to resample in place; those that are absent are skipped.
-
-    Example:
-        >>> pair = {"moving_image": MetaTensor(torch.rand(1, 30, 41)), "fixed_image": MetaTensor(torch.rand(1, 50, 39))}
-        >>> [image.shape for image in RegistrationGridd((16, 16), spacing=2.0)(pair).values()]
-        [torch.Size([1, 16, 16]), torch.Size([1, 16, 16])]
-    """
-
-    def __init__(
-        self, spatial_size: Sequence[int], spacing: float | Sequence[float] = 1.0, keys: Sequence[str] = PAIR_KEYS
-    ) -> None:
-        self.spatial_size = checked_size(spatial_size)
-        self.spacing = per_axis("spacing", spacing, len(self.spatial_size))
-        self.keys = tuple(keys)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
-        result = dict(data)
-        grid = registration_grid(Grid.of(data[IMAGE_KEYS[1]]), self.spatial_size, self.spacing)
-        for key in self.keys:
-            if key in data:
-                result[key] = on_grid(data[key], grid)
-                if key in LABEL_KEYS:
-                    check_kept(kept(data[key], result[key]), source(data[key], key), grid)
-        return result
-
-
-def on_grid(image: MetaTensor, grid: Grid) -> MetaTensor:
-    """An image ``(C, *S)`` on another grid, ``(C, *grid.spatial_size)``, as :class:`RegistrationGridd` has it."""
-    own = Grid.of(image)
-    values = area_averaged(image.as_tensor().float()[None], own, grid)
-    inside = resample(torch.ones(1, 1, *own.spatial_size), grid.to(own), grid.spatial_size)
-    return with_affine((values * inside)[0], grid.affine, image)
-
-
-def kept(image: MetaTensor, resampled: MetaTensor) -> float:
-    """Fraction of an image's integral that is on another grid; nan for an empty image."""
-    before, after = (x.as_tensor().sum() * affine_of(x)[:-1, :-1].det().abs() for x in (image, resampled))
-    return float(after / before)
-
-
-def check_kept(fraction: float, name: str, grid: Grid) -> None:
-    """ValueError if less than half of what ``name`` marks is on the registration grid."""
-    if fraction < 0.5:
-        spacing = tuple(round(step, 6) for step in grid.spacing)
-        raise ValueError(
-            f"{name}: only {100 * fraction:.0f} % of its SoI is on the registration grid of {grid.spatial_size} "
-            f"voxels of {spacing} mm about the middle of the fixed image; choose a larger spatial_size or spacing, or "
-            "another initial_alignment"
-        )
 
 
 class ConcatPaird(Transform):

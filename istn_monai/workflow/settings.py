@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from istn_monai.folders import BEST
 from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.options import SETTINGS
-from istn_monai.transforms.preprocessing import AUTO
+from istn_monai.transforms.registration_grid import AUTO
 from istn_monai.weights import read_weights
 
 #: top-level ids that MONAI itself reads, those that only make sense to a host, and what a plan says of itself
