@@ -1,4 +1,4 @@
-"""Trains and evaluates with the bundle alone, and keeps the figures.
+"""Trains and evaluates with the bundle alone, and keeps the metrics.
 
     python benchmarks/main_job.py CASE --data DIR [--runs DIR] [--refine_steps N] [--evaluate_only]
 

@@ -217,8 +217,8 @@ class RegistrationGridd(Transform):
     """Resamples a pair once, linearly, onto one registration grid built from the fixed image.
 
     On a grid that is coarser by a factor of 2 or more, a voxel is the mean of several samples: with one alone, fine
-    structures would alias. Beyond an image's border the grid holds 0. A label that the grid cuts off by more than half
-    is an error: nothing could be learned from it.
+    structures would alias. Beyond an image's border the grid holds 0. A label of which more than half lies off the
+    grid is an error: nothing could be learned from it.
 
     Args:
         spatial_size: of the grid.

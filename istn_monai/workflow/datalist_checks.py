@@ -27,10 +27,10 @@ def check_datalist(
     in_channels: int | None = None,
     read_labels: bool = True,
 ) -> None:
-    """Reads every file of a datalist once and refuses, by part, index, key and file, what training would stumble on.
+    """Reads every file of a datalist once and refuses, by split, index, key and file, what training would stumble on.
 
     Args:
-        items: ``{part: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
+        items: ``{split: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
         spatial_dims: of the configuration.
         soi_labels: groups of label values that make up the SoI; None for real-valued maps.
         need_labels: whether pairs without labels are an error.
@@ -40,15 +40,15 @@ def check_datalist(
     if read_labels:
         check_soi_labels(soi_labels)
     subjects: dict[tuple[str, str | None], str] = {}
-    for part, pairs in items.items():
+    for split, pairs in items.items():
         for index, pair in enumerate(pairs):
             for side in SIDES:
                 image, label = f"{side}_image", f"{side}_label"
                 for key in [image, label] if need_labels and read_labels else [image]:
                     if key not in pair:
-                        raise ValueError(f"{part}[{index}] has no key {key!r}, only {sorted(pair)}")
+                        raise ValueError(f"{split}[{index}] has no key {key!r}, only {sorted(pair)}")
                 files = (pair[image], pair.get(label) if read_labels else None)
-                subjects.setdefault(files, f"{part}[{index}] {side}")
+                subjects.setdefault(files, f"{split}[{index}] {side}")
     for paths, place in subjects.items():
         for file in paths:
             if file is not None and not Path(file).exists():
@@ -93,10 +93,10 @@ def soi_channels(soi_labels: Sequence[Sequence[int]] | None, soi_points: Groups 
 def check_points(
     items: Mapping[str, Sequence[Mapping[Hashable, Any]]], spatial_dims: int, soi_points: Groups | None
 ) -> None:
-    """Reads all landmarks of a datalist once and refuses, by part, index and file, what training would stumble on.
+    """Reads all landmarks of a datalist once and refuses, by split, index and file, what training would stumble on.
 
     Args:
-        items: ``{part: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
+        items: ``{split: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
         spatial_dims: of the configuration.
         soi_points: groups of names; None leaves landmarks alone.
     """
@@ -104,7 +104,7 @@ def check_points(
         return
     names: set[str] = set()
     maps = False
-    pairs = ((f"{part}[{index}]", item) for part, items_of in items.items() for index, item in enumerate(items_of))
+    pairs = ((f"{split}[{index}]", item) for split, items_of in items.items() for index, item in enumerate(items_of))
     for place, item in pairs:
         files = point_files(item, place)
         try:
