@@ -10,6 +10,8 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 from torch import Tensor
 
+from istn_monai.geometry.sampling import column
+
 Metrics = dict[str, float]
 #: what :func:`field_metrics` gives, by these names in reports, tables, QA and replies
 FIELD_METRICS = ("displacement_mm", "max_displacement_mm", "displacement", "folding", "sdlogj", "sdlogj_l2r")
@@ -81,8 +83,7 @@ def field_metrics(ddf: Tensor, spacing: Sequence[float], determinant: Tensor | N
         of the grid's shortest side; ``folding`` the fraction of voxels that fold; ``sdlogj`` see
         :func:`sd_log_jacobian`; ``sdlogj_l2r`` see :func:`sd_log_jacobian_l2r`.
     """
-    step = ddf.new_tensor(list(spacing)).view(-1, *[1] * (ddf.ndim - 1))
-    lengths = (ddf * step).norm(dim=0).flatten()
+    lengths = (ddf * column(ddf.new_tensor(list(spacing)), ddf.ndim)).norm(dim=0).flatten()
     far = lengths.kthvalue(max(1, round(0.99 * lengths.numel()))).values.item()
     shortest = min(size * mm for size, mm in zip(ddf.shape[1:], spacing, strict=True))
     known = jacobian_determinant(ddf[None]) if determinant is None else determinant[None]
@@ -121,6 +122,6 @@ def without_nan(value: Any) -> Any:
     """nan as None, which JSON has."""
     if isinstance(value, Mapping):
         return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

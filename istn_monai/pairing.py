@@ -12,12 +12,12 @@ import numpy as np
 
 from istn_monai.io.datalist import IMAGE_SUFFIXES, SPLITS
 from istn_monai.io.landmarks import POINT_SUFFIXES
-from istn_monai.io.paths import new_file
+from istn_monai.io.paths import absolute, new_file
 
 
 def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Image files of a folder, or those of other suffixes, by their names without suffix."""
-    path = Path(folder).expanduser().absolute()
+    path = absolute(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"{name}: no such folder: {path}")
     what = "image" if suffixes == IMAGE_SUFFIXES else "landmark file"

@@ -97,13 +97,10 @@ class PairRefinement(NamedTuple):
 
 
 def refinement_of(pred: Any) -> PairRefinement | None:
-    """What :class:`RefineInferer` wrote into the metadata of a ddf; the one reader of these metadata.
+    """What :class:`RefineInferer` wrote into the metadata of a ddf; None if a network alone made the ddf.
 
     Args:
         pred: ``(D, *S)``, the ddf of one pair: an item of the inferer's batch.
-
-    Returns:
-        None for a ddf without such metadata, as a network alone gives it.
 
     Raises:
         ValueError: the metadata are those of a batch.

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from istn_monai.io.paths import absolute
+
 SPLITS = ("training", "validation", "testing")
 PATH_KEYS = tuple(f"{side}_{kind}" for kind in ("image", "label", "points") for side in ("moving", "fixed"))
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png")
@@ -15,7 +17,7 @@ Item = dict[str, str]
 
 def existing(file: str | Path) -> Path:
     """Absolute path of a datalist, or FileNotFoundError."""
-    path = Path(file).expanduser().absolute()
+    path = absolute(file)
     if not path.is_file():
         raise FileNotFoundError(f"datalist not found: {path}; give dataset_dir and data_list_file")
     return path

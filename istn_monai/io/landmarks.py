@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from istn_monai.geometry.frames import lps
+from istn_monai.io.paths import absolute
 
 FRAMES = ("RAS", "LPS")
 POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json")
@@ -110,7 +111,7 @@ def read_points(file: str | Path, frame: str | None = None) -> Points:
         file: ``.csv`` with columns x, y (, z) and, if it has them, label (or name) and frame; ``.fcsv``; ``.mrk.json``.
         frame: "RAS" or "LPS", of a CSV file without a column ``frame``. A file that says another one is refused.
     """
-    path = Path(file).expanduser().absolute()
+    path = absolute(file)
     suffix = suffix_of(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such landmark file: {path}")
@@ -174,7 +175,7 @@ def write_points(points: Points, file: str | Path, frame: str = "LPS") -> Path:
         file: one of ``POINT_SUFFIXES``.
         frame: of the file.
     """
-    path = Path(file).expanduser().absolute()
+    path = absolute(file)
     suffix = suffix_of(path)
     positions = to_ras(points.positions, checked_frame(frame, path)).tolist()
     if suffix != ".csv" and len(positions[0]) != 3:

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from istn_monai.io.paths import absolute
 from istn_monai.qa.rules import RED, RULES, STATUS_COLORS, STATUSES
 
 QA_COHORT = "qa.html"
@@ -128,7 +129,7 @@ def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = "Regis
         *map(section, ordered),
         "</body></html>\n",
     ]
-    path = Path(file).expanduser().absolute()
+    path = absolute(file)
     path.write_text("\n".join(page), encoding="utf-8")
     return path
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.meta import with_affine
+from istn_monai.geometry.sampling import column
 from istn_monai.io.images import read_or_explain
 from istn_monai.io.landmarks import Points, is_points, matched
 from istn_monai.transforms.checks import check_choice
@@ -58,8 +59,7 @@ def landmark_map(positions: Tensor, grid: Grid, kind: str = "heatmap", width: fl
     voxels = grid.points()
     squared = torch.full(grid.spatial_size, torch.inf, dtype=torch.float64)
     for position in positions.double():
-        offset = voxels - position.view(-1, *[1] * grid.spatial_dims)
-        squared = torch.minimum(squared, offset.square().sum(0))
+        squared = torch.minimum(squared, (voxels - column(position, voxels.ndim)).square().sum(0))
     profile = 2.0 ** -(squared / width**2) if kind == "heatmap" else (1 - squared.sqrt() / (2 * width)).clamp(min=0)
     return profile.float()
 

@@ -27,6 +27,7 @@ from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.resampling import pull_back_landmarks, pull_back_points, warp_labels
 from istn_monai.geometry.sampling import sample
 from istn_monai.io.landmarks import is_points, matched
+from istn_monai.io.paths import absolute
 from istn_monai.metrics import Metrics, box_of, field_metrics, overlap, without_nan
 from istn_monai.qa.cohort import QA_COHORT, Entry, jpeg, write_cohort
 from istn_monai.qa.inspector import PairInspector
@@ -207,7 +208,7 @@ class Evaluation:
         self.dataset = dataset
         self.network = network
         self.inferers = dict(inferers)
-        self.output_dir = Path(output_dir).expanduser().absolute()
+        self.output_dir = absolute(output_dir)
         self.soi_labels = soi_labels
         self.device = device
         self.provenance = dict(provenance or {})

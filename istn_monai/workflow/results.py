@@ -23,7 +23,7 @@ from istn_monai.geometry.transformation import Transformation
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.io.images import save_image
 from istn_monai.io.itk_transforms import write_displacement, write_transform
-from istn_monai.io.paths import check_output_dir
+from istn_monai.io.paths import absolute, check_output_dir
 from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
 from istn_monai.qa.inspector import PairInspector
 from istn_monai.refinement import refinement_of
@@ -45,13 +45,13 @@ def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
     Returns:
         The folder's absolute path, made.
     """
-    outputs = {Path(output_dir).expanduser().absolute() / name for name in OUTPUTS}
+    outputs = {absolute(output_dir) / name for name in OUTPUTS}
     for key, file in files.items():
         if file is None:
             if key.endswith("image"):
                 raise ValueError(f"{key} is not set: give --{key} FILE")
             continue
-        path = Path(file).expanduser().absolute()
+        path = absolute(file)
         if not path.exists():
             raise FileNotFoundError(f"{key}: no such file: {path}")
         if path in outputs:
@@ -135,7 +135,7 @@ class SavePairHandler:
     ) -> None:
         self.inverse = inverse
         self.inspect = PairInspector(network, soi_labels) if qa else None
-        self.output_dir = Path(output_dir).expanduser().absolute()
+        self.output_dir = absolute(output_dir)
         self.network = network
         self.transformation = transformation
         self.options = dict(options or {})
