@@ -108,10 +108,10 @@ class Training:
         load_checkpoint(content("ckpt_dir") + "/model.pt", network, content("settings"))
         return network.istn.eval()
 
-    def pair(self, number: int, part: str = "testing") -> dict[str, Tensor]:
+    def pair(self, number: int, split: str = "testing") -> dict[str, Tensor]:
         """A pair of the datalist on the registration grid, ``image`` and ``label``, each moving then fixed."""
         content = self.parser.get_parsed_content
-        item = read_datalist(content("datalist_file"), [part])[part][number]
+        item = read_datalist(content("datalist_file"), [split])[split][number]
         steps = [*content("load"), *content("to_grid"), content("join")[0]]
         for step in steps:
             item = step(item)
@@ -162,7 +162,7 @@ def toy_training(loss: str, soi: str, runs: str, epochs: int | None) -> Training
     data = folder / "toy"
     datalist = json.loads(synthesize(data, TOY_SIZE, train=TOY_PAIRS, nonlinear_mm=0).read_text())
     landmarks = {
-        part: [as_landmarks(pair) for pair in datalist[part]] for part in ("training", "validation", "testing")
+        split: [as_landmarks(pair) for pair in datalist[split]] for split in ("training", "validation", "testing")
     }
     (data / "landmarks.json").write_text(json.dumps(landmarks, indent=1) + "\n")
     settings = {
@@ -202,7 +202,7 @@ def table_trainings(
     return trainings
 
 
-def chosen(cells: str, method: str, figure: str) -> float | None:
+def chosen(cells: str, method: str, metric: str) -> float | None:
     """What Table 1 found best on validation pairs; None where it is not known."""
     file = RESULTS / f"{cells}_{method}.json"
-    return json.loads(file.read_text())[figure] if file.exists() else None
+    return json.loads(file.read_text())[metric] if file.exists() else None

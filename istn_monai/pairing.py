@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from istn_monai.io.datalist import SPLITS, SUFFIXES
-from istn_monai.io.landmarks import SUFFIXES as POINT_FILES
-from istn_monai.io.paths import new_file
+from istn_monai.io.datalist import IMAGE_SUFFIXES, SPLITS
+from istn_monai.io.landmarks import POINT_SUFFIXES
+from istn_monai.io.paths import absolute, new_file
 
 
-def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Image files of a folder, or those of other suffixes, by their names without suffix."""
-    path = Path(folder).expanduser().absolute()
+    path = absolute(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"{name}: no such folder: {path}")
-    what = "image" if suffixes == SUFFIXES else "landmark file"
+    what = "image" if suffixes == IMAGE_SUFFIXES else "landmark file"
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         suffix = next((s for s in suffixes if file.name.endswith(s)), None)
@@ -43,27 +43,27 @@ def fewest_subjects(pairs: int) -> int:
 
 
 def split_subjects(names: Sequence[str], counts: Mapping[str, int], rng: np.random.Generator) -> dict[str, list[str]]:
-    """Shares subjects among parts, none in two, each part enough of them for its number of pairs.
+    """Divides subjects among the splits, none in two, each split enough of them for its number of pairs.
 
-    What is left over after each part's fewest goes to training, or to the first part that has any pair.
+    What is left over after each split's fewest goes to training, or to the first split that has any pair.
     """
-    needed = {part: fewest_subjects(number) for part, number in counts.items()}
+    needed = {name: fewest_subjects(number) for name, number in counts.items()}
     if sum(needed.values()) > len(names):
         raise ValueError(
-            f"{len(names)} subjects are too few for {dict(counts)} pairs with no subject in two parts: "
+            f"{len(names)} subjects are too few for {dict(counts)} pairs with no subject in two splits: "
             f"at least {needed} subjects are needed; ask for fewer pairs"
         )
-    # a part gets more subjects than its fewest if there are many: 2 pairs of each subject are variety enough
-    wanted = {part: max(needed[part], min(number, len(names) // 5)) for part, number in counts.items() if number}
+    # a split gets more subjects than its fewest if there are many: 2 pairs of each subject are variety enough
+    wanted = {name: max(needed[name], min(number, len(names) // 5)) for name, number in counts.items() if number}
     largest = next(iter(wanted))
-    rest = {part: number for part, number in wanted.items() if part != largest}
+    rest = {name: number for name, number in wanted.items() if name != largest}
     while sum(rest.values()) + needed[largest] > len(names):
-        widest = max(rest, key=lambda part: rest[part] - needed[part])
+        widest = max(rest, key=lambda name: rest[name] - needed[name])
         rest[widest] -= 1
     order = [names[i] for i in rng.permutation(len(names))]
     split, start = {}, 0
-    for part, number in rest.items():
-        split[part] = order[start : start + number]
+    for name, number in rest.items():
+        split[name] = order[start : start + number]
         start += number
     split[largest] = order[start:]
     return split
@@ -97,7 +97,7 @@ def make_datalist(
         labels: folder with the label maps, named as the images.
         train: number of training pairs.
         validation: number of validation pairs.
-        test: number of test pairs. No subject is in two parts.
+        test: number of test pairs. No subject is in two splits.
         seed: of the draw.
         landmarks: folder with a landmark file, or a landmark map, for each image, named as it.
 
@@ -110,7 +110,10 @@ def make_datalist(
         raise ValueError(f"train, validation and test must be whole numbers of at least 0, not all 0, got {counts}")
     image_of = image_files(images, "images")
     files_of = {"image": image_of}
-    others = (("label", "labels", labels, SUFFIXES), ("points", "landmarks", landmarks, (*POINT_FILES, *SUFFIXES)))
+    others = (
+        ("label", "labels", labels, IMAGE_SUFFIXES),
+        ("points", "landmarks", landmarks, (*POINT_SUFFIXES, *IMAGE_SUFFIXES)),
+    )
     for kind, name, folder, suffixes in others:
         if folder is not None:
             files_of[kind] = image_files(folder, name, suffixes)
@@ -122,12 +125,12 @@ def make_datalist(
     rng = np.random.default_rng(seed)
     split = split_subjects(sorted(image_of), counts, rng)
     content: dict[str, Any] = {"name": Path(images).absolute().parent.name, "seed": seed}
-    for part, subjects in split.items():
-        content[part] = []
-        for moving, fixed in draw_pairs(subjects, counts[part], rng):
+    for name, subjects in split.items():
+        content[name] = []
+        for moving, fixed in draw_pairs(subjects, counts[name], rng):
             files = {f"{side}_{kind}": known[subject] for kind, known in files_of.items()
                      for side, subject in (("moving", moving), ("fixed", fixed))}  # fmt: skip
-            content[part].append({key: relative_to(file, path.parent) for key, file in files.items()})
+            content[name].append({key: relative_to(file, path.parent) for key, file in files.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1))
     return path

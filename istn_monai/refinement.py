@@ -46,6 +46,11 @@ class RefinementReport:
     at_bound: float
     trace: tuple[float, ...]
 
+    @property
+    def refined(self) -> bool:
+        """Whether anything was tried: a refinement of 0 steps keeps its start."""
+        return len(self.trace) > 1
+
     def numbers(self) -> dict[str, float]:
         """All but the trace, by name."""
         return {name: value for name, value in asdict(self).items() if name != "trace"}
@@ -65,6 +70,39 @@ class Refinement(NamedTuple):
     ddf: Tensor
     reports: list[RefinementReport]
     theta_start: Tensor
+
+
+class PairRefinement(NamedTuple):
+    """What the refinement of one pair left beside its ddf.
+
+    Attributes:
+        theta: refined parameters ``(P,)``.
+        theta_start: parameters ``(P,)`` before, of one pass of the network.
+        report: what the refinement did.
+    """
+
+    theta: Tensor
+    theta_start: Tensor
+    report: RefinementReport
+
+
+def refinement_of(pred: Any) -> PairRefinement | None:
+    """What :class:`RefineInferer` wrote into the metadata of a ddf; None if a network alone made the ddf.
+
+    Args:
+        pred: ``(D, *S)``, the ddf of one pair: an item of the inferer's batch.
+
+    Raises:
+        ValueError: the metadata are those of a batch.
+    """
+    meta = getattr(pred, "meta", {})
+    if "refinement" not in meta:
+        return None
+    theta, theta_start = (torch.as_tensor(meta[name]) for name in ("theta", "theta_start"))
+    if theta.ndim != 1:
+        raise ValueError(f"pred must be the ddf (D, *S) of one pair, got metadata with theta {tuple(theta.shape)}")
+    values = {name: torch.as_tensor(value).tolist() for name, value in meta["refinement"].items()}
+    return PairRefinement(theta, theta_start, RefinementReport(**values | {"trace": tuple(values["trace"])}))
 
 
 class Refiner:
@@ -261,7 +299,7 @@ class RefineInferer(Inferer):
 
     Takes the place of ``SimpleInferer``, which it equals for 0 steps, and returns the ddf; hosts that pass more
     arguments are served too. The ddf's metadata hold the refined ``theta`` ``(B, P)``, the ``theta_start`` of one pass,
-    and ``refinement``, what :class:`RefinementReport` says of each pair.
+    and ``refinement``, what :class:`RefinementReport` says of each pair; :func:`refinement_of` reads them.
 
     Args:
         refiner: None is ``Refiner(**options)``.
@@ -293,7 +331,7 @@ class RefineInferer(Inferer):
         for report in result.reports:
             logger.info("refined: %s", report.numbers())
         columns = {name: torch.tensor([report[name] for report in reports]) for name in reports[0]}
-        # a batch's metadata is cut along its first axis, also the affine that a MetaTensor must have
+        # a batch's metadata is split along its first axis, also the affine that a MetaTensor must have
         affine = torch.eye(4, dtype=torch.float64).expand(len(image), 4, 4)
         meta = {"theta": result.theta, "theta_start": result.theta_start, "refinement": columns}
         ddf = MetaTensor(result.ddf, affine=affine, meta=meta)

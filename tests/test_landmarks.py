@@ -75,7 +75,7 @@ def test_maps_are_functions_of_the_distance_in_mm_on_any_grid(dims, kind):
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_heatmap_at_whole_voxels_is_monais(dims):
-    """MONAI's is a Gaussian integrated over each voxel, cut at some sigmas: a wide one is nearly the same."""
+    """MONAI's is a Gaussian integrated over each voxel, truncated at some sigmas: a wide one is nearly the same."""
     size, sigma = (31, 33, 35)[:dims], 4.0
     point = torch.tensor([[14.0, 17.0, 16.0][:dims]])
     theirs = GenerateHeatmap(sigma, size, truncated=8.0)(point)[0]

@@ -19,7 +19,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from istn_monai.geometry.sampling import affine_points
+from istn_monai.geometry.sampling import affine_points, column
 from istn_monai.geometry.transformation import checked_size, per_axis
 
 
@@ -32,8 +32,7 @@ def square(affine: Tensor | np.ndarray, spatial_dims: int) -> Tensor:
 
 def map_points(matrix: Tensor, points: Tensor) -> Tensor:
     """Homogeneous ``(D+1, D+1)`` applied to points ``(D, *T)``."""
-    shift = matrix[:-1, -1].view(-1, *[1] * (points.ndim - 1))
-    return torch.tensordot(matrix[:-1, :-1], points, dims=1) + shift
+    return torch.tensordot(matrix[:-1, :-1], points, dims=1) + column(matrix[:-1, -1], points.ndim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,5 +174,5 @@ def registration_grid(fixed: Grid, spatial_size: Sequence[int], spacing: float |
 
 def within(points: Tensor, spatial_size: Sequence[int]) -> Tensor:
     """Which points ``(1, D, *T)`` lie in a voxel of an image, as ITK has it: up to half a voxel beyond the centers."""
-    size = points.new_tensor(spatial_size).view(-1, *[1] * (points.ndim - 2))
+    size = column(points.new_tensor(spatial_size), points.ndim - 1)
     return ((points >= -0.5) & (points <= size - 0.5)).all(1, keepdim=True)

@@ -11,7 +11,7 @@ from monai.transforms.utils_pytorch_numpy_unification import percentile
 from torch import Tensor
 
 from istn_monai.geometry.grids import Grid, map_points, within
-from istn_monai.geometry.sampling import affine_points, resample, sample
+from istn_monai.geometry.sampling import affine_points, lifted, resample, sample
 
 VOTES_AT_ONCE = 2**20  # in the vote of labels, which needs some 100 bytes for each
 
@@ -65,10 +65,9 @@ def pull_back_landmarks(ddf: Tensor, grid: Grid, points: Tensor) -> Tensor:
         grid: the registration grid.
         points: in mm, RAS.
     """
-    dims = len(points)
     in_grid = grid.voxels(points.double())
-    places = in_grid.view(1, dims, -1, *[1] * (dims - 1)).to(ddf)
-    return map_points(grid.affine, in_grid + sample(ddf, places).view(dims, -1).double())
+    moved = in_grid + sample(ddf, lifted(in_grid).to(ddf)).view(in_grid.shape).double()
+    return map_points(grid.affine, moved)
 
 
 def warp_intensities(image: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:

@@ -18,7 +18,7 @@ from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.bspline import BSplineTransformation, sample_cubic_bspline
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.grids import Grid, map_points
-from istn_monai.geometry.sampling import sample
+from istn_monai.geometry.sampling import lifted, sample
 from istn_monai.geometry.transformation import Transformation
 
 POINTS_AT_ONCE = 2**19  # whole brains at full resolution then need little more memory than their points
@@ -80,8 +80,7 @@ class WorldDisplacement:
         last = torch.tensor(self.values.shape[1:], dtype=torch.float64)[:, None] - 1 - self.margin
         # 1e-6: a point on the domain's surface belongs to it, whatever rounding says
         inside = ((index > self.margin - 1e-6) & (index < last + 1e-6)).all(0)
-        values = self.at(index.view(1, len(index), -1, *[1] * (len(index) - 1)))
-        return values.view(len(index), -1) * inside
+        return self.at(lifted(index)).view(index.shape) * inside
 
     def transform_points(self, points: Tensor) -> Tensor:
         """``(D, N)`` to ``(D, N)``."""

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from istn_monai.geometry.frames import lps
+from istn_monai.io.paths import absolute
 
 FRAMES = ("RAS", "LPS")
-SUFFIXES = (".csv", ".fcsv", ".mrk.json")
+POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json")
 AXES = ("x", "y", "z")
 FCSV_COLUMNS = ("id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label", "desc", "associatedNodeID")
 FCSV_FRAMES = {"0": "RAS", "1": "LPS", "RAS": "RAS", "LPS": "LPS"}
@@ -76,17 +77,17 @@ def matched(moving: str | Path, fixed: str | Path) -> tuple[Points, Points]:
 
 
 def suffix_of(file: str | Path) -> str:
-    """Which of ``SUFFIXES`` a file has, or a ValueError."""
+    """Which of ``POINT_SUFFIXES`` a file has, or a ValueError."""
     name = Path(file).name
-    found = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+    found = next((suffix for suffix in POINT_SUFFIXES if name.endswith(suffix)), None)
     if found is None:
-        raise ValueError(f"landmarks are read from and written to {SUFFIXES}, got {name}")
+        raise ValueError(f"landmarks are read from and written to {POINT_SUFFIXES}, got {name}")
     return found
 
 
 def is_points(file: str | Path) -> bool:
     """Whether a file's name is that of a landmark file."""
-    return Path(file).name.endswith(SUFFIXES)
+    return Path(file).name.endswith(POINT_SUFFIXES)
 
 
 def checked_frame(frame: str, file: str | Path) -> str:
@@ -110,7 +111,7 @@ def read_points(file: str | Path, frame: str | None = None) -> Points:
         file: ``.csv`` with columns x, y (, z) and, if it has them, label (or name) and frame; ``.fcsv``; ``.mrk.json``.
         frame: "RAS" or "LPS", of a CSV file without a column ``frame``. A file that says another one is refused.
     """
-    path = Path(file).expanduser().absolute()
+    path = absolute(file)
     suffix = suffix_of(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such landmark file: {path}")
@@ -171,10 +172,10 @@ def write_points(points: Points, file: str | Path, frame: str = "LPS") -> Path:
 
     Args:
         points: in RAS.
-        file: one of ``SUFFIXES``.
+        file: one of ``POINT_SUFFIXES``.
         frame: of the file.
     """
-    path = Path(file).expanduser().absolute()
+    path = absolute(file)
     suffix = suffix_of(path)
     positions = to_ras(points.positions, checked_frame(frame, path)).tolist()
     if suffix != ".csv" and len(positions[0]) != 3:

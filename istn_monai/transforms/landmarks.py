@@ -1,8 +1,8 @@
 """Landmarks as structures of interest (SoI): what landmark files say, as channels beside those of labels or alone.
 
 Convention:
-    - Landmarks are in RAS mm of their own image's world, see :mod:`istn_monai.points`; the initial alignment takes the
-      moving ones along, by ``inverse(T0)``.
+    - Landmarks are in RAS mm of their own image's world, see :mod:`istn_monai.io.landmarks`; the initial
+      alignment takes the moving ones along, by ``inverse(T0)``.
     - They correspond by name. One that only one of a pair's files has, or that lies beyond the registration grid in one
       image, is left out of both images' channels, and a channel in which nothing is left is left out of the loss, see
       :class:`istn_monai.losses.ISTNLoss`.
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.meta import with_affine
+from istn_monai.geometry.sampling import column
 from istn_monai.io.images import read_or_explain
 from istn_monai.io.landmarks import Points, is_points, matched
 from istn_monai.transforms.checks import check_choice
@@ -58,8 +59,7 @@ def landmark_map(positions: Tensor, grid: Grid, kind: str = "heatmap", width: fl
     voxels = grid.points()
     squared = torch.full(grid.spatial_size, torch.inf, dtype=torch.float64)
     for position in positions.double():
-        offset = voxels - position.view(-1, *[1] * grid.spatial_dims)
-        squared = torch.minimum(squared, offset.square().sum(0))
+        squared = torch.minimum(squared, (voxels - column(position, voxels.ndim)).square().sum(0))
     profile = 2.0 ** -(squared / width**2) if kind == "heatmap" else (1 - squared.sqrt() / (2 * width)).clamp(min=0)
     return profile.float()
 

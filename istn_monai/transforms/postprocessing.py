@@ -15,6 +15,7 @@ from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import pull_back_points, warp_intensities, warp_label_map
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.geometry.world_transform import world_transform
+from istn_monai.refinement import refinement_of
 from istn_monai.transforms.keys import ORIGINAL_KEYS, Pair
 
 
@@ -98,12 +99,15 @@ class Representd(Transform):
         image = data["image"]
         device = next(self.network.parameters()).device
         istn = self.network.istn
-        refined = getattr(data.get("pred"), "meta", {})
+        refinement = refinement_of(data.get("pred"))
+        if refinement is not None:
+            result["theta"] = refinement.theta
         if "request" in data:  # a host loads the weights into a network of its own: this one's mean nothing
-            return result | {"theta": refined["theta"]}
+            return result
         with torch.no_grad():
             representations = istn.represent(image.as_tensor()[None].to(device))
-            result["theta"] = refined["theta"] if "theta" in refined else istn.stn(torch.cat(representations, dim=1))[0]
+            if refinement is None:
+                result["theta"] = istn.stn(torch.cat(representations, dim=1))[0]
         for name, representation in zip(("moving", "fixed"), representations, strict=True):
             result[f"{name}_representation"] = with_affine(representation[0].cpu(), affine_of(image), image)
         return result

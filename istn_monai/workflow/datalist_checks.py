@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -13,6 +13,15 @@ from istn_monai.io.landmarks import is_points
 from istn_monai.transforms.checks import check_image, check_label, check_soi_labels, plain
 from istn_monai.transforms.keys import IMAGE_KEYS, POINT_KEYS, SIDES
 from istn_monai.transforms.landmarks import Groups, matched_in, members, point_files, used_names
+
+Item = TypeVar("Item", bound=Mapping)
+
+
+def places(items: Mapping[str, Sequence[Item]]) -> Iterator[tuple[str, Item]]:
+    """All pairs of a datalist, each with its place as errors name it, such as ``training[3]``."""
+    for split, pairs in items.items():
+        for index, pair in enumerate(pairs):
+            yield f"{split}[{index}]", pair
 
 
 def check_datalist(
@@ -36,15 +45,14 @@ def check_datalist(
     if read_labels:
         check_soi_labels(soi_labels)
     subjects: dict[tuple[str, str | None], str] = {}
-    for split, pairs in items.items():
-        for index, pair in enumerate(pairs):
-            for side in SIDES:
-                image, label = f"{side}_image", f"{side}_label"
-                for key in [image, label] if need_labels and read_labels else [image]:
-                    if key not in pair:
-                        raise ValueError(f"{split}[{index}] has no key {key!r}, only {sorted(pair)}")
-                files = (pair[image], pair.get(label) if read_labels else None)
-                subjects.setdefault(files, f"{split}[{index}] {side}")
+    for place, pair in places(items):
+        for side in SIDES:
+            image, label = f"{side}_image", f"{side}_label"
+            for key in [image, label] if need_labels and read_labels else [image]:
+                if key not in pair:
+                    raise ValueError(f"{place} has no key {key!r}, only {sorted(pair)}")
+            files = (pair[image], pair.get(label) if read_labels else None)
+            subjects.setdefault(files, f"{place} {side}")
     for paths, place in subjects.items():
         for file in paths:
             if file is not None and not Path(file).exists():
@@ -77,8 +85,7 @@ def check_points(
         return
     names: set[str] = set()
     maps = False
-    pairs = ((f"{split}[{index}]", item) for split, items_of in items.items() for index, item in enumerate(items_of))
-    for place, item in pairs:
+    for place, item in places(items):
         files = point_files(item, place)
         try:
             if is_points(files[0]):

@@ -50,7 +50,7 @@ def publish(checkpoints: Checkpoints, bundle_root: str) -> str:
     served.parent.mkdir(parents=True, exist_ok=True)
     if served.exists() and not first.exists():
         shutil.copy2(served, first)
-    part = served.with_suffix(".part")  # moved into place whole: requests are served meanwhile
-    shutil.copyfile(checkpoints.best_file, part)
-    os.replace(part, served)
+    partial = served.with_suffix(".part")  # moved into place whole: requests are served meanwhile
+    shutil.copyfile(checkpoints.best_file, partial)
+    os.replace(partial, served)
     return f"served from now on: {served}; the first network is {first}"

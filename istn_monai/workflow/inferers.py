@@ -31,7 +31,7 @@ class AutocastInferer(SimpleInferer):
 
     Args:
         dtype: "float32" for no change, "bfloat16" (it needs no scaling of gradients): about 1.7 times faster on CPUs
-            that know it.
+            that support it.
     """
 
     def __init__(self, dtype: str = "float32") -> None:
@@ -44,4 +44,4 @@ class AutocastInferer(SimpleInferer):
         """The network's output for ``(B, 2C, *S)``."""
         with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
             output: ISTNOutput = super().__call__(inputs, network, *args, **kwargs)
-        return ISTNOutput(*(part.float() for part in output))
+        return ISTNOutput(*(tensor.float() for tensor in output))

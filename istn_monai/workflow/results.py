@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ from istn_monai.geometry.transformation import Transformation
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.io.images import save_image
 from istn_monai.io.itk_transforms import write_displacement, write_transform
-from istn_monai.io.paths import check_output_dir
-from istn_monai.metrics import folding_fraction, sd_log_jacobian, without_nan
+from istn_monai.io.paths import absolute, check_output_dir
+from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
 from istn_monai.qa.inspector import PairInspector
+from istn_monai.refinement import refinement_of
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
 DISPLACEMENT, TRANSFORM, INVERSE = "displacement.nii.gz", "transform.h5", "inverse_transform.h5"
 QA_PAGE = "qa.png"
-MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be cut off
+MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
 OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, QA_PAGE, "report.json")
 
 
@@ -43,13 +45,13 @@ def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
     Returns:
         The folder's absolute path, made.
     """
-    outputs = {Path(output_dir).expanduser().absolute() / name for name in OUTPUTS}
+    outputs = {absolute(output_dir) / name for name in OUTPUTS}
     for key, file in files.items():
         if file is None:
             if key.endswith("image"):
                 raise ValueError(f"{key} is not set: give --{key} FILE")
             continue
-        path = Path(file).expanduser().absolute()
+        path = absolute(file)
         if not path.exists():
             raise FileNotFoundError(f"{key}: no such file: {path}")
         if path in outputs:
@@ -102,9 +104,9 @@ def file_hash(file: str) -> str | None:
     """SHA-256 of a file, or of all files in a folder (a DICOM series) one after another, by name; None for nothing."""
     path = Path(file)
     digest = hashlib.sha256()
-    for part in [path] if path.is_file() else sorted(path.rglob("*")):
-        if part.is_file():
-            digest.update(part.read_bytes())
+    for single in [path] if path.is_file() else sorted(path.rglob("*")):
+        if single.is_file():
+            digest.update(single.read_bytes())
     return digest.hexdigest() if path.exists() else None
 
 
@@ -117,7 +119,7 @@ class SavePairHandler:
         options: resolved settings for the report.
         transformation: whose parameters ``theta`` is; None writes the displacement field alone.
         inverse: also writes the transform from moving to fixed points.
-        qa: also writes a QA page, and its light and reasons into the report; see :mod:`istn_monai.qa`.
+        qa: also writes a QA page, and its status and reasons into the report; see :mod:`istn_monai.qa`.
         soi_labels: groups of label values that the network was trained on, None for real-valued maps; for the QA page.
     """
 
@@ -133,7 +135,7 @@ class SavePairHandler:
     ) -> None:
         self.inverse = inverse
         self.inspect = PairInspector(network, soi_labels) if qa else None
-        self.output_dir = Path(output_dir).expanduser().absolute()
+        self.output_dir = absolute(output_dir)
         self.network = network
         self.transformation = transformation
         self.options = dict(options or {})
@@ -154,15 +156,18 @@ class SavePairHandler:
             if name in pair:
                 save_image(pair[name], self.output_dir / f"{name}.nii.gz")
         transforms = self.save_transforms(pair)
-        report = self.report(pair, ddf) | {"transforms": transforms}
-        light = ""
-        if self.inspect is not None:
+        report = self.report(pair) | {"transforms": transforms}
+        note = ""
+        if self.inspect is None:
+            report["metrics"] = field_metrics(ddf.cpu(), Grid.of(pair["image"]).spacing)
+        else:
             verdict, page = self.inspect(pair)
             page.save(self.output_dir / QA_PAGE)
+            report["metrics"] = {name: verdict.metrics[name] for name in FIELD_METRICS}
             report["qa"] = verdict.report()
-            light = f"; QA {verdict.light}, see {QA_PAGE}"
+            note = f"; QA {verdict.status}, see {QA_PAGE}"
         (self.output_dir / "report.json").write_text(json.dumps(without_nan(report), indent=1, default=str))
-        print(f"registered: results in {self.output_dir}{light}")
+        print(f"registered: results in {self.output_dir}{note}")
 
     def save_transforms(self, pair: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Writes what there is of transforms; what they are, for the report."""
@@ -187,8 +192,8 @@ class SavePairHandler:
             written[INVERSE] = {"maps": "moving to fixed points", "frame": "LPS mm", "residual_mm": residual}
         return written
 
-    def report(self, pair: Mapping[str, Any], ddf: torch.Tensor) -> dict[str, Any]:
-        """What was done, with what, and how regular the field is."""
+    def report(self, pair: Mapping[str, Any]) -> dict[str, Any]:
+        """What was done, and with what."""
         inputs = {}
         for key in ("moving_image", "fixed_image", "moving_label"):
             if f"{key}_original" in pair:
@@ -200,7 +205,7 @@ class SavePairHandler:
                     "shape": list(image.shape[1:]),
                     "affine": np.asarray(image.meta["original_affine"]).tolist(),
                 }
-        field = ddf[None].cpu()
+        grid, refinement = Grid.of(pair["image"]), refinement_of(pair["pred"])
         return {
             "versions": {
                 "istn-monai": get_package_version("istn_monai"),
@@ -211,13 +216,7 @@ class SavePairHandler:
             "options": self.options,
             "inputs": inputs,
             "initial_alignment": torch.as_tensor(pair["initial_alignment"]).tolist(),
-            "registration_grid": {"shape": list(ddf.shape[1:]), "affine": affine_of(pair["image"]).tolist()},
+            "registration_grid": {"shape": list(grid.spatial_size), "affine": grid.affine.tolist()},
             "frame": "affines and initial_alignment in RAS mm; initial_alignment maps fixed to moving world points",
-            "refinement": {
-                name: torch.as_tensor(value).tolist()
-                for name, value in getattr(pair.get("pred"), "meta", {}).get("refinement", {}).items()
-            },
-            "max_displacement_voxels": ddf.norm(dim=0).max().item(),
-            "folding_fraction": folding_fraction(field).item(),
-            "sdlogj": sd_log_jacobian(field).item(),
+            "refinement": {} if refinement is None else asdict(refinement.report),
         }

@@ -42,7 +42,7 @@ def loss_of(output: Mapping[str, Any]) -> float:
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """The network with its convolutions' weights in channels-last order: a third faster on CPUs, figures the same.
+    """The network with its convolutions' weights in channels-last order: a third faster on CPUs, the same numbers.
 
     Weights are moved in place, as by ``Module.to``, which wants to be told 2-D or 3-D; images need no change.
     """
