@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.training`: interruption and continuation, the best network, refusals."""
+"""Tests of `istn_monai.workflow.checkpoints` and its handlers: interruption, continuation, the best network."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import BUNDLE, perturb, rand, random_output, small_istn
+from helpers import BUNDLE, perturb, rand, small_istn
+from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler
 
 from istn_monai.losses import ISTNLoss
 from istn_monai.networks import DisplacementNetwork
-from istn_monai.workflow import checkpoints as training
 from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint, save_atomically
-from istn_monai.workflow.inferers import AutocastInferer
 from istn_monai.workflow.settings import Settings
 from istn_monai.workflow.training import (
     KeepBestHandler,
     LoadHandler,
     ResumeHandler,
-    channels_last,
     warped_and_fixed_soi,
 )
 
@@ -70,7 +68,7 @@ class Setup:
             train_handlers=[handlers[name] for name in bundle_order() if name in handlers],
             decollate=False,
         )
-        self.trainer.add_event_handler(training.Events.EPOCH_STARTED, self.note_rate)
+        self.trainer.add_event_handler(Events.EPOCH_STARTED, self.note_rate)
 
     def pretend(self, epoch: int, metrics) -> None:
         self.validated.append(epoch)
@@ -99,7 +97,7 @@ def interrupted(folder: Path, after: int, **options) -> Setup:
         if engine.state.epoch > after:
             raise KeyboardInterrupt
 
-    setup.trainer.add_event_handler(training.Events.EPOCH_STARTED, kill)
+    setup.trainer.add_event_handler(Events.EPOCH_STARTED, kill)
     with pytest.raises(KeyboardInterrupt):
         setup.trainer.run()
     return setup
@@ -166,9 +164,7 @@ def test_last_holds_all_that_is_needed(tmp_path):
 def test_best_is_kept_and_a_later_worse_one_does_not_replace_it(tmp_path):
     setup = Setup(tmp_path, metrics={1: 0.5, 2: 0.8, 3: 0.6, 4: 0.7})
     seen = {}
-    setup.trainer.add_event_handler(
-        training.Events.EPOCH_COMPLETED, lambda e: seen.__setitem__(e.state.epoch, setup.weights())
-    )
+    setup.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda e: seen.__setitem__(e.state.epoch, setup.weights()))
     setup.trainer.run()
     best = torch.load(tmp_path / "model.pt", weights_only=True)
     assert best["validation"] == 0.8 and best["epoch"] == 2
@@ -194,9 +190,7 @@ def test_best_survives_a_resume(tmp_path, later, kept):
 def test_best_by_a_real_validation(tmp_path):
     setup = Setup(tmp_path, max_epochs=2)
     found = []
-    setup.evaluator.add_event_handler(
-        training.Events.COMPLETED, lambda e: found.append(e.state.metrics["val_mean_dice"])
-    )
+    setup.evaluator.add_event_handler(Events.COMPLETED, lambda e: found.append(e.state.metrics["val_mean_dice"]))
     setup.trainer.run()
     assert len(found) == 2
     assert torch.load(tmp_path / "model.pt", weights_only=True)["validation"] == pytest.approx(max(found))
@@ -367,51 +361,3 @@ def test_load_handler_loads_when_the_engine_starts(tmp_path):
     evaluator.run()
     expected = torch.load(file, weights_only=True)["model"]
     assert all(torch.equal(expected[name], value) for name, value in network.state_dict().items())
-
-
-# --- metric and pictures ---------------------------------------------------------------------------------------------
-
-
-def test_warped_and_fixed_soi_are_binary_and_pulled_back():
-    output = random_output(SIZE, channels=2)
-    ddf = torch.zeros_like(output.ddf)
-    ddf[:, 1] = 2.0
-    label = rand(2, 4, *SIZE, seed=7)
-    warped, fixed = warped_and_fixed_soi({"pred": output._replace(ddf=ddf), "label": label})
-    assert warped.shape == fixed.shape == (2, 2, *SIZE)
-    assert torch.equal(fixed, (label[:, 2:] > 0.5).float())
-    assert torch.equal(warped[..., :-2], (label[:, :2, :, 2:] > 0.5).float())
-
-
-@pytest.mark.parametrize("size", [(12, 10), (9, 8, 10)])
-def test_channels_last_changes_the_order_of_weights_alone(size):
-    network = perturb(small_istn(size))
-    image = rand(2, 2, *size)
-    before = network(image)
-    weights = {name: value.clone() for name, value in network.state_dict().items()}
-    assert channels_last(network) is network
-    kernel = next(value for value in network.parameters() if value.ndim == len(size) + 2 and value.shape[1] > 1)
-    assert kernel.stride(1) == 1
-    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
-    for one, other in zip(network(image), before, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
-
-
-def test_autocast_computes_in_bfloat16_and_gives_float32_near_it():
-    network = perturb(small_istn(SIZE))
-    image = rand(2, 2, *SIZE)
-    exact = network(image)
-    seen = []
-    network.stn.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    short = AutocastInferer("bfloat16")(image, network)
-    assert seen == [torch.bfloat16]
-    for one, other in zip(short, exact, strict=True):
-        assert one.dtype == torch.float32
-        assert torch.allclose(one, other, atol=0.05 * max(1.0, other.abs().max().item()))
-    for one, other in zip(AutocastInferer()(image, network), exact, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_autocast_refuses_other_types():
-    with pytest.raises(ValueError, match="training_dtype must be 'float32' or 'bfloat16', got 'float16'"):
-        AutocastInferer("float16")

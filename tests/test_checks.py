@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.checks`: every bad input gives an error that says what, where and what to do."""
+"""Every bad input gives an error that says what, where and what to do: `transforms.checks`, `datalist_checks`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The QA page: its rules, its figures, its picture, and who writes it."""
+"""The QA page: its rules, its measures, its picture, and who writes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.settings`: mistyped overrides, the bundle's folder, and what a checkpoint was made with."""
+"""Tests of `istn_monai.workflow.settings`: mistyped overrides, the bundle's folder, settings in a checkpoint."""
 
 from __future__ import annotations
 
