@@ -1,7 +1,8 @@
 """Initial alignment: where a moving image lies in the fixed image's world before anything is learned about the pair.
 
 Convention:
-    ``T0`` ``(D+1, D+1)`` maps fixed to moving world points (pull-back), RAS mm; see :mod:`istn_monai.world`.
+    ``T0`` ``(D+1, D+1)`` maps fixed to moving world points (pull-back), RAS mm; see
+    :mod:`istn_monai.geometry.world_transform`.
 """
 
 from __future__ import annotations

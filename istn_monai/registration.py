@@ -17,6 +17,7 @@ from istn_monai.io.datalist import Item, existing, pair_item, read_datalist
 from istn_monai.io.images import save_image
 from istn_monai.io.paths import new_file
 from istn_monai.qa.cohort import QA_COHORT, Entry, entry_of, write_cohort
+from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.workflow.checkpoints import load_checkpoint
 from istn_monai.workflow.distributed import gathered, process_device, rank, world_size
@@ -198,7 +199,8 @@ def register_datalist(
 def pairs_of(datalist: str | Path, part: str) -> Sequence[Item]:
     """The pairs of a part, with the files that registration takes."""
     taken = ("moving_image", "fixed_image", "moving_label")
-    return [{key: pair[key] for key in taken if key in pair} for pair in read_datalist(datalist, [part])[part]]
+    pairs = read_datalist(datalist, [part], IMAGE_KEYS)[part]
+    return [{key: pair[key] for key in taken if key in pair} for pair in pairs]
 
 
 def represent_file(registration: Registration, image: str, output: str | Path) -> Path:

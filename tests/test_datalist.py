@@ -73,7 +73,7 @@ def test_missing_key_names_part_index_and_key(tmp_path, key):
     bad = {k: v for k, v in PAIR.items() if k != key}
     file = write_json(tmp_path / "pairs.json", {"training": [PAIR, PAIR, bad]})
     with pytest.raises(ValueError) as error:
-        read_datalist(file, ["training"])
+        read_datalist(file, ["training"], ("moving_image", "fixed_image"))
     assert str(file) in str(error.value) and "training[2]" in str(error.value) and repr(key) in str(error.value)
 
 

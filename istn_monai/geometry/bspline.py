@@ -1,4 +1,4 @@
-"""Cubic B-spline transformation; see :mod:`istn_monai.transformation` for the conventions."""
+"""Cubic B-spline transformation; see :mod:`istn_monai.geometry.transformation` for the conventions."""
 
 from __future__ import annotations
 

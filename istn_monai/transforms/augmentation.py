@@ -20,8 +20,8 @@ from istn_monai.transforms.keys import Pair
 class RandDeformd(RandomizableTransform, MapTransform):
     """Random affine and B-spline deformation of an image and its SoI together, in one interpolation and never folding.
 
-    Parameters are drawn in the unbounded space of :mod:`istn_monai.transformation`, normal with standard deviation
-    ``strength``, and bounded by it.
+    Parameters are drawn in the unbounded space of :mod:`istn_monai.geometry.transformation`, normal with standard
+    deviation ``strength``, and bounded by it.
 
     The bundle deforms both images of a pair alike, and strongly, then one of them by a little. A pair torn apart is
     little use to ISTN-i, whose representations learn from the other image's SoI, as far as the pair overlaps: 140 steps
@@ -39,7 +39,8 @@ class RandDeformd(RandomizableTransform, MapTransform):
     Example:
         >>> from monai.data import MetaTensor
         >>> pair = {"image": MetaTensor(torch.rand(1, 20, 24)), "label": MetaTensor(torch.ones(1, 20, 24))}
-        >>> deformed = RandDeformd(["image", "label"], spatial_size=(20, 24), strength=0.3)(pair)
+        >>> deform = RandDeformd(["image", "label"], spatial_size=(20, 24), prob=1.0, strength=0.3).set_random_state(0)
+        >>> deformed = deform(pair)
         >>> deformed["image"].shape, bool((deformed["image"] != pair["image"]).any())
         (torch.Size([1, 20, 24]), True)
     """

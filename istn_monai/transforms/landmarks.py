@@ -1,8 +1,8 @@
 """Landmarks as structures of interest (SoI): what landmark files say, as channels beside those of labels or alone.
 
 Convention:
-    - Landmarks are in RAS mm of their own image's world, see :mod:`istn_monai.points`; the initial alignment takes the
-      moving ones along, by ``inverse(T0)``.
+    - Landmarks are in RAS mm of their own image's world, see :mod:`istn_monai.io.landmarks`; the initial alignment
+      takes the moving ones along, by ``inverse(T0)``.
     - They correspond by name. One that only one of a pair's files has, or that lies beyond the registration grid in one
       image, is left out of both images' channels, and a channel in which nothing is left is left out of the loss, see
       :class:`istn_monai.losses.ISTNLoss`.

@@ -64,7 +64,7 @@ SETTINGS: dict[str, str] = {
     "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
     "refine_learning_rate": "of Adam on the transformation's parameters; larger fits more and is less smooth",
 }
-#: top-level ids that MONAI itself reads, and those that only make sense to a host or to :mod:`istn_monai.register`
+#: top-level ids that MONAI itself reads, and those for a host or for :mod:`istn_monai.registration` alone
 MONAI_IDS = {
     "imports", "initialize", "run", "finalize", "training", "evaluation", "inference", "refinement",
     "train", "validate", "evaluate", "dataset", "dataloader", "evaluator", "inferer", "preprocessing",
