@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +18,8 @@ from istn_monai.geometry.transformation import Transformation
 from istn_monai.networks import ISTN, ITN, STN, ISTNOutput
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
+#: real data sets, outside the project; see the README
+DATA_DIR = Path(os.environ.get("ISTN_DATA_DIR", BUNDLE.parents[1] / "shared" / "data")).expanduser().absolute()
 
 
 def config(*names: str) -> list[str]:

@@ -32,6 +32,8 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "bundle" / "docs").rglob("*.md")),
     *sorted(file for file in (ROOT / "hosts").rglob("*") if file.suffix in (".md", ".py", ".json", ".txt")),
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+    *sorted(file for file in (ROOT / "tests").rglob("*.py") if file.name != Path(__file__).name),
 ]
 
 
@@ -327,7 +329,7 @@ def names_in(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("file", CONFIGS + DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_names_in_configs_hosts_and_documents_resolve(file):
+def test_names_in_configs_documents_hosts_benchmarks_and_tests_resolve(file):
     text = file.read_text()
     assert not unresolved(names_in(text))
     for path in re.findall(r"(?<![\w/.-])(?:istn_monai|tests|benchmarks|hosts|docs)/[\w/]+\.(?:py|md)\b", text):

@@ -13,13 +13,14 @@ class DenseTransformation(Transformation):
     """A displacement of its own for each voxel: ``theta`` is the ddf, flattened.
 
     With it networks that predict a field (MONAI's LocalNet, VoxelMorph) take part in all that this package does with
-    parameters: losses, refinement, export. Nothing bounds it, and it can fold: regularise.
+    parameters: losses, refinement, export. Nothing bounds it, and it can fold, so add a regularization.
 
     Args:
         spatial_size: registration grid ``*S``.
         spacing: its voxel size in mm.
 
     Example:
+        >>> import torch
         >>> dense = DenseTransformation((4, 5))
         >>> ddf = torch.rand(1, 2, 4, 5)
         >>> torch.equal(dense(ddf.flatten(1)), ddf)
