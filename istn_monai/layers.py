@@ -21,7 +21,7 @@ def pad_to_multiple(image: Tensor, divisor: int, least: int = 1) -> Tensor:
 
 
 def crop_to(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
-    """``(B, C, *S)`` cut at each axis' end to ``spatial_size``."""
+    """``(B, C, *S)`` cropped at each axis' end to ``spatial_size``."""
     return image[(slice(None), slice(None), *(slice(size) for size in spatial_size))]
 
 

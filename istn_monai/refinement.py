@@ -78,14 +78,14 @@ class Refinement(NamedTuple):
 
 
 class Refiner:
-    """Minimises ``similarity(warp(M'), F')`` over the transformation of the pairs in hand, keeping the best iterate.
+    """Minimizes ``similarity(warp(M'), F')`` over the transformation of the pairs in hand, keeping the best iterate.
 
     Each pair is refined by itself: a batch gives what its pairs give one by one. Nothing that is passed in is changed,
     and it works under ``no_grad`` and ``inference_mode``.
 
     Args:
         steps: of Adam; 0 returns the start.
-        target: what is optimised. "theta": the parameters of the transformation, from their one-pass prediction.
+        target: what is optimized. "theta": the parameters of the transformation, from their one-pass prediction.
             "stn": the weights of a private copy of the STN (the paper).
         learning_rate: of Adam at the start, falling to 0 along a cosine; None is 0.05 for theta, 0.001 for the STN.
         similarity: of two ``(1, K, *S)``; None is the paper's mean squared error.
@@ -251,7 +251,7 @@ class BestIterates:
         self.theta[better] = theta[better]
         self.best[better] = values[better]
         self.steps[better] = step
-        # a mark moves only by a real improvement, so that creeping does not go on for ever
+        # update the reference only on a relative improvement of `tolerance`, so slow drift still stops
         moved = (values < self.mark - self.tolerance * self.mark.abs()).cpu()
         self.mark[moved] = values[moved]
         self.marked[moved] = self.seen
@@ -302,7 +302,7 @@ class RefineInferer(Inferer):
         for report in result.reports:
             logger.info("refined: %s", report.numbers())
         columns = {name: torch.tensor([report[name] for report in reports]) for name in reports[0]}
-        # a batch's metadata is cut along its first axis, also the affine that a MetaTensor must have
+        # a batch's metadata is split along its first axis, also the affine that a MetaTensor must have
         affine = torch.eye(4, dtype=torch.float64).expand(len(image), 4, 4)
         meta = {"theta": result.theta, "theta_start": result.theta_start, "refinement": columns}
         ddf = MetaTensor(result.ddf, affine=affine, meta=meta)

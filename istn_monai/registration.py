@@ -167,10 +167,10 @@ def register_files(
 def register_datalist(
     registration: Registration, datalist: str | Path, part: str, output_dir: str | Path, inverse: bool = False
 ) -> list[str]:
-    """Registers the pairs of one part of a datalist into ``pair_0000``, ``pair_0001`` ...; goes on after a failure.
+    """Registers the pairs of one split of a datalist into ``pair_0000``, ``pair_0001`` ...; goes on after a failure.
 
     All QA pages are in one ``qa.html``, with the pairs that failed. Of several processes (``torchrun -m istn_monai
-    register ...``) each takes its share of the pairs; the first writes that page.
+    register ...``) split the pairs among themselves; the first writes that page.
 
     Returns:
         A line for each pair that failed, in each process.
@@ -197,7 +197,7 @@ def register_datalist(
 
 
 def pairs_of(datalist: str | Path, part: str) -> Sequence[Item]:
-    """The pairs of a part, with the files that registration takes."""
+    """The pairs of a split, with the files that registration takes."""
     taken = ("moving_image", "fixed_image", "moving_label")
     pairs = read_datalist(datalist, [part], IMAGE_KEYS)[part]
     return [{key: pair[key] for key in taken if key in pair} for pair in pairs]

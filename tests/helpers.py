@@ -56,7 +56,7 @@ def meta(array, affine=None, name: str | None = None) -> MetaTensor:
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> str:
     """Writes a NIfTI file, also with affines that nibabel's constructor would decompose and refuse.
 
-    The voxel sizes agree with the affine: else MONAI's reader takes the header for broken and mends it.
+    The voxel sizes agree with the affine: else MONAI's reader takes the header for broken and repairs it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(np.asarray(array), np.eye(4))
@@ -123,7 +123,7 @@ def small_istn(
 
 
 def perturb(network: torch.nn.Module, seed: int = 1, scale: float = 0.05) -> torch.nn.Module:
-    """Moves all weights a little, so that zero-initialised heads move images."""
+    """Moves all weights a little, so that zero-initialized heads move images."""
     generator = seeded(seed)
     with torch.no_grad():
         for parameter in network.parameters():

@@ -139,9 +139,9 @@ def test_the_check_comes_first_in_the_bundle(names):
     config = {}
     for name in names:
         config |= json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
-    first = ["explain_errors", "check_settings"]
+    first = ["errors.explain_errors", "settings.check_settings"]
     steps = [step for entry in config["initialize"] for step in (config["check"] if entry == "@check" else [entry])]
-    assert steps[:2] == [f"$istn_monai.workflow.settings.{name}()" for name in first]
+    assert steps[:2] == [f"$istn_monai.workflow.{name}()" for name in first]
 
 
 # --- find_bundle_root ------------------------------------------------------------------------------------------------

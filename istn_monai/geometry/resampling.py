@@ -137,7 +137,7 @@ def largest_label(label: Tensor, points: Tensor) -> Tensor:
 
 
 def unit_range(image: Tensor, lower: float = 0.5, upper: float = 99.5) -> Tensor:
-    """Intensities between two percentiles, scaled to [0, 1] and cut there; between the extremes if those coincide."""
+    """Intensities between two percentiles, scaled to [0, 1] and clipped; between the extremes if those coincide."""
     low, high = (float(percentile(image, q)) for q in (lower, upper))
     if low == high:
         low, high = float(image.min()), float(image.max())

@@ -56,10 +56,10 @@ def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: 
 
 
 def cpu_chunks(grid: Tensor) -> int:
-    """Into how many equal parts to cut the points ``(1, *T, D)`` of one image: threads on the CPU, 1 elsewhere.
+    """Into how many equal chunks to split the points ``(1, *T, D)`` of one image: threads on the CPU, 1 elsewhere.
 
     On the CPU ``grid_sample`` in 3-D uses one thread for each item of the batch, so one image would keep one core busy.
-    The image's gradient needs memory for each part, hence at most ``MAX_CPU_CHUNKS``.
+    The image's gradient needs memory for each chunk, hence at most ``MAX_CPU_CHUNKS``.
     """
     if grid.device.type != "cpu" or grid.shape[0] != 1 or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return 1

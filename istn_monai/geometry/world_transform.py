@@ -64,7 +64,7 @@ class WorldDisplacement:
         affine: ``(D+1, D+1)``, index of the lattice to world.
     """
 
-    margin = 0.0  #: cells at each end of the lattice that are not part of its domain
+    margin = 0.0  #: cells at each end of the lattice that are outside its domain
 
     def __init__(self, values: Tensor, affine: Tensor) -> None:
         self.values = values.double()
@@ -113,10 +113,10 @@ class WorldBSpline(WorldDisplacement):
 
 
 class WorldTransform:
-    """Parts one after the other, the last one first: ``T = T_1 o T_2 o ... o T_n``, as in ``itk.CompositeTransform``.
+    """Components one after the other, the last one first: ``T = T_1 o ... o T_n``, as in ``itk.CompositeTransform``.
 
     Args:
-        parts: at least one.
+        parts: its components, at least one.
         dims: of the points.
     """
 
@@ -133,7 +133,7 @@ class WorldTransform:
         return self.in_chunks(points, "inverse_points", self.components)
 
     def in_chunks(self, points: Tensor, method: str, parts: Sequence[WorldComponent]) -> Tensor:
-        """Calls a method of all parts, for so many points at once."""
+        """Applies a method of every component, in chunks of ``POINTS_AT_ONCE`` points."""
         chunks = []
         for chunk in points.double().split(POINTS_AT_ONCE, dim=1):
             for part in parts:
@@ -146,11 +146,11 @@ class WorldTransform:
         return (self.transform_points(self.inverse_points(points)) - points).norm(dim=0)
 
     def inverse(self, spatial_size: Sequence[int], affine: Tensor) -> WorldTransform:
-        """Moving to fixed points as a transform of its own: affine parts exactly, all else as a displacement field.
+        """Moving to fixed points as a transform of its own: affine components exactly, others as a displacement field.
 
         Args:
             spatial_size: of the grid that the field is known on, in the moving image's world; there is none of affine
-                parts alone.
+                components alone.
             affine: of that grid.
         """
         linear: list[WorldAffine] = []
@@ -162,7 +162,7 @@ class WorldTransform:
         rest = WorldTransform(self.components[len(linear) :], self.dims)
         if not rest.components:
             return WorldTransform(exact, self.dims)
-        for part in linear:  # the grid as it lies where the other parts act
+        for part in linear:  # the grid as it lies where the other components act
             affine = torch.linalg.solve(part.matrix, affine.double())
         points = affine_points(affine, spatial_size, torch.float64)
         return WorldTransform(
@@ -201,7 +201,7 @@ def world_transform(
 
 
 def world_components(transformation: Transformation, theta: Tensor, grid_affine: Tensor) -> list[WorldComponent]:
-    """A transformation's parts: parametric where there is such a part, else its field on the grid."""
+    """A transformation's components: parametric where there is such a component, else its field on the grid."""
     if isinstance(transformation, CompositeTransformation):
         blocks = zip(transformation.components, transformation.split(theta), strict=True)
         return [part for single, block in blocks for part in world_components(single, block, grid_affine)]

@@ -106,7 +106,8 @@ def read_points(file: str | Path, frame: str | None = None) -> Points:
 
     Args:
         file: ``.csv`` with columns x, y (, z) and, if it has them, label (or name) and frame; ``.fcsv``; ``.mrk.json``.
-        frame: "RAS" or "LPS", of a CSV file without a column ``frame``. A file that says another one is refused.
+        frame: "RAS" or "LPS", of a CSV file without a column ``frame``. A file that says another one raises
+            an error.
     """
     path = Path(file).expanduser().absolute()
     suffix = suffix_of(path)

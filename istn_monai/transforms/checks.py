@@ -36,7 +36,7 @@ def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | N
     values = plain(image)
     bad = (~torch.isfinite(values)).sum().item()
     if bad:
-        raise ValueError(f"{source(image, key)} has {bad} voxels that are NaN or infinite; mend the file first")
+        raise ValueError(f"{source(image, key)} has {bad} voxels that are NaN or infinite; repair the file first")
     if values.min() == values.max():
         raise ValueError(f"{source(image, key)} is constant ({values.min().item():g}): there is nothing to register")
 
@@ -70,7 +70,7 @@ def check_label(
             )
     values = plain(label)
     if not torch.isfinite(values).all():
-        raise ValueError(f"{name} has NaN or infinite voxels; mend the file first")
+        raise ValueError(f"{name} has NaN or infinite voxels; repair the file first")
     if need_soi and soi_labels is None and values.max() <= 0:
         raise ValueError(f"{name} is empty: a map of structures of interest needs values above 0")
     if need_soi and soi_labels is not None:

@@ -43,7 +43,7 @@ def landmark_map(
     """Landmarks as one image, 1 at each of them and 0 far from all (the paper's Sec. 2.2).
 
     With d the distance in mm from the nearest landmark: "heatmap" (the paper's smoothed centroid map) is the Gaussian
-    ``2 ** -(d / width) ** 2``, "distance" the cut distance map ``max(0, 1 - d / (2 width))``. Both are a half at
+    ``2 ** -(d / width) ** 2``, "distance" the truncated distance map ``max(0, 1 - d / (2 width))``. Both are a half at
     ``width``; they lie in [0, 1] with an empty background, as representations do.
 
     Args:

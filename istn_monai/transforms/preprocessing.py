@@ -69,7 +69,7 @@ class CheckPaird(Transform):
     Args:
         spatial_dims: that the configuration is for.
         soi_labels: groups of label values; None if labels are real-valued maps.
-        need_soi: whether a label without any SoI is refused; where labels are only carried along it is not.
+        need_soi: whether a label without any SoI raises an error; False where labels are only carried along.
         in_channels: that an image must have; None for any number.
 
     Example:
@@ -102,7 +102,7 @@ class CheckPaird(Transform):
 
 
 class NormalizeIntensityRanged(MapTransform):
-    """Intensities between two percentiles, scaled to [0, 1] and cut there, whatever the scanner's scale.
+    """Intensities between two percentiles, scaled to [0, 1] and clipped, whatever the scanner's scale.
 
     An image so sparse that its percentiles coincide, which MONAI's ``ScaleIntensityRangePercentilesd`` leaves as it is,
     is scaled between its extremes.
@@ -179,7 +179,7 @@ class InitialAlignmentd(Transform):
 
     Args:
         name: "world", "center", "moments" or "rigid", see :func:`istn_monai.alignment.initial_alignment`. Images
-            that do not overlap after it are refused.
+            that do not overlap after it raise an error.
         keys: what to move along; those that are absent are skipped.
 
     Example:

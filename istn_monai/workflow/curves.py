@@ -69,7 +69,7 @@ def largest_slices(soi: Tensor) -> list[int]:
 
 
 def plane_of(image: Tensor, cuts: list[int]) -> Tensor:
-    """``(C, *S)`` to a picture ``(S[1], S[0])`` in [0, 1]: the largest of the channels, further axes cut."""
+    """``(C, *S)`` to a picture ``(S[1], S[0])`` in [0, 1]: the largest of the channels, at ``cuts`` of further axes."""
     plane = image.detach().float()[(..., *cuts)].amax(0)
     return plane.clamp(0, 1).T.flip(0).cpu()
 
@@ -119,7 +119,7 @@ class TrainingCurveHandler:
         try:
             draw_curves(self.rows, self.folder / CURVES)
         except ImportError as error:
-            logger.warning(f"no {CURVES}: {error}; `pip install matplotlib`. The figures are in {self.folder / TABLE}")
+            logger.warning(f"no {CURVES}: {error}; `pip install matplotlib`. The numbers are in {self.folder / TABLE}")
 
 
 def read_rows(file: Path) -> list[Row]:

@@ -27,10 +27,10 @@ def check_datalist(
     in_channels: int | None = None,
     read_labels: bool = True,
 ) -> None:
-    """Reads every file of a datalist once and refuses, by part, index, key and file, what training would stumble on.
+    """Reads every file of a datalist once; an error names split, index, key and file that training would stumble on.
 
     Args:
-        items: ``{part: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
+        items: ``{split: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
         spatial_dims: of the configuration.
         soi_labels: groups of label values that make up the SoI; None for real-valued maps.
         need_labels: whether pairs without labels are an error.
@@ -93,10 +93,10 @@ def soi_channels(soi_labels: Sequence[Sequence[int]] | None, soi_points: Groups 
 def check_points(
     items: Mapping[str, Sequence[Mapping[Hashable, Any]]], spatial_dims: int, soi_points: Groups | None
 ) -> None:
-    """Reads all landmarks of a datalist once and refuses, by part, index and file, what training would stumble on.
+    """Reads all landmarks of a datalist once; an error names split, index and file that training would stumble on.
 
     Args:
-        items: ``{part: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
+        items: ``{split: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
         spatial_dims: of the configuration.
         soi_points: groups of names; None leaves landmarks alone.
     """

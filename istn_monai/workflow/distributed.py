@@ -1,4 +1,4 @@
-"""Work in several processes, as ``torchrun`` starts them: who does what, and how the parts come together.
+"""Work in several processes, as ``torchrun`` starts them: who does what, and how the results come together.
 
 The overlays ``multi_gpu_train.json`` and ``multi_gpu_evaluate.json`` call this; in one process all of it does nothing.
 """
@@ -92,7 +92,7 @@ def first_process_first(action: Callable[[], T]) -> T:
 
 
 def gathered(part: Any) -> list[Any]:
-    """The parts of all processes, in their order, in each of them."""
+    """The results of all processes, in their order, in each of them."""
     if not started():
         return [part]
     parts = [None] * world_size()

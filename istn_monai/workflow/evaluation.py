@@ -1,4 +1,4 @@
-"""Evaluation of a network on annotated pairs: figures for each pair and in summary, as a table, CSV and JSON.
+"""Evaluation of a network on annotated pairs: metrics for each pair and in summary, as a table, CSV and JSON.
 
 Labels are compared on the fixed image's own grid, where a user meets them: the moving label is sampled once, as linear
 one-hot, then 0.5 (merged SoI) or the largest (single labels). Regularity is that of the field on the registration grid.
@@ -36,7 +36,7 @@ from istn_monai.transforms.postprocessing import Representd
 from istn_monai.workflow.distributed import gathered, rank, world_size
 
 Metrics = dict[str, float]
-#: of the table: figures and their titles; landmarks only where there are any
+#: of the table: metrics and their titles; landmarks only where there are any
 COLUMNS = {
     "dice_merged": "Dice merged", "dice_labels": "Dice labels", "asd_merged": "ASD mm", "hd95_merged": "HD95 mm",
     "tre": "TRE mm", "tre_median": "TRE median", "folding": "folding %", "sdlogj": "SDlogJ",
@@ -46,7 +46,7 @@ IDENTITY = "Id"
 
 
 def soi_values(soi_labels: Sequence[Sequence[int]] | None) -> list[int]:
-    """All label values of the groups, sorted; [1] for a real-valued map, which is cut at half its maximum."""
+    """All label values of the groups, sorted; [1] for a real-valued map, which is thresholded at half its maximum."""
     return [1] if soi_labels is None else sorted({value for group in soi_labels for value in group})
 
 
@@ -105,14 +105,14 @@ def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
 
 
 def pair_metrics(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Metrics:
-    """All figures of one pair and one field; arguments as in :func:`label_metrics`."""
+    """All metrics of one pair and one field; arguments as in :func:`label_metrics`."""
     figures = (label_metrics(pair, ddf, soi_labels) if reads_labels(soi_labels) else {}) | landmark_metrics(pair, ddf)
     regularity = {"folding": folding_fraction, "sdlogj": sd_log_jacobian, "sdlogj_l2r": sd_log_jacobian_l2r}
     return figures | {name: figure(ddf).item() for name, figure in regularity.items()}
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """``{method: {figure: {mean, std, median, n}}}`` over pairs, ignoring nan."""
+    """``{method: {metric: {mean, std, median, n}}}`` over pairs, ignoring nan."""
     summary: dict[str, dict[str, dict[str, float]]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -219,7 +219,7 @@ class Evaluation:
     def run(self) -> dict[str, Any]:
         """Evaluates, writes both files, prints the table, and returns what the JSON holds.
 
-        Of several processes each evaluates its share of the pairs; the first writes.
+        Several processes split the pairs among themselves; the first writes.
         """
         self.network.eval()
         own: list[dict[str, Any]] = []
@@ -247,7 +247,7 @@ class Evaluation:
         return result
 
     def evaluate_pair(self, number: int, spread: dict[str, FieldSpread] | None = None) -> list[dict[str, Any]]:
-        """One row of figures for each method; the fields are added to ``spread``, if there is one."""
+        """One row of metrics for each method; the fields are added to ``spread``, if there is one."""
         pair = self.dataset[number]
         for key in LABEL_KEYS if reads_labels(self.soi_labels) else POINT_KEYS:
             if key not in pair:

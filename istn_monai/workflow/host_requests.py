@@ -31,8 +31,8 @@ CACHE = Path.home() / ".cache" / "monailabel"  # this folder
 LABEL_FOLDERS = ("labels/final", "labels/original")  # of MONAI Label's datastore, in this order
 UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\..*)?")  # how Python's tempfile names the files that the host makes of uploads
 MAX_STEPS = 1000
-LARGE = 0.25  # a displacement of more than this part of the registration grid's shortest side is suspect
-AT_BOUND = 0.05  # likewise a refinement with more than this part of its parameters at their bound
+LARGE = 0.25  # a displacement of more than this fraction of the registration grid's shortest side is suspect
+AT_BOUND = 0.05  # likewise a refinement with more than this fraction of its parameters at their bound
 #: what a request may not bring along: keys whose values the bundle's transforms read as files or take as results
 OWN_KEYS = {"label", *PAIR_KEYS, *ORIGINAL_KEYS, "theta", "warped", "warped_label"}
 #: what a reply says of the refinement
@@ -89,7 +89,7 @@ def find_by_id(folders: Sequence[Path], name: str, root: Path) -> str | None:
     Args:
         folders: to look in.
         name: checked by :func:`check_id`; may have a suffix, which is tried first.
-        root: the studies folder; what a link leads to beyond it is refused.
+        root: the studies folder; a link that leads out of it raises an error.
     """
     stem = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
     names = [name, *(stem + suffix for suffix in SUFFIXES)] if stem != name else [name + suffix for suffix in SUFFIXES]
@@ -161,7 +161,7 @@ class RequestPaird(MapTransform):
         return parent if not studies or is_cached(parent) else CACHE
 
     def fixed(self, image: Any, folder: Path) -> Any:
-        """The request's image: an upload, or one that the host found; a path to anywhere else is refused."""
+        """The request's image: an upload, or one that the host found; a path to anywhere else raises an error."""
         if isinstance(image, Tensor):
             return image
         if image == "":  # what the host makes of an unknown id

@@ -39,7 +39,7 @@ SETTINGS: dict[str, str] = {
     "spacing": "its voxel size in mm",
     "soi_labels": "groups of label values, one for each SoI channel; none takes labels as real-valued maps, [] none",
     "soi_points": "groups of landmark names, one for each further SoI channel; [['*']] is all in one; none for none",
-    "points_map": "what a landmark becomes: heatmap (Gaussian) or distance (cut distance map)",
+    "points_map": "what a landmark becomes: heatmap (Gaussian) or distance (truncated distance map)",
     "points_width": "mm from a landmark at which its map has fallen to a half",
     "initial_alignment": "world, center, moments or rigid",
     "in_channels": "channels of an image",
@@ -60,7 +60,7 @@ SETTINGS: dict[str, str] = {
     "moving_label": "label map to be warped along (inference)",
     "qa": "writes the QA page: qa.png of a pair, qa.html of an evaluation; False leaves it out",
     "evaluated_labels": "as soi_labels, of what evaluation compares; soi_labels by default",
-    "evaluated_split": "part of the datalist to evaluate",
+    "evaluated_split": "split of the datalist to evaluate",
     "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
     "refine_learning_rate": "of Adam on the transformation's parameters; larger fits more and is less smooth",
 }
@@ -79,7 +79,7 @@ def none_or(value: Any) -> Any:
 
 
 def architecture(network: nn.Module) -> str:
-    """A network's structure in a few letters: two that print alike have the same."""
+    """Short hash of a network's architecture, from its ``repr``."""
     return hashlib.sha256(repr(network).replace("(components)", "(parts)").encode()).hexdigest()[:12]
 
 

@@ -26,7 +26,7 @@ def cosine_to_zero(step: int, steps: int) -> float:
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """The network with its convolutions' weights in channels-last order: a third faster on CPUs, figures the same.
+    """The network with its convolutions' weights in channels-last order: a third faster on CPUs, with the same results.
 
     Weights are moved in place, as by ``Module.to``, which wants to be told 2-D or 3-D; images need no change.
     """
