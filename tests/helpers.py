@@ -98,7 +98,7 @@ def write_json(path: Path, content) -> Path:
 
 
 def random_checkpoint(folder: Path, settings: dict) -> dict:
-    """Random weights whose heads move points by some millimetres, and the settings with the place they are at."""
+    """Random weights whose heads move points by some millimeters, and the settings with the place they are at."""
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "inference.json"))
     parser.update(settings)

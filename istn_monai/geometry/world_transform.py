@@ -1,7 +1,7 @@
 """A registration as a map of world points, whatever made it: what is resampled with, inverted, and exchanged.
 
 Convention:
-    World points are RAS millimetres, ``(D, N)`` float64. A transform maps fixed to moving points (pull-back): images
+    World points are RAS millimeters, ``(D, N)`` float64. A transform maps fixed to moving points (pull-back): images
     are resampled with it as it is, landmarks travel from the moving to the fixed image with its inverse.
 """
 
