@@ -98,7 +98,7 @@ def make_datalist(
         train: number of training pairs.
         validation: number of validation pairs.
         test: number of test pairs. No subject is in two splits.
-        seed: of the draw.
+        seed: makes the draw repeatable.
         landmarks: folder with a landmark file, or a landmark map, for each image, named as it.
 
     Returns:

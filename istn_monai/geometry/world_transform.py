@@ -117,7 +117,7 @@ class WorldTransform:
 
     Args:
         parts: its components, at least one.
-        dims: of the points.
+        dims: number of coordinates of a point.
     """
 
     def __init__(self, parts: Sequence[WorldComponent], dims: int) -> None:
@@ -151,7 +151,7 @@ class WorldTransform:
         Args:
             spatial_size: of the grid that the field is known on, in the moving image's world; there is none of affine
                 components alone.
-            affine: of that grid.
+            affine: voxel to world, of that grid.
         """
         linear: list[WorldAffine] = []
         for part in self.components:

@@ -169,9 +169,9 @@ def write_points(points: Points, file: str | Path, frame: str = "LPS") -> Path:
     """Writes landmarks; the file says its frame.
 
     Args:
-        points: in RAS.
+        points: landmarks in RAS.
         file: one of ``SUFFIXES``.
-        frame: of the file.
+        frame: "RAS" or "LPS", the frame of the file.
     """
     path = Path(file).expanduser().absolute()
     suffix = suffix_of(path)

@@ -22,9 +22,9 @@ def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | N
 
     Args:
         image: ``(C, *S)``.
-        key: its name in errors.
-        spatial_dims: of the configuration.
-        in_channels: of the configuration; None for any number.
+        key: what errors call it.
+        spatial_dims: number of axes that the configuration asks for.
+        in_channels: number of channels that the configuration asks for; None for any.
     """
     check_dims(image, key, spatial_dims)
     if in_channels is not None and image.shape[0] != in_channels:
@@ -48,7 +48,7 @@ def check_label(
 
     Args:
         label: ``(1, *S)``.
-        key: its name in errors.
+        key: what errors call it.
         image: ``(C, *S)``, the image it belongs to.
         soi_labels: groups of label values that make up the SoI; None for a real-valued map.
         need_soi: whether an empty SoI is an error.

@@ -49,9 +49,9 @@ def landmark_map(
     Args:
         positions: ``(N, D)`` in mm, in the world of the grid; with N = 0 the map is empty.
         grid: affine ``(D+1, D+1)`` of the grid, any, also oblique.
-        spatial_size: of the grid.
+        spatial_size: number of voxels of the grid along each axis.
         kind: "heatmap" or "distance".
-        width: in mm.
+        width: distance in mm at which a map falls to a half.
 
     Returns:
         ``(*spatial_size)`` float32.
@@ -85,7 +85,7 @@ class AddLandmarkChannelsd(Transform):
         groups: K groups of landmark names, one channel each, e.g. ``[["AC", "PC"], ["tip*"]]``; ``[["*"]]`` is all
             landmarks in one channel. None does nothing.
         kind: "heatmap" or "distance", see :func:`landmark_map`.
-        width: of the maps, in mm.
+        width: distance in mm at which a map falls to a half.
 
     Example:
         >>> import tempfile

@@ -35,7 +35,7 @@ class LoadPaird(MapTransform):
 
     Args:
         keys: each holds a path, or a channel-first MetaTensor whose affine is RAS mm.
-        options: of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
+        options: options of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
 
     Example:
         >>> image = MetaTensor([[[1.0, 2.0]]])
@@ -223,8 +223,8 @@ class RegistrationGridd(Transform):
     is an error: nothing could be learned from it.
 
     Args:
-        spatial_size: of the grid.
-        spacing: of the grid in mm.
+        spatial_size: number of voxels of the grid along each axis.
+        spacing: voxel size of the grid in mm.
         keys: what to resample in place; those that are absent are skipped.
 
     Example:

@@ -31,10 +31,10 @@ def check_datalist(
 
     Args:
         items: ``{split: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
-        spatial_dims: of the configuration.
+        spatial_dims: number of axes that the configuration asks for.
         soi_labels: groups of label values that make up the SoI; None for real-valued maps.
         need_labels: whether pairs without labels are an error.
-        in_channels: of the configuration; None for any number.
+        in_channels: number of channels that the configuration asks for; None for any.
         read_labels: False leaves labels alone, whether there are any or not.
     """
     if read_labels:
@@ -97,7 +97,7 @@ def check_points(
 
     Args:
         items: ``{split: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
-        spatial_dims: of the configuration.
+        spatial_dims: number of axes that the configuration asks for.
         soi_points: groups of names; None leaves landmarks alone.
     """
     if soi_points is None:

@@ -112,12 +112,12 @@ class RequestPaird(MapTransform):
     Adds ``request``: the names of the moving image and its label, and ``warnings``.
 
     Args:
-        keys: of the pair.
+        keys: the keys of the pair that a request may fill.
         moving_image: file of the atlas, absolute or relative to ``root``; None for none.
         moving_label: file of its label map.
         root: the bundle's folder.
         studies: the datastore's folder; None is the host's own, or else the folder of the request's image.
-        max_steps: of refinement that a request may ask for.
+        max_steps: number of refinement steps that a request may ask for.
     """
 
     def __init__(
