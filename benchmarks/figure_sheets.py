@@ -50,8 +50,8 @@ def on_each_other(pair: RegisteredPair, plane: Plane) -> np.ndarray:
     moving, fixed = (plane.of(one.amax(0)) for one in (soi, pair.fixed_representation))
     both = np.minimum(moving, fixed)
     weights = np.stack([moving - both, fixed - both, both], axis=-1)
-    coloured = weights @ np.array(FUSION[:3]) + ((1 - np.maximum(moving, fixed)) * gray)[..., None]
-    return coloured.clip(0, 1)
+    colored = weights @ np.array(FUSION[:3]) + ((1 - np.maximum(moving, fixed)) * gray)[..., None]
+    return colored.clip(0, 1)
 
 
 def course_sheet(rows: Mapping[str, Mapping[str, Tensor]]) -> Figure:

@@ -5,7 +5,7 @@
     python benchmarks/figures.py 4 --output fig4.png --data DATA          # contours after refinement, real MRI
     python benchmarks/figures.py 5 --output fig5.png --data DATA          # M' as heat maps, real MRI
 
-Metrics 1 and 3 need no data: the toy is drawn. Metrics 4 and 5 take the trainings of Table 1 (``--case hippocampus`` or
+Figures 1 and 3 need no data: the toy is drawn. Figures 4 and 5 take the trainings of Table 1 (``--case hippocampus`` or
 ``brain``, ``--transformation affine`` or ``bspline``), for which DATA holds the data sets' folders. What is not trained
 yet is trained, into ``--runs``; a second call goes on, and re-uses what is done.
 """

@@ -1,17 +1,17 @@
 """Image-and-spatial transformer networks (Lee et al., MICCAI 2019) as MONAI components.
 
-Where things are, in reading order:
+Where things are, in reading order: no module comes before one that it imports.
 
 - :mod:`istn_monai.geometry`: maps and sampling.
   :mod:`~istn_monai.geometry.sampling` (Warp, the only file that calls ``grid_sample``),
   :mod:`~istn_monai.geometry.transformation` (theta to displacement field: what all transformations share),
   :mod:`~istn_monai.geometry.affine`, :mod:`~istn_monai.geometry.bspline`, :mod:`~istn_monai.geometry.dense`,
-  :mod:`~istn_monai.geometry.composite`, :mod:`~istn_monai.geometry.meta` (affines of MetaTensors),
-  :mod:`~istn_monai.geometry.grids` (registration grid), :mod:`~istn_monai.geometry.resampling`,
+  :mod:`~istn_monai.geometry.composite`, :mod:`~istn_monai.geometry.grids` (registration grid),
+  :mod:`~istn_monai.geometry.meta` (affines of MetaTensors), :mod:`~istn_monai.geometry.resampling`,
   :mod:`~istn_monai.geometry.frames` (RAS and LPS), :mod:`~istn_monai.geometry.world_transform`
 - :mod:`istn_monai.layers`, :mod:`istn_monai.networks`: ITN, STN, ISTN; :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e,
   ISTN-i; :mod:`istn_monai.refinement`: test-time refinement for the one pair in hand; :mod:`istn_monai.alignment`:
-  initial alignment; :mod:`istn_monai.metrics`; :mod:`istn_monai.network_settings`: what a checkpoint says of itself
+  initial alignment; :mod:`istn_monai.metrics`
 - :mod:`istn_monai.io`: files in, files out.
   :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.landmarks`,
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`

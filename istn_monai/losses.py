@@ -102,7 +102,7 @@ def annotated(soi: Tensor) -> Tensor:
 
 
 def where(known: Tensor, *images: Tensor) -> list[Tensor]:
-    """Images ``(B, K, *S)`` with 0 in the channels that are not known: two such agree, and no gradient passes."""
+    """Zeroes the channels of images ``(B, K, *S)`` that are not annotated: they give neither loss nor gradient."""
     return [torch.where(known, image, 0.0) for image in images]
 
 

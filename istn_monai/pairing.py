@@ -43,30 +43,30 @@ def fewest_subjects(pairs: int) -> int:
 
 
 def split_subjects(names: Sequence[str], counts: Mapping[str, int], rng: np.random.Generator) -> dict[str, list[str]]:
-    """Divides subjects among the splits, none in two, each split enough of them for its number of pairs.
+    """Distributes subjects among splits, none in two, each split enough of them for its number of pairs.
 
     What is left over after each split's fewest goes to training, or to the first split that has any pair.
     """
-    needed = {name: fewest_subjects(number) for name, number in counts.items()}
+    needed = {split: fewest_subjects(number) for split, number in counts.items()}
     if sum(needed.values()) > len(names):
         raise ValueError(
             f"{len(names)} subjects are too few for {dict(counts)} pairs with no subject in two splits: "
             f"at least {needed} subjects are needed; ask for fewer pairs"
         )
     # a split gets more subjects than its fewest if there are many: 2 pairs of each subject are variety enough
-    wanted = {name: max(needed[name], min(number, len(names) // 5)) for name, number in counts.items() if number}
+    wanted = {split: max(needed[split], min(number, len(names) // 5)) for split, number in counts.items() if number}
     largest = next(iter(wanted))
-    rest = {name: number for name, number in wanted.items() if name != largest}
+    rest = {split: number for split, number in wanted.items() if split != largest}
     while sum(rest.values()) + needed[largest] > len(names):
-        widest = max(rest, key=lambda name: rest[name] - needed[name])
+        widest = max(rest, key=lambda split: rest[split] - needed[split])
         rest[widest] -= 1
     order = [names[i] for i in rng.permutation(len(names))]
-    split, start = {}, 0
-    for name, number in rest.items():
-        split[name] = order[start : start + number]
+    subjects_of, start = {}, 0
+    for split, number in rest.items():
+        subjects_of[split] = order[start : start + number]
         start += number
-    split[largest] = order[start:]
-    return split
+    subjects_of[largest] = order[start:]
+    return subjects_of
 
 
 def draw_pairs(subjects: Sequence[str], number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -98,7 +98,7 @@ def make_datalist(
         train: number of training pairs.
         validation: number of validation pairs.
         test: number of test pairs. No subject is in two splits.
-        seed: of the draw.
+        seed: makes the draw repeatable.
         landmarks: folder with a landmark file, or a landmark map, for each image, named as it.
 
     Returns:
@@ -123,14 +123,14 @@ def make_datalist(
                     f"{len(unmatched)} images have no {kind} of the same name in {folder}, for example {unmatched[:3]}"
                 )
     rng = np.random.default_rng(seed)
-    split = split_subjects(sorted(image_of), counts, rng)
+    subjects_of = split_subjects(sorted(image_of), counts, rng)
     content: dict[str, Any] = {"name": Path(images).absolute().parent.name, "seed": seed}
-    for name, subjects in split.items():
-        content[name] = []
-        for moving, fixed in draw_pairs(subjects, counts[name], rng):
+    for split, subjects in subjects_of.items():
+        content[split] = []
+        for moving, fixed in draw_pairs(subjects, counts[split], rng):
             files = {f"{side}_{kind}": known[subject] for kind, known in files_of.items()
                      for side, subject in (("moving", moving), ("fixed", fixed))}  # fmt: skip
-            content[name].append({key: relative_to(file, path.parent) for key, file in files.items()})
+            content[split].append({key: relative_to(file, path.parent) for key, file in files.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1))
     return path

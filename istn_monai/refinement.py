@@ -32,7 +32,7 @@ class RefinementReport:
 
     Attributes:
         steps: iterations until the best one was found; 0 keeps the start.
-        seconds: of the whole call, all pairs of the batch.
+        seconds: time of the whole call, for all pairs of the batch.
         objective_start: similarity (and regularization) before.
         objective_end: and after; never above it.
         at_bound: fraction of the parameters within 1 % of their bound.
@@ -106,18 +106,19 @@ def refinement_of(pred: Any) -> PairRefinement | None:
 
 
 class Refiner:
-    """Minimises ``similarity(warp(M'), F')`` over the transformation of the pairs in hand, keeping the best iterate.
+    """Minimizes ``similarity(warp(M'), F')`` over the transformation of the pairs in hand, keeping the best iterate.
 
     Each pair is refined by itself: a batch gives what its pairs give one by one. Nothing that is passed in is changed,
     and it works under ``no_grad`` and ``inference_mode``.
 
     Args:
-        steps: of Adam; 0 returns the start.
-        target: what is optimised. "theta": the parameters of the transformation, from their one-pass prediction.
+        steps: number of steps of Adam; 0 returns the start.
+        target: what is optimized. "theta": the parameters of the transformation, from their one-pass prediction.
             "stn": the weights of a private copy of the STN (the paper).
-        learning_rate: of Adam at the start, falling to 0 along a cosine; None is 0.05 for theta, 0.001 for the STN.
-        similarity: of two ``(1, K, *S)``; None is the paper's mean squared error.
-        regularization: of the ddf ``(1, D, *S)``; None for none.
+        learning_rate: rate of Adam at the start, which falls to 0 along a cosine; None is 0.05 for theta and 0.001 for
+            the STN.
+        similarity: loss of two images ``(1, K, *S)``; None is the paper's mean squared error.
+        regularization: loss of the ddf ``(1, D, *S)``; None for none.
         regularization_weight: its factor.
         coarse_steps: so many steps, at most half of all, compare every second voxel along each axis alone: an eighth of
             the work in 3-D. The start and the best iterate are chosen on all voxels. None is 25 for theta, 0 for the
@@ -280,7 +281,7 @@ class BestIterates:
         self.theta[better] = theta[better]
         self.best[better] = values[better]
         self.steps[better] = step
-        # a mark moves only by a real improvement, so that creeping does not go on for ever
+        # update the reference only on a relative improvement of `tolerance`, so slow drift still stops
         moved = (values < self.mark - self.tolerance * self.mark.abs()).cpu()
         self.mark[moved] = values[moved]
         self.marked[moved] = self.seen
@@ -303,7 +304,7 @@ class RefineInferer(Inferer):
 
     Args:
         refiner: None is ``Refiner(**options)``.
-        options: of the refiner, e.g. ``steps`` and ``target``.
+        options: arguments of the refiner, e.g. ``steps`` and ``target``.
 
     Example:
         >>> from istn_monai import ISTN, STN, AffineTransformation, DisplacementNetwork

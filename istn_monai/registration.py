@@ -14,13 +14,15 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
-from istn_monai.io.datalist import Item, existing, pair_item, read_datalist
+from istn_monai.io.datalist import Item, existing, read_datalist
 from istn_monai.io.images import save_image
 from istn_monai.io.paths import new_file
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.qa.cohort import QA_COHORT, Entry, entry_of, write_cohort
+from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.weights import read_weights
+from istn_monai.workflow.datasets import pair_item
 from istn_monai.workflow.distributed import gathered, process_device, rank, world_size
 from istn_monai.workflow.errors import foreseen_cause
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
@@ -173,7 +175,7 @@ def register_datalist(
     """Registers the pairs of one split of a datalist into ``pair_0000``, ``pair_0001`` ...; goes on after a failure.
 
     All QA pages are in one ``qa.html``, with the pairs that failed. Of several processes (``torchrun -m istn_monai
-    register ...``) each takes a chunk of the pairs; the first writes that page.
+    register ...``) split the pairs among themselves; the first writes that page.
 
     Returns:
         A line for each pair that failed, in each process.
@@ -203,7 +205,8 @@ def register_datalist(
 def pairs_of(datalist: str | Path, split: str) -> Sequence[Item]:
     """The pairs of a split, with the files that registration takes."""
     taken = ("moving_image", "fixed_image", "moving_label")
-    return [{key: pair[key] for key in taken if key in pair} for pair in read_datalist(datalist, [split])[split]]
+    pairs = read_datalist(datalist, [split], IMAGE_KEYS)[split]
+    return [{key: pair[key] for key in taken if key in pair} for pair in pairs]
 
 
 def represent_file(registration: Registration, image: str, output: str | Path) -> Path:

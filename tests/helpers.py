@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +18,8 @@ from istn_monai.geometry.transformation import Transformation
 from istn_monai.networks import ISTN, ITN, STN, ISTNOutput
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
+#: real data sets, outside the project; see the README
+DATA_DIR = Path(os.environ.get("ISTN_DATA_DIR", BUNDLE.parents[1] / "shared" / "data")).expanduser().absolute()
 
 
 def config(*names: str) -> list[str]:
@@ -53,7 +56,7 @@ def meta(array, affine=None, name: str | None = None) -> MetaTensor:
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> str:
     """Writes a NIfTI file, also with affines that nibabel's constructor would decompose and refuse.
 
-    The voxel sizes agree with the affine: else MONAI's reader takes the header for broken and mends it.
+    The voxel sizes agree with the affine: else MONAI's reader takes the header for broken and repairs it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(np.asarray(array), np.eye(4))
@@ -95,7 +98,7 @@ def write_json(path: Path, content) -> Path:
 
 
 def random_checkpoint(folder: Path, settings: dict) -> dict:
-    """Random weights whose heads move points by some millimetres, and the settings with the place they are at."""
+    """Random weights whose heads move points by some millimeters, and the settings with the place they are at."""
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "inference.json"))
     parser.update(settings)
@@ -120,7 +123,7 @@ def small_istn(
 
 
 def perturb(network: torch.nn.Module, seed: int = 1, scale: float = 0.05) -> torch.nn.Module:
-    """Moves all weights a little, so that zero-initialised heads move images."""
+    """Moves all weights a little, so that zero-initialized heads move images."""
     generator = seeded(seed)
     with torch.no_grad():
         for parameter in network.parameters():

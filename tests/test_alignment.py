@@ -1,4 +1,4 @@
-"""Rigid initial alignment; the closed-form ones are tested in test_world.py."""
+"""Rigid initial alignment; the closed-form ones are tested in test_resampling.py."""
 
 from __future__ import annotations
 

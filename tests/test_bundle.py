@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +17,6 @@ from istn_monai.workflow.results import OUTPUTS
 from istn_monai.workflow.settings import SETTINGS
 
 CONFIGS = BUNDLE / "configs"
-DATA = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 SMALL = {"spatial_size": [32, 32, 32], "control_spacing": [16, 8], "device": "cpu", "batch_size": 2, "max_epochs": 2}
 
 
@@ -176,10 +173,10 @@ def test_network_matches_its_metadata():
     verify_net_in_out(net_id="network_def", meta_file=meta, config_file=config("inference"), device="cpu")
 
 
-def test_metadata_follows_the_schema():
-    schema = DATA / "meta_schema_20240725.json"
+def test_metadata_follows_the_schema(data_dir):
+    schema = data_dir / "meta_schema_20240725.json"
     if not schema.exists():
-        pytest.skip(f"MONAI's schema is not in {DATA} (ISTN_DATA_DIR)")
+        pytest.skip(f"MONAI's schema is not in {data_dir} (ISTN_DATA_DIR)")
     verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema))
 
 

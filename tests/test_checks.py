@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.checks`: every bad input gives an error that says what, where and what to do."""
+"""Every bad input gives an error that says what, where and what to do: `transforms.checks`, `datalist_checks`."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_singular_affine(pair, tmp_path, row):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_affine_that_is_not_finite(value):
-    """From a file MONAI's reader may mend it, from elsewhere nobody does."""
+    """From a file MONAI's reader may repair it, from elsewhere nobody does."""
     affine = torch.eye(4, dtype=torch.float64)
     affine[1, 3] = value
     image = MetaTensor(torch.zeros(1, 4, 4, 4), affine=affine, meta={"filename_or_obj": "/data/a.mha"})

@@ -1,4 +1,4 @@
-"""Two processes on CPUs, as torchrun starts them: they train one network, and share pairs out, each done once."""
+"""Two processes on CPUs, as torchrun starts them: they train one network and split the pairs of an evaluation."""
 
 from __future__ import annotations
 

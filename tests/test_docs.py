@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from istn_monai import __version__
 from istn_monai.__main__ import COMMANDS
 from istn_monai.registration import Registration
 from istn_monai.workflow.settings import SETTINGS
@@ -88,6 +89,15 @@ def test_settings_for_own_data_exist():
     assert folder in OWN_DATA and f"--ckpt_dir {folder}/models" in OWN_DATA
     explained = set(re.findall(r"`(\w+)`", "".join(re.findall(r"\*\*(.*?)\*\*", OWN_DATA))))
     assert settings.keys() - {"dataset_dir", "run_name", "control_spacing", "max_epochs"} <= explained
+
+
+def test_citation_and_changelog_know_the_version():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## \[([^\]]+)\]", changelog, re.MULTILINE)
+    assert headings[0] == "Unreleased" and headings[1] == __version__
+    kinds = set(re.findall(r"^### (\w+)$", changelog, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def test_links_of_the_guides_lead_somewhere():

@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.evaluation`: metrics by hand, tables, files."""
+"""Tests of `istn_monai.workflow.evaluation`: metrics by hand, tables, files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.host_training`: the bundle's training on data that a host gives, as MONAI Label does."""
+"""Tests of `istn_monai.workflow.host_training`: the bundle's training on data that a host such as MONAI Label gives."""
 
 from __future__ import annotations
 

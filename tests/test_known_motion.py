@@ -1,4 +1,4 @@
-"""Known motions are found with their sign, in world millimetres, whatever the two images' grids.
+"""Known motions are found with their sign, in world millimeters, whatever the two images' grids.
 
 The content of an analytic scene is moved by (+6, -4, +3) mm, or turned, and sampled on two grids. What must come back
 is the world transform from fixed to moving points.

@@ -178,7 +178,7 @@ def test_stn_takes_small_grids(stn, size):
 
 
 def heads_of(network: nn.Module) -> list[str]:
-    """Names of the zero-initialised parameters."""
+    """Names of the zero-initialized parameters."""
     return [name for name, p in network.named_parameters() if torch.count_nonzero(p) == 0]
 
 

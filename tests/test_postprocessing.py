@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.postprocessing`: the pair on its own grids, and the whole chain in the bundle's order."""
+"""Tests of `istn_monai.transforms.postprocessing`: the pair on its own grids, and the whole chain."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import ball, random_checkpoint, write_json, write_nifti
+from helpers import DATA_DIR, ball, random_checkpoint, write_json, write_nifti
 from monai.bundle import run
 from PIL import Image
 
@@ -29,8 +28,7 @@ from istn_monai.refinement import RefinementReport
 from istn_monai.registration import Registration, register_datalist, register_files
 from istn_monai.workflow.errors import root_cause
 
-DATA = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data")) / "hippocampus"
-BRAIN = DATA.parent / "brain" / "images"
+BRAIN = DATA_DIR / "brain" / "images"
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 SETTINGS = {
     "spatial_size": [16, 20, 18], "spacing": [1.0, 1.5, 1.2], "control_spacing": [12], "soi_labels": [[1]],
@@ -320,11 +318,9 @@ def registration():
 
 
 @pytest.fixture(scope="module")
-def real():
-    if not (DATA / "pairs_100.json").exists():
-        pytest.skip(f"no hippocampus data in {DATA} (ISTN_DATA_DIR)")
-    pair = json.loads((DATA / "pairs_100.json").read_text())["testing"][1]
-    return {key: str(DATA / path) for key, path in pair.items()}
+def real(hippocampus):
+    pair = json.loads((hippocampus / "pairs_100.json").read_text())["testing"][1]
+    return {key: str(hippocampus / path) for key, path in pair.items()}
 
 
 def light_of(registration, folder, moving, fixed) -> str:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers import BUNDLE, config, random_checkpoint
+from helpers import BUNDLE, DATA_DIR, config, random_checkpoint
 from monai.bundle import run
 
 from istn_monai.registration import Registration, register_files
 
-FOLDER = Path(os.environ.get("ISTN_DATA_DIR", Path(__file__).parents[2] / "shared" / "data")).absolute()
-DATA, SERIES, BRAIN = FOLDER / "hippocampus", FOLDER / "dicom_hippocampus", FOLDER / "brain"
+DATA, SERIES, BRAIN = (DATA_DIR / name for name in ("hippocampus", "dicom_hippocampus", "brain"))
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no hippocampus data at {DATA} (set ISTN_DATA_DIR)")
 
 

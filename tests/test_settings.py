@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.settings`: mistyped overrides, the bundle's folder, and what a checkpoint was made with."""
+"""Tests of `istn_monai.workflow.settings`: mistyped overrides, the bundle's folder, settings in a checkpoint."""
 
 from __future__ import annotations
 
@@ -139,9 +139,9 @@ def test_the_check_comes_first_in_the_bundle(names):
     config = {}
     for name in names:
         config |= json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
-    first = ["explain_errors", "check_settings"]
+    first = ["errors.explain_errors", "settings.check_settings"]
     steps = [step for entry in config["initialize"] for step in (config["check"] if entry == "@check" else [entry])]
-    assert steps[:2] == [f"$istn_monai.settings.{name}()" for name in first]
+    assert steps[:2] == [f"$istn_monai.workflow.{name}()" for name in first]
 
 
 # --- find_bundle_root ------------------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def test_landmark_map_is_the_maximum_of_blobs(case):
 
 @pytest.mark.parametrize("name", ["2d_png", "3d"])
 def test_box_misleads(paths, name):
-    """Aligning the bright regions misses the tree by millimetres, though a translation can do much for the tree."""
+    """Aligning the bright regions misses the tree by millimeters, though a translation can do much for the tree."""
     misses, with_box, with_tree, nothing = [], [], [], []
     for pair in pairs_of(paths[name]):
         centers = []

@@ -90,7 +90,7 @@ def reason(error: BaseException) -> BaseException:
 
 @contextmanager
 def readable_errors(studies: str) -> Iterator[None]:
-    """Errors become HTTP answers with their cause: 4xx for what the client can mend, else 500; the log has the rest."""
+    """Errors become HTTP answers with their cause: 4xx for the client's own, else 500; the log has the rest."""
     try:
         yield
     except HTTPException:

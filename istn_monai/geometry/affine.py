@@ -17,7 +17,7 @@ class AffineTransformation(Transformation):
     """Affine transformation about the grid's center, ``T = M_t R_phi S_psi^-1 D_s S_psi`` (paper, Eq. 3).
 
     Convention:
-        Acts in millimetres along the grid's own axes, origin in the grid's center ``(S - 1) / 2 * spacing``.
+        Acts in millimeters along the grid's own axes, origin in the grid's center ``(S - 1) / 2 * spacing``.
         ``theta`` is ``[t (D), phi (D(D-1)/2), s (D), psi (D(D-1)/2)]``, each block ``bound * tanh(theta)``:
         translation in mm; one rotation in radians for each coordinate plane ``(0,1), (0,2), (1,2)``, multiplied in
         this order (ZXZ Euler angles are singular at the identity); log-scales; and the angles of ``S_psi``, in the

@@ -1,4 +1,4 @@
-"""Cubic B-spline transformation; see :mod:`istn_monai.transformation` for the conventions."""
+"""Cubic B-spline transformation; see :mod:`istn_monai.geometry.transformation` for the conventions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cubic_bspline(t: Tensor) -> Tensor:
 def sample_cubic_bspline(lattice: Tensor, index: Tensor) -> Tensor:
     """The cubic B-spline of a lattice of coefficients at any place, by linear samples alone.
 
-    Two neighbouring weights of the four along an axis are one linear sample between them, so that 2^D samples do the
+    Two neighboring weights of the four along an axis are one linear sample between them, so that 2^D samples do the
     work of 4^D coefficients (Ruijters, ter Haar Romeny, Suetens, "Efficient GPU-based texture interpolation using
     uniform B-splines", 2008).
 

@@ -19,12 +19,12 @@ class CompositeTransformation(Transformation):
 
     Convention:
         A fixed point is moved by the last (finest) transformation first, as in an ``itk.CompositeTransform`` to which
-        they are added in this order. ``theta`` is their parameters, concatenated. Fold-free parts make a fold-free
-        whole, which can move further than its finest part alone.
+        they are added in this order. ``theta`` is their parameters, concatenated. Fold-free components make a
+        fold-free whole, which can move further than its finest component alone.
 
-    The field of a part is interpolated linearly at the points that the finer parts moved, and is that of the border
-    beyond the grid. Up to that the whole folds no more than its parts: with all parameters driven to their bounds in
-    the worst pattern, finite differences at the border can show it fold.
+    The field of a component is interpolated linearly at the points that the finer components moved; beyond the grid it
+    is that of the border. Up to that the whole folds no more than its components: with all parameters driven to their
+    bounds in the worst pattern, finite differences at the border can show it fold.
 
     Args:
         transformations: at least one, all on the same grid.
@@ -49,7 +49,7 @@ class CompositeTransformation(Transformation):
         return CompositeTransformation([component.resized(spatial_size) for component in self.components])
 
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
-        """``theta`` ``(B, P)`` to one ``(B, P_i)`` for each part."""
+        """``theta`` ``(B, P)`` to one ``(B, P_i)`` for each component."""
         return self.checked(theta).split([part.num_parameters for part in self.components], dim=1)
 
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:

@@ -4,7 +4,7 @@ Convention:
     ``theta`` is ``(B, P)``, free of units; each class states its order and its bounds. The ddf is ``(B, D, *S)`` in
     voxels of the registration grid, component c along tensor axis c+2, and pulls back, ``warped(x) = moving(x +
     ddf(x))``.
-    What users type is in millimetres, radians and log-scale; millimetres become voxels here and nowhere else.
+    What users type is in millimeters, radians and log-scale; millimeters become voxels here and nowhere else.
     ``theta = 0`` is exactly the identity. Transformations hold constants only: no weights, nothing written in forward.
 """
 

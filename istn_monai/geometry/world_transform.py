@@ -1,7 +1,7 @@
 """A registration as a map of world points, whatever made it: what is resampled with, inverted, and exchanged.
 
 Convention:
-    World points are RAS millimetres, ``(D, N)`` float64. A transform maps fixed to moving points (pull-back): images
+    World points are RAS millimeters, ``(D, N)`` float64. A transform maps fixed to moving points (pull-back): images
     are resampled with it as it is, landmarks travel from the moving to the fixed image with its inverse.
 """
 
@@ -64,7 +64,7 @@ class WorldDisplacement:
         affine: ``(D+1, D+1)``, index of the lattice to world.
     """
 
-    margin = 0.0  #: cells at each end of the lattice that are not part of its domain
+    margin = 0.0  #: cells at each end of the lattice that are outside its domain
 
     def __init__(self, values: Tensor, affine: Tensor) -> None:
         self.values = values.double()

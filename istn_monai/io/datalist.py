@@ -1,4 +1,4 @@
-"""Datalists of pairs: MONAI's JSON (``training`` / ``validation`` / ``testing``, paths relative to the file)."""
+"""Datalists: MONAI's JSON (``training`` / ``validation`` / ``testing``, lists of items, paths relative to the file)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from istn_monai.io.paths import absolute
 
 SPLITS = ("training", "validation", "testing")
-PATH_KEYS = tuple(f"{side}_{kind}" for kind in ("image", "label", "points") for side in ("moving", "fixed"))
+KINDS = ("image", "label", "points")  # of files; the last word of a key that holds a path
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png")
 Item = dict[str, str]
 
@@ -23,12 +23,15 @@ def existing(file: str | Path) -> Path:
     return path
 
 
-def read_datalist(file: str | Path, splits: Sequence[str] = SPLITS) -> dict[str, list[Item]]:
-    """The pairs of a datalist, with absolute paths.
+def read_datalist(
+    file: str | Path, splits: Sequence[str] = SPLITS, needed: Sequence[str] = ()
+) -> dict[str, list[Item]]:
+    """The items of a datalist, with absolute paths.
 
     Args:
         file: the JSON file.
-        splits: which lists it must have.
+        splits: names of the lists that it must have.
+        needed: keys that each item must have.
     """
     path = existing(file)
     try:
@@ -37,30 +40,27 @@ def read_datalist(file: str | Path, splits: Sequence[str] = SPLITS) -> dict[str,
         raise ValueError(f"datalist {path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"datalist {path} must be a JSON object with lists {SPLITS}, got {type(content).__name__}")
-    return {split: split_items(content, split, path) for split in splits}
+    return {split: split_items(content, split, path, needed) for split in splits}
 
 
-def split_items(content: Mapping[str, Any], split: str, path: Path) -> list[Item]:
+def split_items(content: Mapping[str, Any], split: str, path: Path, needed: Sequence[str] = ()) -> list[Item]:
     """One split of a datalist, checked, with absolute paths."""
-    pairs = content.get(split)
-    if not isinstance(pairs, list) or not pairs:
+    items = content.get(split)
+    if not isinstance(items, list) or not items:
         lists = sorted(key for key, value in content.items() if isinstance(value, list) and value)
         raise ValueError(f"datalist {path} needs a list {split!r} with at least one pair; its lists are {lists}")
-    items = []
-    for index, pair in enumerate(pairs):
-        missing = [k for k in ("moving_image", "fixed_image") if not isinstance(pair, dict) or k not in pair]
-        if missing:
-            found = sorted(pair) if isinstance(pair, dict) else type(pair).__name__
-            raise ValueError(f"datalist {path}: {split}[{index}] has no key {missing[0]!r}, only {found}")
-        wrong = [k for k in PATH_KEYS if k in pair and not isinstance(pair[k], str)]
-        if wrong:
-            key = wrong[0]
-            raise ValueError(f"datalist {path}: {split}[{index}] needs one path for {key!r}, got {pair[key]!r}")
-        items.append({k: str(path.parent / v) for k, v in pair.items() if k in PATH_KEYS})
-    return items
+    return [checked_item(item, path, f"{split}[{index}]", needed) for index, item in enumerate(items)]
 
 
-def pair_item(moving_image: str | None, fixed_image: str | None, moving_label: str | None = None) -> Item:
-    """The item of one pair: the files that are given, by their keys."""
-    files = {"moving_image": moving_image, "fixed_image": fixed_image, "moving_label": moving_label}
-    return {key: str(Path(file).expanduser()) for key, file in files.items() if file is not None}
+def checked_item(item: Any, path: Path, place: str, needed: Sequence[str] = ()) -> Item:
+    """The files of one item, with absolute paths, or a ValueError that names the datalist and the place in it."""
+    if not isinstance(item, dict):
+        raise ValueError(f"datalist {path}: {place} must be an object of keys and paths, got {type(item).__name__}")
+    missing = [key for key in needed if key not in item]
+    if missing:
+        raise ValueError(f"datalist {path}: {place} has no key {missing[0]!r}, only {sorted(item)}")
+    files = {key: value for key, value in item.items() if key.rpartition("_")[2] in KINDS}
+    for key, value in files.items():
+        if not isinstance(value, str):
+            raise ValueError(f"datalist {path}: {place} needs one path for {key!r}, got {value!r}")
+    return {key: str(path.parent / value) for key, value in files.items()}

@@ -7,11 +7,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
+from torch import Tensor
 
+from istn_monai.geometry.grids import square
 from istn_monai.geometry.meta import affine_of
-from istn_monai.transforms.checks import check_affine, check_dims
 
 
 def itk_framed(image: MetaTensor) -> MetaTensor:
@@ -78,3 +80,35 @@ def load_image(file: str, name: str, dims: int) -> MetaTensor:
     check_dims(image, name, dims)
     check_affine(image, name)
     return image
+
+
+def source(image: Tensor, key: str) -> str:
+    """How an error names an image: its key and, where known, its file."""
+    file = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
+    return f"{key} ({file})" if file else key
+
+
+def check_dims(image: Tensor, key: str, spatial_dims: int) -> None:
+    """ValueError unless ``image`` is ``(C, *S)`` with as many axes as the configuration, 2 voxels along each."""
+    found = image.ndim - 1
+    if found != spatial_dims:
+        raise ValueError(
+            f"{source(image, key)} is {found}-D, of size {tuple(image.shape[1:])}, but the configuration is "
+            f"{spatial_dims}-D: spatial_size must have {found} numbers for such images (a 2-D image stored with a "
+            "third axis of 1 voxel must be written without it)"
+        )
+    if min(image.shape[1:]) < 2:
+        raise ValueError(f"{source(image, key)} needs 2 voxels along each axis, got size {tuple(image.shape[1:])}")
+
+
+def check_affine(image: Tensor, key: str) -> None:
+    """ValueError unless the header's affine is finite and can be inverted."""
+    if not isinstance(image, MetaTensor):
+        return
+    affine = square(image.affine, image.ndim - 1)
+    axes = affine[:-1, :-1] / affine[:-1, :-1].norm(dim=0)  # of length 1, so that voxels may be of any size
+    if not torch.isfinite(affine).all() or not abs(torch.linalg.det(axes).item()) > 1e-6:
+        raise ValueError(
+            f"{source(image, key)} has a header without a usable affine in its {image.ndim - 1} axes: "
+            f"{affine.tolist()}; repair it"
+        )

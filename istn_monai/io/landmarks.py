@@ -45,15 +45,15 @@ class Points:
         return Points(self.positions[rows], tuple(labels))
 
 
-def matched(moving: str | Path, fixed: str | Path) -> tuple[Points, Points]:
-    """The landmarks that two files have in common, by name, in the fixed file's order.
+def matched(first: str | Path, second: str | Path) -> tuple[Points, Points]:
+    """The landmarks that two files have in common, by name, in the second file's order.
 
     A landmark that one of them lacks says nothing of how the two correspond, and is left out. Rows without a name have
     their number for one.
 
     Args:
-        moving: landmark file.
-        fixed: landmark file.
+        first: landmark file.
+        second: landmark file.
 
     Example:
         >>> import tempfile
@@ -63,7 +63,7 @@ def matched(moving: str | Path, fixed: str | Path) -> tuple[Points, Points]:
         >>> [points.labels for points in matched(folder / "a.csv", folder / "b.csv")]
         [('PC',), ('PC',)]
     """
-    files = (moving, fixed)
+    files = (first, second)
     points = [read_points(file) for file in files]
     for file, own in zip(files, points, strict=True):
         twice = sorted({label for label in own.labels if own.labels.count(label) > 1})
@@ -109,7 +109,8 @@ def read_points(file: str | Path, frame: str | None = None) -> Points:
 
     Args:
         file: ``.csv`` with columns x, y (, z) and, if it has them, label (or name) and frame; ``.fcsv``; ``.mrk.json``.
-        frame: "RAS" or "LPS", of a CSV file without a column ``frame``. A file that says another one is refused.
+        frame: "RAS" or "LPS", of a CSV file without a column ``frame``. A file that says another one raises
+            an error.
     """
     path = absolute(file)
     suffix = suffix_of(path)

@@ -1,9 +1,9 @@
 """Synthetic pairs with a known transformation: a vessel tree in a bright box whose pose misleads intensities.
 
-This is the toy of the paper's Metrics 1 and 3, in 2-D and 3-D. The structure of interest is a tree (label 1 = trunk,
+This is the toy of the paper's Figures 1 and 3, in 2-D and 3-D. The structure of interest is a tree (label 1 = trunk,
 2 = branches). The moving tree is the fixed one pushed through a known smooth transformation; the bright box around it
 has a random pose of its own in either image, so aligning intensities aligns the boxes and misaligns the trees.
-Every tree is a deformation of one template ("anatomy"), so what is learnt on some pairs holds for others.
+Every tree is a deformation of one template ("anatomy"), so what is learned on some pairs holds for others.
 
 Convention:
     - Points are in world mm, RAS, one row each; for PNG files, which have no header, world is the pixel index in LPS,

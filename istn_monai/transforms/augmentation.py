@@ -29,17 +29,18 @@ class RandDeformd(RandomizableTransform, MapTransform):
 
     Args:
         keys: what is deformed together, ``(C, *S)`` each on the registration grid.
-        spatial_size: of the grid.
-        spacing: of the grid in mm.
+        spatial_size: number of voxels of the grid along each axis.
+        spacing: voxel size of the grid in mm.
         prob: probability of a deformation.
         strength: standard deviation of the parameters; at 0.4 most stay below 0.4 of their bounds.
         max_translation: bound in mm; likewise, in their units, ``max_rotation``, ``max_log_scale``, ``max_shear``.
-        control_spacing: of the B-spline in mm.
+        control_spacing: distance of the B-spline's control points in mm.
 
     Example:
         >>> from monai.data import MetaTensor
         >>> pair = {"image": MetaTensor(torch.rand(1, 20, 24)), "label": MetaTensor(torch.ones(1, 20, 24))}
-        >>> deformed = RandDeformd(["image", "label"], spatial_size=(20, 24), strength=0.3)(pair)
+        >>> deform = RandDeformd(["image", "label"], spatial_size=(20, 24), prob=1.0, strength=0.3).set_random_state(0)
+        >>> deformed = deform(pair)
         >>> deformed["image"].shape, bool((deformed["image"] != pair["image"]).any())
         (torch.Size([1, 20, 24]), True)
     """

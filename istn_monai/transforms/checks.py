@@ -9,13 +9,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from istn_monai.geometry.grids import square
-
-
-def source(image: Tensor, key: str) -> str:
-    """How an error names an image: its key and, where known, its file."""
-    file = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
-    return f"{key} ({file})" if file else key
+from istn_monai.io.images import check_affine, check_dims, source
 
 
 def plain(image: Tensor) -> Tensor:
@@ -23,40 +17,14 @@ def plain(image: Tensor) -> Tensor:
     return image.as_tensor() if isinstance(image, MetaTensor) else image
 
 
-def check_dims(image: Tensor, key: str, spatial_dims: int) -> None:
-    """ValueError unless ``image`` is ``(C, *S)`` with as many axes as the configuration, 2 voxels along each."""
-    found = image.ndim - 1
-    if found != spatial_dims:
-        raise ValueError(
-            f"{source(image, key)} is {found}-D, of size {tuple(image.shape[1:])}, but the configuration is "
-            f"{spatial_dims}-D: spatial_size must have {found} numbers for such images (a 2-D image stored with a "
-            "third axis of 1 voxel must be written without it)"
-        )
-    if min(image.shape[1:]) < 2:
-        raise ValueError(f"{source(image, key)} needs 2 voxels along each axis, got size {tuple(image.shape[1:])}")
-
-
-def check_affine(image: Tensor, key: str) -> None:
-    """ValueError unless the header's affine is finite and can be inverted."""
-    if not isinstance(image, MetaTensor):
-        return
-    affine = square(image.affine, image.ndim - 1)
-    axes = affine[:-1, :-1] / affine[:-1, :-1].norm(dim=0)  # of length 1, so that voxels may be of any size
-    if not torch.isfinite(affine).all() or not abs(torch.linalg.det(axes).item()) > 1e-6:
-        raise ValueError(
-            f"{source(image, key)} has a header without a usable affine in its {image.ndim - 1} axes: "
-            f"{affine.tolist()}; repair it"
-        )
-
-
 def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | None = None) -> None:
     """Refuses what cannot be registered: wrong dimension or channels, bad affine, NaN or Inf, a constant image.
 
     Args:
         image: ``(C, *S)``.
-        key: its name in errors.
-        spatial_dims: of the configuration.
-        in_channels: of the configuration; None for any number.
+        key: what errors call it.
+        spatial_dims: number of axes that the configuration asks for.
+        in_channels: number of channels that the configuration asks for; None for any.
     """
     check_dims(image, key, spatial_dims)
     if in_channels is not None and image.shape[0] != in_channels:
@@ -80,7 +48,7 @@ def check_label(
 
     Args:
         label: ``(1, *S)``.
-        key: its name in errors.
+        key: what errors call it.
         image: ``(C, *S)``, the image it belongs to.
         soi_labels: groups of label values that make up the SoI; None for a real-valued map.
         need_soi: whether an empty SoI is an error.

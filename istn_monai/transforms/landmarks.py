@@ -47,7 +47,7 @@ def landmark_map(positions: Tensor, grid: Grid, kind: str = "heatmap", width: fl
         positions: ``(N, D)`` in mm, in the world of the grid; with N = 0 the map is empty.
         grid: of the map, any, also oblique.
         kind: "heatmap" or "distance".
-        width: in mm.
+        width: distance in mm at which a map falls to a half.
 
     Returns:
         ``(*S)`` float32.
@@ -80,7 +80,7 @@ class AddLandmarkChannelsd(Transform):
         groups: K groups of landmark names, one channel each, e.g. ``[["AC", "PC"], ["tip*"]]``; ``[["*"]]`` is all
             landmarks in one channel. None does nothing.
         kind: "heatmap" or "distance", see :func:`landmark_map`.
-        width: of the maps, in mm.
+        width: distance in mm at which a map falls to a half.
 
     Example:
         >>> import tempfile

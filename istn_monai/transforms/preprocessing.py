@@ -33,7 +33,7 @@ class LoadPaird(MapTransform):
 
     Args:
         keys: each holds a path, or a channel-first MetaTensor whose affine is RAS mm.
-        options: of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
+        options: options of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
 
     Example:
         >>> image = MetaTensor([[[1.0, 2.0]]])
@@ -67,7 +67,7 @@ class CheckPaird(Transform):
     Args:
         spatial_dims: that the configuration is for.
         soi_labels: groups of label values; None if labels are real-valued maps.
-        need_soi: whether a label without any SoI is refused; where labels are only carried along it is not.
+        need_soi: whether a label without any SoI raises an error; False where labels are only carried along.
         in_channels: that an image must have; None for any number.
 
     Example:
@@ -177,7 +177,7 @@ class InitialAlignmentd(Transform):
 
     Args:
         name: "world", "center", "moments" or "rigid", see :func:`istn_monai.alignment.initial_alignment`. Images
-            that do not overlap after it are refused.
+            that do not overlap after it raise an error.
         keys: what to move along; those that are absent are skipped.
 
     Example:

@@ -1,4 +1,7 @@
-"""What the bundle's configs call, and nothing else."""
+"""What the bundle's configs call, and nothing else.
+
+Wall: only workflow itself, registration and the commands (``__main__``) import workflow.
+"""
 
 from istn_monai._lazy import lazy
 

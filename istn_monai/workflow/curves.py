@@ -30,7 +30,7 @@ class PairImageHandler(TensorBoardHandler):
     slice is the one where the fixed SoI is largest; gray is from 0 to 1 at all epochs.
 
     Args:
-        log_dir: of TensorBoard.
+        log_dir: folder that TensorBoard reads.
         pairs: how many.
     """
 
@@ -76,7 +76,7 @@ class TrainingCurveHandler:
 
     Args:
         output_dir: folder of both files.
-        evaluator: of the validation, whose key metric is shown.
+        evaluator: the engine of the validation, whose key metric is shown.
     """
 
     def __init__(self, output_dir: str | Path, evaluator: Engine) -> None:

@@ -39,7 +39,7 @@ def check_datalist(
         spatial_dims: of the configuration.
         soi_labels: groups of label values that make up the SoI; None for real-valued maps.
         need_labels: whether pairs without labels are an error.
-        in_channels: of the configuration; None for any number.
+        in_channels: number of channels that the configuration asks for; None for any.
         read_labels: False leaves labels alone, whether there are any or not.
     """
     if read_labels:

@@ -14,9 +14,16 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 
 from istn_monai.io.datalist import Item, existing, read_datalist
+from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.workflow.distributed import first_process_first
 
 PARTNERS, VALIDATION_PARTNERS = 7, 2  # so the shipped network's 140 images made 1000 pairs
+
+
+def pair_item(moving_image: str | None, fixed_image: str | None, moving_label: str | None = None) -> Item:
+    """The item of one pair: the files that are given, by their keys."""
+    files = {"moving_image": moving_image, "fixed_image": fixed_image, "moving_label": moving_label}
+    return {key: str(Path(file).expanduser()) for key, file in files.items() if file is not None}
 
 
 class Pairs(list[Item]):
@@ -45,7 +52,7 @@ def read_pairs(dataset_dir: str | None, data_list_file: str, split: str, synthet
         file = Path(first_process_first(lambda: synthesize(synthetic_dir)))
     else:
         file = existing(Path(dataset_dir).expanduser() / data_list_file)
-    return Pairs(read_datalist(file, [split])[split], file)
+    return Pairs(read_datalist(file, [split], IMAGE_KEYS)[split], file)
 
 
 def datalist_name(data: Sequence[Item]) -> str | None:

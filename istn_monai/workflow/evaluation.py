@@ -186,7 +186,7 @@ class Evaluation:
         inferers: by the name of the method, e.g. ``{"one-pass": SimpleInferer()}``; "Id" is always there.
         output_dir: folder for ``evaluation.csv`` (all pairs) and ``evaluation.json`` (summary and pairs).
         soi_labels: groups of label values; None for real-valued maps; [] for landmarks alone.
-        device: of the network.
+        device: where the network is.
         provenance: kept in the JSON, e.g. checkpoint and settings.
         qa: also writes ``qa.html``, the QA pages of all pairs after the last method; needs a ``DisplacementNetwork``.
         maps: whether the network's SoI are real-valued maps or landmarks, for the QA page; None if ``soi_labels`` says

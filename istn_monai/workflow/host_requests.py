@@ -90,7 +90,7 @@ def find_by_id(folders: Sequence[Path], name: str, root: Path) -> str | None:
     Args:
         folders: to look in.
         name: checked by :func:`check_id`; may have a suffix, which is tried first.
-        root: the studies folder; what a link leads to beyond it is refused.
+        root: the studies folder; a link that leads out of it raises an error.
     """
     stem = next((name.removesuffix(suffix) for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), name)
     names = (
@@ -117,12 +117,12 @@ class RequestPaird(MapTransform):
     Adds ``request``: the names of the moving image and its label, and ``warnings``.
 
     Args:
-        keys: of the pair.
+        keys: the keys of the pair that a request may fill.
         moving_image: file of the atlas, absolute or relative to ``root``; None for none.
         moving_label: file of its label map.
         root: the bundle's folder.
         studies: the datastore's folder; None is the host's own, or else the folder of the request's image.
-        max_steps: of refinement that a request may ask for.
+        max_steps: number of refinement steps that a request may ask for.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class RequestPaird(MapTransform):
         return parent if not studies or is_cached(parent) else CACHE
 
     def fixed(self, image: Any, folder: Path) -> Any:
-        """The request's image: an upload, or one that the host found; a path to anywhere else is refused."""
+        """The request's image: an upload, or one that the host found; a path to anywhere else raises an error."""
         if isinstance(image, Tensor):
             return image
         if image == "":  # what the host makes of an unknown id

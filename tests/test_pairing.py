@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.data`: reading and drawing datalists."""
+"""Tests of `istn_monai.pairing`: datalists with random pairs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from helpers import write_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
-from monai.transforms import Compose, Lambdad, RandLambdad
 
-from istn_monai.io.datalist import SPLITS, pair_item, read_datalist
+from istn_monai.io.datalist import SPLITS, read_datalist
 from istn_monai.pairing import draw_pairs, fewest_subjects, image_files, make_datalist, split_subjects
-from istn_monai.workflow.datasets import as_pairs, cached_dataset, datalist_file
 
 SIDES = ("moving", "fixed")
 PAIR = {"moving_image": "a.nii.gz", "fixed_image": "sub/b.nii.gz", "moving_label": "../l.nii.gz"}
@@ -30,99 +27,6 @@ def touch_subjects(folder: Path, number: int, labels: bool = True) -> Path:
         for index in range(number):
             (folder / kind / f"case_{index:03d}.nii.gz").touch()
     return folder
-
-
-# --- read_datalist ---------------------------------------------------------------------------------------------------
-
-
-def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
-    file = write_json(tmp_path / "deep" / "pairs.json", {part: [PAIR] for part in SPLITS})
-    monkeypatch.chdir(tmp_path)  # a relative name of the datalist, from anywhere
-    for name in (file, "deep/pairs.json"):
-        items = read_datalist(name)
-        assert list(items) == list(SPLITS)
-        for part in SPLITS:
-            (item,) = items[part]
-            assert set(item) == set(PAIR) and all(Path(v).is_absolute() for v in item.values())
-            assert item["fixed_image"] == str(tmp_path / "deep" / "sub" / "b.nii.gz")
-            assert Path(item["moving_label"]).resolve() == tmp_path / "l.nii.gz"
-
-
-def test_absolute_paths_stay_and_other_keys_are_left_out(tmp_path):
-    pair = {"moving_image": "/data/a.nii.gz", "fixed_image": "/data/b.nii.gz", "age": 70, "comment": "x"}
-    items = read_datalist(write_json(tmp_path / "pairs.json", {"training": [pair]}), ["training"])
-    assert items == {"training": [{"moving_image": "/data/a.nii.gz", "fixed_image": "/data/b.nii.gz"}]}
-
-
-def test_only_the_asked_parts_must_be_there(tmp_path):
-    file = write_json(tmp_path / "pairs.json", {"testing": [PAIR]})
-    assert list(read_datalist(file, ["testing"])) == ["testing"]
-
-
-def test_missing_datalist_names_the_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "no.json"))):
-        read_datalist(tmp_path / "no.json")
-
-
-@pytest.mark.parametrize("content", [b"{'training': 1}", b"", b"\xff\xfe\x00 not text", b"{"])
-def test_a_file_that_is_not_json_is_named(tmp_path, content):
-    file = tmp_path / "pairs.json"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{re.escape(str(file))} is not JSON"):
-        read_datalist(file)
-
-
-def test_json_that_is_no_object(tmp_path):
-    file = write_json(tmp_path / "pairs.json", [PAIR])
-    with pytest.raises(ValueError, match="must be a JSON object.*got list"):
-        read_datalist(file)
-
-
-@pytest.mark.parametrize("value", [None, [], {}, "a.nii.gz"])
-def test_missing_part_names_the_parts_there_are(tmp_path, value):
-    content = {"training": [PAIR], "validation": value, "testing": [PAIR], "name": "x"}
-    if value is None:
-        del content["validation"]
-    file = write_json(tmp_path / "pairs.json", content)
-    with pytest.raises(ValueError) as error:
-        read_datalist(file)
-    assert str(file) in str(error.value)
-    assert "'validation'" in str(error.value) and "['testing', 'training']" in str(error.value)
-
-
-@pytest.mark.parametrize("key", ["moving_image", "fixed_image"])
-def test_missing_key_names_part_index_and_key(tmp_path, key):
-    bad = {k: v for k, v in PAIR.items() if k != key}
-    file = write_json(tmp_path / "pairs.json", {"training": [PAIR, PAIR, bad]})
-    with pytest.raises(ValueError) as error:
-        read_datalist(file, ["training"])
-    assert str(file) in str(error.value) and "training[2]" in str(error.value) and repr(key) in str(error.value)
-
-
-@pytest.mark.parametrize("value", [None, 7, ["a.nii.gz", "b.nii.gz"]])
-def test_a_path_that_is_no_text_names_part_index_and_key(tmp_path, value):
-    file = write_json(tmp_path / "pairs.json", {"training": [PAIR, PAIR | {"fixed_image": value}]})
-    with pytest.raises(ValueError) as error:
-        read_datalist(file, ["training"])
-    assert "training[1]" in str(error.value) and "'fixed_image'" in str(error.value)
-
-
-@pytest.mark.parametrize("item", ["a.nii.gz", 3, ["a", "b"]])
-def test_an_item_that_is_no_pair(tmp_path, item):
-    file = write_json(tmp_path / "pairs.json", {"training": [item]})
-    with pytest.raises(ValueError, match=rf"training\[0\].*{type(item).__name__}"):
-        read_datalist(file, ["training"])
-
-
-def test_pair_item_keeps_what_is_given(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    item = pair_item(moving_image="~/a.nii.gz", fixed_image="b.nii.gz", moving_label=None)
-    assert item == {"moving_image": "/home/me/a.nii.gz", "fixed_image": "b.nii.gz"}
-
-
-def test_datalist_file_joins_folder_and_name(tmp_path):
-    assert datalist_file(str(tmp_path), "pairs.json") == str(tmp_path / "pairs.json")
-    assert datalist_file(str(tmp_path), "/elsewhere/pairs.json") == "/elsewhere/pairs.json"
 
 
 # --- image_files -----------------------------------------------------------------------------------------------------
@@ -308,83 +212,3 @@ def test_relative_folders(tmp_path, monkeypatch):
     file = make_datalist("data/images", "pairs.json", "data/labels", 3, 1, 1)
     assert file == tmp_path / "pairs.json"
     assert all(Path(value).is_file() for value in read_datalist(file)["training"][0].values())
-
-
-# --- as_pairs --------------------------------------------------------------------------------------------------------
-
-
-def labelled(number: int, name: str = "case") -> list[dict[str, str]]:
-    return [{"image": f"{name}_{index}.nii", "label": f"{name}_{index}_label.nii"} for index in range(number)]
-
-
-def test_pairs_are_pairs_already():
-    assert as_pairs([PAIR], labelled(3)) == [PAIR]
-
-
-def test_labelled_images_are_paired_with_each_other():
-    pairs = as_pairs(labelled(3))
-    assert {(pair["moving_image"], pair["fixed_image"]) for pair in pairs} == {
-        (f"case_{a}.nii", f"case_{b}.nii") for a in range(3) for b in range(3) if a != b
-    }
-    assert all(pair[f"{side}_label"] == pair[f"{side}_image"][:-4] + "_label.nii" for pair in pairs for side in SIDES)
-
-
-def test_many_images_get_seven_partners_each_the_same_each_time():
-    pairs = as_pairs(labelled(140))
-    assert len(pairs) == len({tuple(pair.values()) for pair in pairs}) == 980
-    assert all(pair["moving_image"] != pair["fixed_image"] for pair in pairs)
-    assert len({pair["moving_image"] for pair in pairs}) > 130
-    assert pairs == as_pairs(labelled(140))
-
-
-def test_validation_images_are_paired_with_those_of_training():
-    pairs = as_pairs(labelled(2, "validation"), labelled(5))
-    assert [pair["fixed_image"] for pair in pairs] == [f"validation_{n}.nii" for n in (0, 0, 1, 1)]
-    assert all(pair["moving_image"].startswith("case") for pair in pairs)
-    assert {pair["fixed_image"] for pair in as_pairs([], labelled(2))} == {"case_0.nii", "case_1.nii"}
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_pair_needs_two_images(number):
-    for items in (as_pairs, lambda images: as_pairs([], images)):
-        with pytest.raises(ValueError, match=f"two labelled images at least, got {number}"):
-            items(labelled(number))
-
-
-# --- cached_dataset --------------------------------------------------------------------------------------------------
-
-
-READ = []
-
-
-def read_number(file):
-    """A deterministic transform that notes what it is asked for."""
-    READ.append(file)
-    return float(Path(file).read_text())
-
-
-def reading_then_random():
-    READ.clear()
-    return Compose([
-        Lambdad("moving_image", read_number, overwrite="value"), RandLambdad("value", lambda x: x + 0.5, prob=1.0)
-    ])  # fmt: skip
-
-
-def test_prepared_pairs_on_disk_are_done_once_until_a_file_changes(tmp_path):
-    file = tmp_path / "a.txt"
-    file.write_text("1")
-    items, preparing = [{"moving_image": str(file)}], reading_then_random()
-    for _ in range(2):  # a second dataset is a later run
-        dataset = cached_dataset(items, preparing, tmp_path / "cache")
-        assert [dataset[0]["value"], dataset[0]["value"]] == [1.5, 1.5]
-    assert len(READ) == 1
-    file.write_text("23")
-    assert cached_dataset(items, preparing, tmp_path / "cache")[0]["value"] == 23.5
-    assert len(READ) == 2
-
-
-def test_prepared_pairs_in_memory_write_nothing(tmp_path):
-    (tmp_path / "a.txt").write_text("1")
-    dataset = cached_dataset([{"moving_image": str(tmp_path / "a.txt")}], reading_then_random())
-    assert dataset[0]["value"] == dataset[0]["value"] == 1.5
-    assert len(READ) == 1 and [f.name for f in tmp_path.iterdir()] == ["a.txt"]

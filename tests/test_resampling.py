@@ -1,4 +1,4 @@
-"""world.py, and the dictionary transforms built on it, against ITK and hand-made numbers.
+"""Registration grids, resampling, pulling back and the dictionary transforms built on them, against ITK and by hand.
 
 All images are anisotropic; moving, fixed and registration grid differ in size, spacing and direction.
 """
@@ -37,17 +37,17 @@ from istn_monai.transforms.registration_grid import RegistrationGridd
 FIXED = {2: (19, 14), 3: (15, 12, 10)}
 MOVING = {2: (17, 21), 3: (13, 16, 14)}
 GRID = {2: (24, 18), 3: (20, 14, 16)}
-CENTRE = {2: (31.0, -12.0), 3: (31.0, -12.0, 57.0)}
+CENTER = {2: (31.0, -12.0), 3: (31.0, -12.0, 57.0)}
 
 
 def fixed_affine(dims, signs=None, order=None):
-    return oblique_affine(FIXED[dims], (1.1, 1.6, 1.9)[:dims], 1, CENTRE[dims], signs, order)
+    return oblique_affine(FIXED[dims], (1.1, 1.6, 1.9)[:dims], 1, CENTER[dims], signs, order)
 
 
 def moving_affine(dims, center=None):
     """Another orientation (first axis flipped, first two swapped), another place."""
     signs, order = (-1.0, 1.0, 1.0)[:dims], (1, 0, 2)[:dims]
-    return oblique_affine(MOVING[dims], (1.7, 1.2, 1.4)[:dims], 2, center or CENTRE[dims], signs, order, angle=0.6)
+    return oblique_affine(MOVING[dims], (1.7, 1.2, 1.4)[:dims], 2, center or CENTER[dims], signs, order, angle=0.6)
 
 
 def tensor(affine):
@@ -82,7 +82,7 @@ def test_moments_is_where_the_moving_content_lies(dims, signs, angle):
     signs = [float(s) for s in signs[:dims]]
     middle_box = [n // 2 - 2 for n in FIXED[dims]], [n // 2 + 1 for n in FIXED[dims]]
     image = box(FIXED[dims], *middle_box)
-    fixed = oblique_affine(FIXED[dims], (1.0, 1.5, 2.0)[:dims], 1, CENTRE[dims], signs, angle=angle)
+    fixed = oblique_affine(FIXED[dims], (1.0, 1.5, 2.0)[:dims], 1, CENTER[dims], signs, angle=angle)
     moved = fixed.copy()
     moved[:dims, dims] += shift
     expected = np.eye(dims + 1)
@@ -119,7 +119,7 @@ def test_center_joins_the_middles(dims):
     images = meta(smooth_image(MOVING[dims]), moving), meta(smooth_image(FIXED[dims]), fixed)
     t0 = initial_alignment("center", *images)
     expected = np.eye(dims + 1)
-    expected[:dims, dims] = np.array(center) - CENTRE[dims]
+    expected[:dims, dims] = np.array(center) - CENTER[dims]
     assert max_abs(t0, expected) < 1e-9
     assert max_abs(map_points(t0, Grid(FIXED[dims], fixed).center), Grid(MOVING[dims], moving).center) < 1e-9
     assert max_abs(initial_alignment("world", *images), np.eye(dims + 1)) == 0
@@ -164,7 +164,7 @@ def test_the_edited_affine_is_inverse_t0_times_affine(dims, name):
     assert max_abs(affine_of(result["fixed_image"]), fixed_affine(dims)) < 1e-12
     assert torch.equal(pair["moving_image"].affine, before)  # the caller's pair stays as it was
     if name == "center":
-        assert max_abs(Grid(MOVING[dims], expected).center, np.array(CENTRE[dims])) < 1e-9
+        assert max_abs(Grid(MOVING[dims], expected).center, np.array(CENTER[dims])) < 1e-9
     if name == "moments":
         aligned = initial_alignment("moments", result["moving_image"], result["fixed_image"])
         assert max_abs(aligned, np.eye(dims + 1)) < 1e-9
@@ -183,7 +183,7 @@ def test_registration_grid_is_centered_has_its_spacing_and_faces_ras(dims, signs
     fixed = fixed_affine(dims, signs, order[:dims])
     grid = registration_grid(Grid(FIXED[dims], fixed), GRID[dims], spacing).affine.numpy()
     middle = (np.array(GRID[dims]) - 1) / 2
-    assert max_abs(grid[:dims, :dims] @ middle + grid[:dims, dims], np.array(CENTRE[dims])) < 1e-9
+    assert max_abs(grid[:dims, :dims] @ middle + grid[:dims, dims], np.array(CENTER[dims])) < 1e-9
     assert max_abs(np.linalg.norm(grid[:dims, :dims], axis=0), np.array(spacing)) < 1e-12
     # the directions are the fixed image's, each nearest to R, A, S in turn
     directions = grid[:dims, :dims] / spacing
@@ -248,7 +248,7 @@ def test_files_reoriented_by_nibabel_are_the_same_on_the_grid():
 def test_images_on_the_grid_equal_itk(dims):
     """The moving image, and the fixed one, on a finer grid than their own, where nothing is area_averaged."""
     moving, fixed = smooth_image(MOVING[dims], 3), smooth_image(FIXED[dims], 4)
-    shifted = moving_affine(dims, [CENTRE[dims][0] + 7.0, *CENTRE[dims][1:]])  # so that the grid leaves it
+    shifted = moving_affine(dims, [CENTER[dims][0] + 7.0, *CENTER[dims][1:]])  # so that the grid leaves it
     pair = {"moving_image": meta(moving, shifted), "fixed_image": meta(fixed, fixed_affine(dims))}
     result = RegistrationGridd(GRID[dims], 0.95)(pair)
     grid = affine_of(result["fixed_image"]).numpy()

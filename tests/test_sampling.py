@@ -1,4 +1,4 @@
-"""warp.py against MONAI's Warp, scipy, and shifts by hand."""
+"""Sampling against MONAI's Warp, scipy, and shifts by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""spatial.py against ITK, numpy by hand, and properties that hold for every theta."""
+"""Transformations of every kind against ITK, against numpy by hand, and properties that hold for every theta."""
 
 import math
 from itertools import combinations
@@ -383,8 +383,8 @@ PATTERNS = ("normal", "large", "corner", "worst")
 def any_theta(transformation, pattern, seed):
     """From usual to adversarial parameters; at +-1e3 tanh saturates."""
     if pattern == "worst":
-        parts = getattr(transformation, "parts", [transformation])
-        return torch.cat([worst_lattice(part, seed + k) for k, part in enumerate(parts)], dim=1)
+        components = getattr(transformation, "components", [transformation])
+        return torch.cat([worst_lattice(one, seed + k) for k, one in enumerate(components)], dim=1)
     theta = random_theta(transformation, seed)
     return {"normal": theta, "large": 5 * theta, "corner": 1e3 * theta.sign()}[pattern]
 

@@ -138,7 +138,7 @@ def test_inverse_brings_the_fixed_image_to_the_moving_grid(registered, tmp_path)
 
 
 def test_points_and_a_blob_at_one_place_land_together(registered, tmp_path):
-    """Images pull back, points push forward: a wrong direction or sign parts the two by millimetres."""
+    """Images pull back, points push forward: a wrong direction or sign parts the two by millimeters."""
     files, out, _ = registered
     moving = nib.load(files["moving_image"])
     dims = moving.ndim

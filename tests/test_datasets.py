@@ -1,0 +1,98 @@
+"""Tests of `istn_monai.workflow.datasets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from monai.transforms import Compose, Lambdad, RandLambdad
+
+from istn_monai.workflow.datasets import as_pairs, cached_dataset, datalist_file
+
+SIDES = ("moving", "fixed")
+PAIR = {"moving_image": "a.nii.gz", "fixed_image": "sub/b.nii.gz", "moving_label": "../l.nii.gz"}
+
+
+def test_datalist_file_joins_folder_and_name(tmp_path):
+    assert datalist_file(str(tmp_path), "pairs.json") == str(tmp_path / "pairs.json")
+    assert datalist_file(str(tmp_path), "/elsewhere/pairs.json") == "/elsewhere/pairs.json"
+
+
+# --- as_pairs --------------------------------------------------------------------------------------------------------
+
+
+def labelled(number: int, name: str = "case") -> list[dict[str, str]]:
+    return [{"image": f"{name}_{index}.nii", "label": f"{name}_{index}_label.nii"} for index in range(number)]
+
+
+def test_pairs_are_pairs_already():
+    assert as_pairs([PAIR], labelled(3)) == [PAIR]
+
+
+def test_labelled_images_are_paired_with_each_other():
+    pairs = as_pairs(labelled(3))
+    assert {(pair["moving_image"], pair["fixed_image"]) for pair in pairs} == {
+        (f"case_{a}.nii", f"case_{b}.nii") for a in range(3) for b in range(3) if a != b
+    }
+    assert all(pair[f"{side}_label"] == pair[f"{side}_image"][:-4] + "_label.nii" for pair in pairs for side in SIDES)
+
+
+def test_many_images_get_seven_partners_each_the_same_each_time():
+    pairs = as_pairs(labelled(140))
+    assert len(pairs) == len({tuple(pair.values()) for pair in pairs}) == 980
+    assert all(pair["moving_image"] != pair["fixed_image"] for pair in pairs)
+    assert len({pair["moving_image"] for pair in pairs}) > 130
+    assert pairs == as_pairs(labelled(140))
+
+
+def test_validation_images_are_paired_with_those_of_training():
+    pairs = as_pairs(labelled(2, "validation"), labelled(5))
+    assert [pair["fixed_image"] for pair in pairs] == [f"validation_{n}.nii" for n in (0, 0, 1, 1)]
+    assert all(pair["moving_image"].startswith("case") for pair in pairs)
+    assert {pair["fixed_image"] for pair in as_pairs([], labelled(2))} == {"case_0.nii", "case_1.nii"}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_pair_needs_two_images(number):
+    for items in (as_pairs, lambda images: as_pairs([], images)):
+        with pytest.raises(ValueError, match=f"two labelled images at least, got {number}"):
+            items(labelled(number))
+
+
+# --- cached_dataset --------------------------------------------------------------------------------------------------
+
+
+READ = []
+
+
+def read_number(file):
+    """A deterministic transform that notes what it is asked for."""
+    READ.append(file)
+    return float(Path(file).read_text())
+
+
+def reading_then_random():
+    READ.clear()
+    return Compose([
+        Lambdad("moving_image", read_number, overwrite="value"), RandLambdad("value", lambda x: x + 0.5, prob=1.0)
+    ])  # fmt: skip
+
+
+def test_prepared_pairs_on_disk_are_done_once_until_a_file_changes(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("1")
+    items, preparing = [{"moving_image": str(file)}], reading_then_random()
+    for _ in range(2):  # a second dataset is a later run
+        dataset = cached_dataset(items, preparing, tmp_path / "cache")
+        assert [dataset[0]["value"], dataset[0]["value"]] == [1.5, 1.5]
+    assert len(READ) == 1
+    file.write_text("23")
+    assert cached_dataset(items, preparing, tmp_path / "cache")[0]["value"] == 23.5
+    assert len(READ) == 2
+
+
+def test_prepared_pairs_in_memory_write_nothing(tmp_path):
+    (tmp_path / "a.txt").write_text("1")
+    dataset = cached_dataset([{"moving_image": str(tmp_path / "a.txt")}], reading_then_random())
+    assert dataset[0]["value"] == dataset[0]["value"] == 1.5
+    assert len(READ) == 1 and [f.name for f in tmp_path.iterdir()] == ["a.txt"]
