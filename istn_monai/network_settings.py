@@ -17,7 +17,8 @@ from istn_monai.geometry.composite import TRANSFORMATIONS, spatial_transformatio
 from istn_monai.geometry.transformation import Transformation, checked_size, per_axis
 from istn_monai.layers import SoftClamp, with_central_statistics
 from istn_monai.losses import VARIANTS
-from istn_monai.networks import ISTN, BackboneITN, DisplacementNetwork, PyramidSTN
+from istn_monai.networks import ISTN, BackboneITN, DisplacementNetwork
+from istn_monai.stn import PyramidSTN
 from istn_monai.transforms.checks import check_choice, check_soi_labels
 from istn_monai.transforms.landmarks import check_soi_points
 

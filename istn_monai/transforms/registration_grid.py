@@ -50,10 +50,12 @@ class RegistrationGridd(Transform):
         keys: Sequence[str] = PAIR_KEYS,
         at_least: Sequence[int] | None = None,
     ) -> None:
+        if isinstance(spatial_size, str) and spatial_size != AUTO:
+            raise ValueError(f'spatial_size must be numbers of voxels or "{AUTO}", got {spatial_size!r}')
         if spatial_size == AUTO and at_least is None:
-            raise ValueError('spatial_size "auto" needs at_least, the size of the grid in training')
-        self.spatial_size = None if spatial_size == AUTO else checked_size(spatial_size)
-        self.at_least = checked_size(at_least if self.spatial_size is None else self.spatial_size)
+            raise ValueError(f'spatial_size "{AUTO}" needs at_least, the size of the grid in training')
+        self.spatial_size = None if isinstance(spatial_size, str) else checked_size(spatial_size)
+        self.at_least = checked_size(self.spatial_size or at_least or ())
         self.spacing = per_axis("spacing", spacing, len(self.at_least))
         self.keys = tuple(keys)
 
