@@ -18,13 +18,15 @@ from monai.utils import convert_to_tensor
 from table1 import DTYPE, METHODS, RATES_OF, RESULTS, Cell
 from torch import Tensor
 
+from istn_monai.folders import LAST
 from istn_monai.geometry.grids import Grid
 from istn_monai.io.datalist import read_datalist
 from istn_monai.networks import ISTN
 from istn_monai.qa.measures import RegisteredPair
 from istn_monai.refinement import Refinement, Refiner
 from istn_monai.synthetic.pairs import synthesize
-from istn_monai.workflow.checkpoints import LAST, load_checkpoint, read_checkpoint
+from istn_monai.weights import read_weights
+from istn_monai.workflow.checkpoints import load_checkpoint
 from istn_monai.workflow.inferers import default_rate
 
 TOY_SIZE, TOY_PAIRS, TOY_EPOCHS = (96, 96), 100, 30
@@ -88,7 +90,7 @@ class Training:
     def finished(self) -> bool:
         """Whether it has come to its end."""
         last = self.output / "models" / LAST
-        progress = read_checkpoint(last)["trainer"] if last.exists() else {"iteration": 0, "epoch_length": 1}
+        progress = read_weights(last).progress["trainer"] if last.exists() else {"iteration": 0, "epoch_length": 1}
         return progress["iteration"] >= self.epochs * progress["epoch_length"]
 
     def train(self) -> Training:
@@ -105,7 +107,7 @@ class Training:
         """At its best validation."""
         content = self.parser.get_parsed_content
         network = content("network_def")
-        load_checkpoint(content("ckpt_dir") + "/model.pt", network, content("settings"))
+        load_checkpoint(content("ckpt_dir") + "/model.pt", network)
         return network.istn.eval()
 
     def pair(self, number: int, split: str = "testing") -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from istn_monai.qa.measures import measure, registered_pair
 from istn_monai.qa.page import page_picture
 from istn_monai.qa.rules import traffic_light
 from istn_monai.registration import Registration
-from istn_monai.workflow.errors import root_cause
+from istn_monai.workflow.errors import foreseen_cause
 
 GOOD = "good pairs"
 SHOWN = ("overlap_one_pass", "overlap", "ambiguity", "coverage", "displacement", "sdlogj")
@@ -126,7 +126,7 @@ def judged(registration: Registration, files: dict[str, str], draw: bool = False
     try:
         result = registration(files)
     except Exception as error:  # MONAI wraps what a transform refuses
-        return {"refused": str(root_cause(error))}
+        return {"refused": str(foreseen_cause(error) or error)}
     begin = time.perf_counter()
     pair = registered_pair(result, registration.network)
     verdict = traffic_light(measure(pair))

@@ -175,7 +175,7 @@ def bundle(device: str, shipped_weights: bool = True, **settings: Any) -> Config
     network = parser.get_parsed_content("network").eval()
     if shipped_weights:
         checkpoint = parser.get_parsed_content("checkpoint_file")
-        load_checkpoint(checkpoint, network, parser.get_parsed_content("settings"), device)
+        load_checkpoint(checkpoint, network, device)
     return parser
 
 

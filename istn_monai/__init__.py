@@ -9,9 +9,9 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.geometry.composite`, :mod:`~istn_monai.geometry.grids` (registration grid),
   :mod:`~istn_monai.geometry.meta` (affines of MetaTensors), :mod:`~istn_monai.geometry.resampling`,
   :mod:`~istn_monai.geometry.frames` (RAS and LPS), :mod:`~istn_monai.geometry.world_transform`
-- :mod:`istn_monai.layers`, :mod:`istn_monai.networks`: ITN, STN, ISTN; :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e,
-  ISTN-i; :mod:`istn_monai.refinement`: test-time refinement for the one pair in hand; :mod:`istn_monai.alignment`:
-  initial alignment; :mod:`istn_monai.metrics`
+- :mod:`istn_monai.layers`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
+  :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.refinement`: test-time refinement for the
+  one pair in hand; :mod:`istn_monai.alignment`: initial alignment; :mod:`istn_monai.metrics`
 - :mod:`istn_monai.io`: files in, files out.
   :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.landmarks`,
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
@@ -20,6 +20,9 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
   :mod:`~istn_monai.transforms.landmarks`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.postprocessing`
+- :mod:`istn_monai.folders`: bundles, runs and checkpoints on disk; :mod:`istn_monai.options`: the settings by name;
+  :mod:`istn_monai.network_settings`: what a network is built from; :mod:`istn_monai.weights`: weights that say what
+  they are
 - :mod:`istn_monai.qa`: judging a registered pair.
   :mod:`~istn_monai.qa.rules`, :mod:`~istn_monai.qa.measures`, :mod:`~istn_monai.qa.panels`,
   :mod:`~istn_monai.qa.page`, :mod:`~istn_monai.qa.cohort`, :mod:`~istn_monai.qa.inspector`
@@ -29,7 +32,7 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.workflow.checkpoints`, :mod:`~istn_monai.workflow.inferers`,
   :mod:`~istn_monai.workflow.training`, :mod:`~istn_monai.workflow.curves`, :mod:`~istn_monai.workflow.evaluation`,
   :mod:`~istn_monai.workflow.results`, :mod:`~istn_monai.workflow.host_requests`,
-  :mod:`~istn_monai.workflow.host_training`
+  :mod:`~istn_monai.workflow.host_training`, :mod:`~istn_monai.workflow.start`
 - :mod:`istn_monai.pairing`: random pairs of a folder of subjects; :mod:`istn_monai.synthetic`: the paper's toy
   (:mod:`~istn_monai.synthetic.vessels`, :mod:`~istn_monai.synthetic.pairs`)
 - :mod:`istn_monai.registration`: pairs of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``;

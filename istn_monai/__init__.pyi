@@ -5,6 +5,7 @@ from istn_monai.geometry.bspline import BSplineTransformation as BSplineTransfor
 from istn_monai.geometry.composite import CompositeTransformation as CompositeTransformation
 from istn_monai.geometry.composite import spatial_transformation as spatial_transformation
 from istn_monai.geometry.dense import DenseTransformation as DenseTransformation
+from istn_monai.geometry.grids import Grid as Grid
 from istn_monai.geometry.sampling import Warp as Warp
 from istn_monai.geometry.sampling import warp as warp
 from istn_monai.geometry.transformation import Transformation as Transformation
@@ -18,6 +19,7 @@ from istn_monai.io.landmarks import write_points as write_points
 from istn_monai.layers import SoftClamp as SoftClamp
 from istn_monai.losses import DiceMSELoss as DiceMSELoss
 from istn_monai.losses import ISTNLoss as ISTNLoss
+from istn_monai.network_settings import NetworkSettings as NetworkSettings
 from istn_monai.networks import ISTN as ISTN
 from istn_monai.networks import ITN as ITN
 from istn_monai.networks import BackboneITN as BackboneITN
@@ -38,8 +40,8 @@ from istn_monai.transforms.preprocessing import ConcatPaird as ConcatPaird
 from istn_monai.transforms.preprocessing import InitialAlignmentd as InitialAlignmentd
 from istn_monai.transforms.preprocessing import LoadPaird as LoadPaird
 from istn_monai.transforms.preprocessing import NormalizeIntensityRanged as NormalizeIntensityRanged
-from istn_monai.transforms.preprocessing import RegistrationGridd as RegistrationGridd
 from istn_monai.transforms.preprocessing import SoIGroupsd as SoIGroupsd
+from istn_monai.transforms.registration_grid import RegistrationGridd as RegistrationGridd
 
 __version__: str
 __all__: list[str]

@@ -102,10 +102,6 @@ class PyramidSTN(nn.Module):
         self.transformation = transformation
         shapes = transformation.parameter_shapes
 
-        def block(inputs: int, outputs: int, strides: int) -> nn.Module:
-            """Convolution, norm and activation."""
-            return Convolution(spatial_dims, inputs, outputs, strides=strides, act="LEAKYRELU", norm="INSTANCE")
-
         # an instance norm needs 2 voxels: small grids get fewer levels
         channels = channels[: max(1, (max(transformation.spatial_size) - 1).bit_length() - 1)]
 
@@ -121,10 +117,10 @@ class PyramidSTN(nn.Module):
             corner_ratios(levels[depth], shape[1:]) if len(shape) > 1 else []
             for depth, shape in zip(self.depths, shapes, strict=True)
         ]
-        self.encoder = nn.ModuleList(block(i, o, 2) for i, o in zip(inputs, channels, strict=False))
+        self.encoder = nn.ModuleList(block(spatial_dims, i, o, 2) for i, o in zip(inputs, channels, strict=False))
         deepest = channels[-1]
         skips = list(reversed(channels[:-1]))[: max(self.depths)]  # finer features than any head reads are not made
-        self.decoder = nn.ModuleList(block(deepest + skip, deepest, 1) for skip in skips)
+        self.decoder = nn.ModuleList(block(spatial_dims, deepest + skip, deepest, 1) for skip in skips)
         conv = Conv[Conv.CONV, spatial_dims]
         width = deepest * pool_size**spatial_dims
         self.heads = nn.ModuleList(
@@ -157,6 +153,11 @@ class PyramidSTN(nn.Module):
             finer = stretched(levels[-1], skip.shape[2:], ratios)
             levels.append(decode(torch.cat([finer, skip], dim=1)))
         return levels
+
+
+def block(spatial_dims: int, inputs: int, outputs: int, strides: int) -> nn.Module:
+    """Convolution, norm and activation."""
+    return Convolution(spatial_dims, inputs, outputs, strides=strides, act="LEAKYRELU", norm="INSTANCE")
 
 
 def halved(spatial_size: Sequence[int], times: int) -> list[int]:

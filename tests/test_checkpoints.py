@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler
 
 from istn_monai.losses import ISTNLoss
+from istn_monai.network_settings import NetworkSettings
 from istn_monai.networks import DisplacementNetwork
-from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint, save_atomically
-from istn_monai.workflow.settings import Settings
+from istn_monai.weights import read_weights, save_atomically
+from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
 from istn_monai.workflow.training import (
     KeepBestHandler,
     LoadHandler,
@@ -26,13 +28,14 @@ from istn_monai.workflow.training import (
 )
 
 SIZE = (12, 10)
-SETTINGS = Settings({"transformation": "affine", "spatial_size": SIZE}, {"loss": "s", "batch_size": 2})
+SETTINGS = NetworkSettings(loss="s", transformation="affine", spatial_size=SIZE)
+TRAINING = {"batch_size": 2}
 
 
 class Setup:
     """A tiny training like the bundle's: same handlers, in the bundle's order."""
 
-    def __init__(self, folder: Path, max_epochs: int = 4, settings: Settings = SETTINGS, metrics=None, size=SIZE):
+    def __init__(self, folder: Path, max_epochs=4, settings=SETTINGS, training=TRAINING, metrics=None, size=SIZE):
         self.network_def = DisplacementNetwork(small_istn(size, seed=1))
         network = self.network_def.istn
         images = [rand(2, *size, seed=n) for n in range(4)]
@@ -40,7 +43,7 @@ class Setup:
         loader = DataLoader(Dataset(pairs), batch_size=2, shuffle=False)
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=4)
-        self.checkpoints = Checkpoints(folder, self.network_def, settings, self.optimizer, self.scheduler)
+        self.checkpoints = Checkpoints(folder, self.network_def, settings, training, self.optimizer, self.scheduler)
         self.evaluator = SupervisedEvaluator(
             device="cpu",
             val_data_loader=loader,
@@ -143,7 +146,7 @@ def test_a_training_interrupted_in_its_first_epoch_can_be_repeated(tmp_path):
     setup.checkpoints.resume(setup.trainer)
     assert setup.trainer.state.epoch == 0
     # the validation at the start writes model.pt; without last.pt it would be taken for a foreign one
-    save_atomically(setup.checkpoints.weights() | {"validation": 0.3}, tmp_path / "model.pt")
+    save_atomically(setup.checkpoints.weights({"validation_dice": 0.3}), tmp_path / "model.pt")
     again = Setup(tmp_path)
     again.trainer.run()
     assert again.trainer.state.epoch == again.trainer.state.max_epochs
@@ -153,8 +156,10 @@ def test_last_holds_all_that_is_needed(tmp_path):
     setup = Setup(tmp_path, max_epochs=2)
     setup.trainer.run()
     content = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert {"model", "settings", "optimizer", "lr_scheduler", "trainer"} <= set(content)
-    assert content["settings"] == SETTINGS.state_dict()
+    assert set(content) == {"model", "optimizer", "lr_scheduler", "trainer"}
+    weights = read_weights(tmp_path / "last.pt")
+    assert weights.settings == SETTINGS and weights.description["training"] == TRAINING
+    assert set(weights.progress) == {"optimizer", "lr_scheduler", "trainer"}
     assert all(torch.equal(content["model"][name], value) for name, value in setup.weights().items())
 
 
@@ -166,10 +171,10 @@ def test_best_is_kept_and_a_later_worse_one_does_not_replace_it(tmp_path):
     seen = {}
     setup.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda e: seen.__setitem__(e.state.epoch, setup.weights()))
     setup.trainer.run()
-    best = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert best["validation"] == 0.8 and best["epoch"] == 2
-    assert all(torch.equal(best["model"][name], value) for name, value in seen[2].items())
-    assert best["settings"] == SETTINGS.state_dict()
+    best = read_weights(tmp_path / "model.pt")
+    assert best.description["result"] == {"validation_dice": 0.8, "epoch": 2}
+    assert all(torch.equal(best.state[name], value) for name, value in seen[2].items())
+    assert best.settings == SETTINGS and not best.progress
     assert "0.8000" in setup.checkpoints.report() and str(tmp_path / "model.pt") in setup.checkpoints.report()
 
 
@@ -181,8 +186,8 @@ def test_best_survives_a_resume(tmp_path, later, kept):
     rest = Setup(tmp_path, metrics=metrics)
     rest.trainer.run()
     assert rest.validated == [3, 4]
-    best = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert (best["validation"], best["epoch"]) == kept
+    result = read_weights(tmp_path / "model.pt").description["result"]
+    assert (result["validation_dice"], result["epoch"]) == kept
     assert ((tmp_path / "model.pt").read_bytes() == content) == (kept[1] == 2)
     assert f"{kept[0]:.4f}" in rest.checkpoints.report()
 
@@ -193,12 +198,12 @@ def test_best_by_a_real_validation(tmp_path):
     setup.evaluator.add_event_handler(Events.COMPLETED, lambda e: found.append(e.state.metrics["val_mean_dice"]))
     setup.trainer.run()
     assert len(found) == 2
-    assert torch.load(tmp_path / "model.pt", weights_only=True)["validation"] == pytest.approx(max(found))
+    assert read_weights(tmp_path / "model.pt").validation == pytest.approx(max(found))
 
 
 def test_nan_is_never_best(tmp_path):
     Setup(tmp_path, metrics={1: float("nan"), 2: 0.3, 3: float("nan"), 4: 0.2}).trainer.run()
-    assert torch.load(tmp_path / "model.pt", weights_only=True)["validation"] == 0.3
+    assert read_weights(tmp_path / "model.pt").validation == 0.3
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -207,8 +212,10 @@ def test_nan_is_never_best(tmp_path):
 @pytest.mark.parametrize(
     "other, said",
     [
-        (Settings({"transformation": "bspline", "spatial_size": SIZE}, {"loss": "s"}), "transformation: 'affine'"),
-        (Settings(SETTINGS.network, {"loss": "i", "batch_size": 2}), "loss: 's' in the checkpoint, 'i' now"),
+        ({"settings": replace(SETTINGS, transformation="bspline")}, "transformation: 'affine' in the checkpoint"),
+        ({"settings": replace(SETTINGS, loss="i")}, "loss: 's' in the checkpoint, 'i' now"),
+        ({"settings": replace(SETTINGS, spatial_size=(9, 9))}, "spatial_size: [12, 10] in the checkpoint, [9, 9] now"),
+        ({"training": {"batch_size": 4}}, "batch_size: 2 in the checkpoint, 4 now"),
     ],
 )
 def test_other_settings_are_refused_before_training_and_nothing_is_touched(tmp_path, other, said):
@@ -216,7 +223,7 @@ def test_other_settings_are_refused_before_training_and_nothing_is_touched(tmp_p
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert set(before) == {"model.pt", "last.pt"}
     with pytest.raises(ValueError) as error:
-        Setup(tmp_path, settings=other)
+        Setup(tmp_path, **other)
     assert str(tmp_path / "last.pt") in str(error.value) and said in str(error.value)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -302,36 +309,36 @@ def saved_model(folder: Path) -> Path:
 def test_load_checkpoint_loads_and_returns_all(tmp_path):
     file = saved_model(tmp_path)
     network = perturb(DisplacementNetwork(small_istn(SIZE)), seed=5)
-    content = load_checkpoint(file, network, SETTINGS)
-    assert {"model", "settings", "validation", "epoch"} <= set(content)
-    assert all(torch.equal(content["model"][name], value) for name, value in network.state_dict().items())
+    weights = load_checkpoint(file, network)
+    assert {"settings", "training", "result", "versions"} <= set(weights.description)
+    assert all(torch.equal(weights.state[name], value) for name, value in network.state_dict().items())
 
 
 def test_load_checkpoint_takes_a_plain_state_dictionary(tmp_path):
     network = perturb(DisplacementNetwork(small_istn(SIZE)), seed=5)
     torch.save(network.state_dict(), tmp_path / "plain.pt")
     other = DisplacementNetwork(small_istn(SIZE))
-    assert set(load_checkpoint(tmp_path / "plain.pt", other, SETTINGS)) == {"model"}
+    assert load_checkpoint(tmp_path / "plain.pt", other).settings is None
     assert torch.equal(other(rand(1, 2, *SIZE)), network(rand(1, 2, *SIZE)))
 
 
 def test_load_checkpoint_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"no checkpoint at {re.escape(str(tmp_path / 'model.pt'))}.*ckpt_dir"):
-        load_checkpoint(tmp_path / "model.pt", DisplacementNetwork(small_istn(SIZE)), SETTINGS)
+        load_checkpoint(tmp_path / "model.pt", DisplacementNetwork(small_istn(SIZE)))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 not a zip"])
 def test_load_checkpoint_garbage(tmp_path, content):
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path / 'model.pt'))} is not a checkpoint"):
-        load_checkpoint(tmp_path / "model.pt", DisplacementNetwork(small_istn(SIZE)), SETTINGS)
+        load_checkpoint(tmp_path / "model.pt", DisplacementNetwork(small_istn(SIZE)))
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"model": 3}])
 def test_load_checkpoint_of_something_else(tmp_path, content):
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "model.pt"))):
-        load_checkpoint(tmp_path / "model.pt", DisplacementNetwork(small_istn(SIZE)), SETTINGS)
+        load_checkpoint(tmp_path / "model.pt", DisplacementNetwork(small_istn(SIZE)))
 
 
 def test_load_checkpoint_of_another_architecture(tmp_path):
@@ -339,16 +346,8 @@ def test_load_checkpoint_of_another_architecture(tmp_path):
     network = DisplacementNetwork(small_istn(SIZE, channels=3))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ValueError, match=rf"{re.escape(str(file))} does not fit the network"):
-        load_checkpoint(file, network, SETTINGS)
+        load_checkpoint(file, network)
     assert set(before) == set(network.state_dict())
-
-
-def test_load_checkpoint_of_other_network_settings(tmp_path):
-    file = saved_model(tmp_path)
-    other = Settings(SETTINGS.network | {"spatial_size": (9, 9)})
-    with pytest.raises(ValueError, match=rf"{re.escape(str(file))} .*spatial_size: \[12, 10\].*\[9, 9\] now"):
-        load_checkpoint(file, DisplacementNetwork(small_istn(SIZE)), other)
-    load_checkpoint(file, DisplacementNetwork(small_istn(SIZE)), Settings(SETTINGS.network, {"loss": "e"}))
 
 
 def test_load_handler_loads_when_the_engine_starts(tmp_path):
@@ -356,8 +355,8 @@ def test_load_handler_loads_when_the_engine_starts(tmp_path):
     network = perturb(DisplacementNetwork(small_istn(SIZE)), seed=5)
     loader = DataLoader(Dataset([{"image": rand(2, *SIZE), "label": rand(2, *SIZE)}]))
     evaluator = SupervisedEvaluator(
-        device="cpu", val_data_loader=loader, network=network, val_handlers=[LoadHandler(file, network, SETTINGS)]
+        device="cpu", val_data_loader=loader, network=network, val_handlers=[LoadHandler(file, network)]
     )
     evaluator.run()
-    expected = torch.load(file, weights_only=True)["model"]
+    expected = torch.load(file, weights_only=True)
     assert all(torch.equal(expected[name], value) for name, value in network.state_dict().items())

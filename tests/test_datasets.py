@@ -5,17 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers import write_json
 from monai.transforms import Compose, Lambdad, RandLambdad
 
-from istn_monai.workflow.datasets import as_pairs, cached_dataset, datalist_file
+from istn_monai.workflow.datasets import as_pairs, cached_dataset, datalist_name, is_hosted, read_pairs
 
 SIDES = ("moving", "fixed")
 PAIR = {"moving_image": "a.nii.gz", "fixed_image": "sub/b.nii.gz", "moving_label": "../l.nii.gz"}
 
 
-def test_datalist_file_joins_folder_and_name(tmp_path):
-    assert datalist_file(str(tmp_path), "pairs.json") == str(tmp_path / "pairs.json")
-    assert datalist_file(str(tmp_path), "/elsewhere/pairs.json") == "/elsewhere/pairs.json"
+def test_pairs_know_their_datalist_wherever_it_lies(tmp_path):
+    file = write_json(tmp_path / "a" / "pairs.json", {"training": [PAIR]})
+    pairs = read_pairs(str(tmp_path / "a"), "pairs.json", "training")
+    assert pairs == [{key: str(tmp_path / "a" / value) for key, value in PAIR.items()}] and pairs.file == file
+    assert read_pairs("/elsewhere", str(file), "training") == pairs
+    copy = write_json(tmp_path / "b" / "pairs.json", {"training": [PAIR]})
+    other = write_json(tmp_path / "c" / "pairs.json", {"training": [PAIR, PAIR]})
+    names = [datalist_name(read_pairs(None or str(f.parent), f.name, "training")) for f in (file, copy, other)]
+    assert names[0] == names[1] != names[2] and names[0].startswith("pairs.json ")
+    with pytest.raises(FileNotFoundError, match="datalist not found"):
+        read_pairs(str(tmp_path), "pairs.json", "training")
+
+
+def test_data_of_a_host_are_no_datalist(tmp_path):
+    file = write_json(tmp_path / "pairs.json", {"training": [PAIR]})
+    assert not is_hosted(read_pairs(str(tmp_path), file.name, "training"))
+    assert is_hosted([PAIR]) and datalist_name([PAIR]) is None
 
 
 # --- as_pairs --------------------------------------------------------------------------------------------------------

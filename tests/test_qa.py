@@ -26,7 +26,7 @@ from istn_monai.qa.panels import planes_of
 from istn_monai.qa.rules import AMBER, GREEN, RED, RULES, STATUSES, UNKNOWN, traffic_light
 from istn_monai.refinement import RefinementReport
 from istn_monai.registration import Registration, register_datalist, register_files
-from istn_monai.workflow.errors import root_cause
+from istn_monai.workflow.errors import foreseen_cause
 
 BRAIN = DATA_DIR / "brain" / "images"
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
@@ -328,7 +328,7 @@ def light_of(registration, folder, moving, fixed) -> str:
     try:
         register_files(registration, folder, moving_image=moving, fixed_image=fixed)
     except Exception as error:
-        assert isinstance(root_cause(error), ValueError)
+        assert isinstance(foreseen_cause(error), ValueError)
         return "refused"
     return json.loads((folder / "report.json").read_text())["qa"]["status"]
 

@@ -25,7 +25,7 @@ from istn_monai.registration import (
     register_files,
     represent_file,
 )
-from istn_monai.workflow.errors import root_cause
+from istn_monai.workflow.errors import foreseen_cause
 from istn_monai.workflow.results import OUTPUTS
 
 #: by dimension and transformation: a grid of 1.5 mm around images of 1 to 2 mm
@@ -263,7 +263,7 @@ def test_an_image_that_is_neither_file_nor_metatensor_is_refused(registered):
     files, _, settings = registered
     with pytest.raises(RuntimeError) as caught:  # MONAI's, around ours
         Registration(refine_steps=0, **settings)(images_of(files) | {"fixed_image": np.zeros((1, 8, 8, 8))})
-    assert str(root_cause(caught.value)).startswith("fixed_image must be a path or a channel-first MetaTensor")
+    assert str(foreseen_cause(caught.value)).startswith("fixed_image must be a path or a channel-first MetaTensor")
 
 
 def test_a_pair_is_registered_inside_a_compose(registered):

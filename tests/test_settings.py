@@ -1,23 +1,34 @@
-"""Tests of `istn_monai.workflow.settings`: mistyped overrides, the bundle's folder, settings in a checkpoint."""
+"""Tests of `istn_monai.workflow.settings`: mistyped overrides, the bundle's folder, what a checkpoint says of itself."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from helpers import BUNDLE, write_json
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
-from istn_monai.workflow.settings import MONAI_IDS, SETTINGS, Settings, caller_of_type, check_settings, find_bundle_root
+from istn_monai.network_settings import NetworkSettings
+from istn_monai.options import SETTINGS
+from istn_monai.weights import described, save_atomically
+from istn_monai.workflow.settings import (
+    MONAI_IDS,
+    check_settings,
+    find_bundle_root,
+    given,
+    run_folder,
+    running,
+)
 
 CONFIG = {
-    "imports": ["$import istn_monai"],
-    "bundle_root": "$istn_monai.workflow.settings.find_bundle_root()",
+    "imports": ["$import istn_monai.workflow as workflow"],
+    "bundle_root": "$workflow.find_bundle_root()",
     "max_epochs": 3,
     "double": "$2 * @max_epochs",
-    "initialize": ["$istn_monai.workflow.settings.check_settings()"],
+    "initialize": ["$workflow.check_settings()"],
     "run": ["$print(@double, @bundle_root)"],
 }
 
@@ -115,20 +126,17 @@ def test_every_knob_of_the_bundle_is_a_setting(name):
 def test_every_setting_is_in_the_bundle():
     files = sorted((BUNDLE / "configs").glob("*.json"))
     keys = {key for file in files for key in json.loads(file.read_text())}
-    assert not set(SETTINGS) - keys, "a setting that nothing reads"
+    read = keys | {"evaluated_labels"}  # where an overlay or the command line brings it
+    assert not set(SETTINGS) - read, "a setting that nothing reads"
 
 
 @pytest.mark.parametrize("files", [["train"], ["train", "evaluate"], ["train", "hippocampus"], ["inference"]])
 def test_the_bundles_own_configs_pass_the_check(files):
     """All but the check is left out of initialize, and nothing is run."""
     paths = [str(BUNDLE / "configs" / f"{name}.json") for name in files]
-    own = ConfigWorkflow(
-        paths, logging_file=False, workflow_type="train", initialize=["$istn_monai.workflow.settings.check_settings()"]
-    )
+    own = ConfigWorkflow(paths, logging_file=False, workflow_type="train", initialize=["$workflow.check_settings()"])
     own.initialize()
-    wrong = ConfigWorkflow(
-        paths, logging_file=False, initialize=["$istn_monai.workflow.settings.check_settings()"], spatial_sizes=[8, 8]
-    )
+    wrong = ConfigWorkflow(paths, logging_file=False, initialize=["$workflow.check_settings()"], spatial_sizes=[8, 8])
     with pytest.raises(Exception) as error:
         wrong.initialize()
     assert "did you mean 'spatial_size'" in messages(error.value)
@@ -139,9 +147,8 @@ def test_the_check_comes_first_in_the_bundle(names):
     config = {}
     for name in names:
         config |= json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
-    first = ["errors.explain_errors", "settings.check_settings"]
-    steps = [step for entry in config["initialize"] for step in (config["check"] if entry == "@check" else [entry])]
-    assert steps[:2] == [f"$istn_monai.workflow.{name}()" for name in first]
+    what = {"train": "training", "evaluate": "evaluation", "inference": "inference"}[names[-1]]
+    assert config["run"][0] == f"$workflow.check_{what}()"
 
 
 # --- find_bundle_root ------------------------------------------------------------------------------------------------
@@ -178,56 +185,101 @@ def test_bundle_root_without_workflow_is_the_current_folder(tmp_path, monkeypatc
     assert find_bundle_root() == str(tmp_path)
 
 
-def test_caller_of_type_finds_the_innermost():
+def test_running_finds_the_innermost():
     class Owner:
         def __init__(self, inner=None):
             self.inner = inner
 
         def call(self):
-            return self.inner.call() if self.inner else caller_of_type(Owner)
+            return self.inner.call() if self.inner else running(Owner)
 
     inner = Owner()
     assert Owner(inner).call() is inner
-    assert caller_of_type(Owner) is None
+    assert running(Owner) is None
 
 
-# --- Settings --------------------------------------------------------------------------------------------------------
+# --- given, trained_settings -----------------------------------------------------------------------------------------
 
-NETWORK = {"transformation": "bspline", "spatial_size": [8, 9], "spacing": 1, "control_spacing": (24, 12)}
-TRAINING = {"loss": "i", "batch_size": 4}
-
-
-def test_same_settings_pass_also_after_a_way_through_json():
-    mine = Settings(NETWORK, TRAINING)
-    saved = {"settings": json.loads(json.dumps(mine.state_dict()))}
-    mine.check(saved, "model.pt", resume=True)
-    swapped = NETWORK | {"spatial_size": (8, 9), "control_spacing": [24, 12]}
-    Settings(swapped, TRAINING).check(saved, "model.pt", resume=True)
+SETTINGS_OF_FILE = {
+    "imports": ["$import istn_monai.workflow as workflow"],
+    "checkpoint_file": None,
+    "settings": {"_target_": "istn_monai.workflow.trained_settings", "file": "@checkpoint_file"},
+    "initialize": ["$workflow.check_settings()"],
+    "run": ["$print(@settings.state_dict())"],
+}
+MINE = NetworkSettings(spatial_size=[16, 24], spacing=2, control_spacing=8, soi_labels=[[3]], initial_alignment="world")
 
 
-@pytest.mark.parametrize("resume", [False, True])
+@pytest.fixture
+def checkpoint(tmp_path):
+    file = tmp_path / "model.pt"
+    save_atomically(described(MINE.network().state_dict(), {"settings": MINE.state_dict()}), file)
+    return str(file)
+
+
+def settings_with(checkpoint: str, **overrides) -> NetworkSettings:
+    parser = ConfigParser(SETTINGS_OF_FILE | {"checkpoint_file": checkpoint} | overrides)
+    return parser.get_parsed_content("settings")
+
+
+def test_settings_are_those_of_the_checkpoint_whatever_the_defaults(checkpoint):
+    assert settings_with(checkpoint) == MINE
+    assert settings_with(checkpoint, spatial_size="auto", spacing=None) == MINE
+
+
+@pytest.mark.parametrize("same", [{"spacing": [2, 2.0]}, {"control_spacing": [[8, 8]]}, {"soi_points": "none"}])
+def test_an_override_that_says_the_same_is_accepted(checkpoint, same):
+    assert settings_with(checkpoint, **same) == MINE
+
+
+def test_alignment_and_size_may_differ_at_inference(checkpoint):
+    other = settings_with(checkpoint, initial_alignment="moments", spatial_size=[32, 32])
+    assert (other.initial_alignment, other.spatial_size) == ("moments", [32, 32])
+
+
 @pytest.mark.parametrize(
-    "key, value", [("transformation", "affine"), ("spatial_size", [8, 10]), ("control_spacing", 5)]
+    "wrong, said",
+    [
+        ({"spacing": 1}, "spacing 2 in training, 1 now"),
+        ({"soi_labels": "none"}, r"soi_labels \[\[3\]\] in training, 'none' now"),
+        ({"loss": "u"}, "loss 'i' in training, 'u' now"),
+        ({"transformation": "affine"}, "transformation 'bspline' in training, 'affine' now"),
+    ],
 )
-def test_other_network_settings_name_file_key_and_both_values(key, value, resume):
-    theirs = {"settings": Settings(NETWORK, TRAINING).state_dict()}
-    with pytest.raises(ValueError) as error:
-        Settings(NETWORK | {key: value}, TRAINING).check(theirs, "/x/model.pt", resume)
-    text = str(error.value)
-    old = json.loads(json.dumps(NETWORK[key]))
-    assert "/x/model.pt" in text and f"{key}: {old!r} in the checkpoint, {value!r} now" in text
-    assert ("ckpt_dir" in text) == resume
+def test_an_override_that_contradicts_the_weights_names_both(checkpoint, wrong, said):
+    with pytest.raises(Exception) as error:
+        settings_with(checkpoint, **wrong)
+    text = messages(error.value)
+    assert checkpoint in text and re.search(said, text)
 
 
-def test_training_settings_matter_only_for_going_on():
-    theirs = {"settings": Settings(NETWORK, TRAINING).state_dict()}
-    mine = Settings(NETWORK, TRAINING | {"loss": "e", "batch_size": 2})
-    mine.check(theirs, "model.pt")
-    said = "loss: 'i' in the checkpoint, 'e' now; batch_size: 4 in the checkpoint, 2 now"
-    with pytest.raises(ValueError, match=said):
-        mine.check(theirs, "last.pt", resume=True)
+def test_without_a_checkpoint_the_config_counts(tmp_path):
+    assert settings_with(str(tmp_path / "none.pt"), spacing=3).spacing == 3
 
 
-def test_checkpoint_without_settings_is_not_compared():
-    Settings(NETWORK, TRAINING).check({"model": {}}, "model.pt", resume=True)
-    Settings(NETWORK).check({"settings": {"network": {"transformation": "bspline"}}}, "model.pt", resume=True)
+def test_given_is_the_entry_as_it_stands_in_the_config():
+    definition = {"_target_": "istn_monai.ITN", "spatial_dims": "@spatial_dims"}
+    config = {
+        "imports": SETTINGS_OF_FILE["imports"], "itn_def": definition, "nothing": None, "word": "none",
+        "found": "$[workflow.given(name, 7) for name in ('itn_def', 'nothing', 'word', 'absent')]",
+    }  # fmt: skip
+    assert ConfigParser(config).get_parsed_content("found") == [definition, 7, None, 7]
+    assert given("itn_def", 3) == 3  # outside a config
+
+
+# --- run_folder ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine_e_affine", "mine_points_i_bspline"):
+        (tmp_path / "runs" / name / "models").mkdir(parents=True)
+        (tmp_path / "runs" / name / "models" / "model.pt").touch()
+    assert run_folder("mine", None, None) == "runs/mine_e_affine"
+    assert run_folder("mine_points", None, None) == "runs/mine_points_i_bspline"
+    assert run_folder("mine", "i", "bspline") == "runs/mine_i_bspline"  # which is to be made
+    (tmp_path / "runs" / "mine_i_affine" / "models").mkdir(parents=True)
+    (tmp_path / "runs" / "mine_i_affine" / "models" / "model.pt").touch()
+    with pytest.raises(ValueError, match="mine_e_affine.*mine_i_affine.*give loss and transformation"):
+        run_folder("mine", None, None)
+    assert run_folder("mine", "i", None) == "runs/mine_i_affine"

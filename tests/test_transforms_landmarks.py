@@ -17,12 +17,13 @@ from scipy.spatial import cKDTree
 from istn_monai.geometry.grids import Grid
 from istn_monai.io.landmarks import Points, matched, write_points
 from istn_monai.losses import DiceMSELoss, ISTNLoss, annotated
+from istn_monai.network_settings import NetworkSettings
 from istn_monai.networks import ISTNOutput
 from istn_monai.transforms.augmentation import RandDeformd
 from istn_monai.transforms.landmarks import AddLandmarkChannelsd, check_soi_points, landmark_map
 from istn_monai.transforms.preprocessing import InitialAlignmentd, SoIGroupsd
 from istn_monai.transforms.registration_grid import RegistrationGridd
-from istn_monai.workflow.datalist_checks import check_points, soi_channels
+from istn_monai.workflow.datalist_checks import check_points
 from istn_monai.workflow.training import warped_and_fixed_soi
 
 SIZE = {2: (14, 17), 3: (12, 15, 10)}
@@ -126,7 +127,8 @@ def test_groups_make_channels_by_name_after_those_of_labels(tmp_path):
     pair = pair_on_grid(moving, fixed, np.eye(3), (9, 9), **labels)
     groups = [["AC"], ["tip*"]]
     result = AddLandmarkChannelsd(groups, width=1)(SoIGroupsd(soi_labels=[[1], [3]])(pair))
-    assert soi_channels([[1], [3]], groups) == 4 and soi_channels(None, groups) == 3 and soi_channels([], groups) == 2
+    counts = [NetworkSettings(soi_labels=labels, soi_points=groups).soi_channels for labels in ([[1], [3]], None, [])]
+    assert counts == [4, 3, 2]
     for side, ac, tips in (("moving", [1, 1], [[7, 7], [4, 4]]), ("fixed", [2, 1], [[7, 6], [4, 5]])):
         channels = result[f"{side}_label"].as_tensor()
         assert channels.shape == (4, 9, 9) and torch.equal(channels[:1], label) and not channels[1].any()

@@ -23,7 +23,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import name_to_device
 
 from istn_monai.registration import bundle_folder
-from istn_monai.workflow.errors import root_cause
+from istn_monai.workflow.errors import foreseen_cause
 from istn_monai.workflow.host_requests import RequestError
 
 logger = logging.getLogger(__name__)
@@ -79,13 +79,8 @@ def check_request(request: Request) -> None:
 
 
 def reason(error: BaseException) -> BaseException:
-    """What a client should be told: the first ValueError, which MONAI wraps in others, or else the root cause."""
-    wrapped: BaseException | None = error
-    while wrapped is not None:
-        if isinstance(wrapped, ValueError):
-            return wrapped
-        wrapped = wrapped.__cause__
-    return root_cause(error)
+    """What a client should be told: the first foreseen error, which MONAI wraps in others."""
+    return foreseen_cause(error) or error
 
 
 @contextmanager

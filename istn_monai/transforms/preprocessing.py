@@ -2,8 +2,8 @@
 
 Keys of a pair: ``moving_image``, ``fixed_image`` and, where there are any, ``moving_label``, ``fixed_label``; each
 channel-first MetaTensors on grids of their own. The order that the bundle uses: :class:`CheckPaird`,
-``ScaleIntensityRangePercentilesd``, :class:`SoIGroupsd`, :class:`InitialAlignmentd`, :class:`RegistrationGridd`,
-:class:`istn_monai.transforms.landmarks.AddLandmarkChannelsd`, :class:`ConcatPaird`.
+``ScaleIntensityRangePercentilesd``, :class:`SoIGroupsd`, :class:`InitialAlignmentd`,
+:class:`istn_monai.RegistrationGridd`, :class:`istn_monai.AddLandmarkChannelsd`, :class:`ConcatPaird`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ __getattr__, __all__ = lazy(
         "host_training": ["output_folder"],
         "inferers": ["AutocastInferer", "default_rate"],
         "results": ["SavePairHandler"],
-        "settings": ["find_bundle_root", "given", "none_or", "run_folder", "trained_settings"],
+        "settings": ["check_settings", "find_bundle_root", "given", "none_or", "run_folder", "trained_settings"],
         "start": ["check_evaluation", "check_inference", "check_training", "finish_training"],
         "training": [
             "KeepBestHandler", "LoadHandler", "ProgressHandler", "ResumeHandler", "channels_last", "cosine_schedule",
