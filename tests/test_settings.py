@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.workflow.settings`: mistyped overrides, the bundle's folder, what a checkpoint says of itself."""
+"""Tests of `istn_monai.workflow.settings`: mistyped overrides, the bundle's folder, what a checkpoint says."""
 
 from __future__ import annotations
 
