@@ -1,6 +1,6 @@
 """What the benchmarks share: code and machine that were measured, time and peak memory of calls, tables, files.
 
-A result is a list of rows, each one candidate's figures for one task: ``what``, ``candidate``, seconds (``median``,
+A result is a list of rows, one for each candidate and task: ``what``, ``candidate``, seconds (``median``,
 ``min``, ``max``, ``n``), ``peak_mb``, and ``error``, its largest absolute difference from what it must give, with the
 ``tolerance`` for that.
 """
@@ -260,8 +260,8 @@ def compare(what: str, candidates: Mapping[str, Candidate], repeats: int, device
             rows.append({"what": what, "candidate": name, "failed": str(error).splitlines()[0]})
     for part, function in {"forward": forward, "forward+backward": both}.items():
         calls = {name: functools.partial(function, candidates[name]) for name in agreements}
-        for name, figures in measure(calls, repeats, device).items():
-            rows.append({"what": f"{what}, {part}", "candidate": name, **figures, **agreements[name]})
+        for name, times in measure(calls, repeats, device).items():
+            rows.append({"what": f"{what}, {part}", "candidate": name, **times, **agreements[name]})
     print("\n".join(map(line, rows)), flush=True)
     return rows
 

@@ -18,13 +18,14 @@ from monai.utils import convert_to_tensor
 from table1 import DTYPE, METHODS, RATES_OF, RESULTS, Cell
 from torch import Tensor
 
-from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.grids import Grid
 from istn_monai.io.datalist import read_datalist
 from istn_monai.networks import ISTN
 from istn_monai.qa.measures import RegisteredPair
-from istn_monai.refinement import Refinement, Refiner, default_rate
+from istn_monai.refinement import Refinement, Refiner
 from istn_monai.synthetic.pairs import synthesize
 from istn_monai.workflow.checkpoints import LAST, load_checkpoint, read_checkpoint
+from istn_monai.workflow.inferers import default_rate
 
 TOY_SIZE, TOY_PAIRS, TOY_EPOCHS = (96, 96), 100, 30
 REFINE_STEPS = 50
@@ -107,10 +108,10 @@ class Training:
         load_checkpoint(content("ckpt_dir") + "/model.pt", network, content("settings"))
         return network.istn.eval()
 
-    def pair(self, number: int, part: str = "testing") -> dict[str, Tensor]:
+    def pair(self, number: int, split: str = "testing") -> dict[str, Tensor]:
         """A pair of the datalist on the registration grid, ``image`` and ``label``, each moving then fixed."""
         content = self.parser.get_parsed_content
-        item = read_datalist(content("datalist_file"), [part])[part][number]
+        item = read_datalist(content("datalist_file"), [split])[split][number]
         steps = [*content("load"), *content("to_grid"), content("join")[0]]
         for step in steps:
             item = step(item)
@@ -133,9 +134,20 @@ def with_structures(pair: Mapping[str, Tensor], ddf: Tensor) -> RegisteredPair:
     moving, fixed = plain(pair["image"]).chunk(2)
     moving_soi, fixed_soi = plain(pair["label"]).chunk(2)
     everywhere = torch.ones(ddf.shape[1:], dtype=torch.bool)
-    spacing = tuple(affine_of(pair["image"])[:-1, :-1].norm(dim=0).tolist())
+    spacing = Grid.of(pair["image"]).spacing
     return RegisteredPair(
-        ("moving", "fixed"), moving, fixed, moving_soi, fixed_soi, ddf, ddf, spacing, everywhere, everywhere, {}, "mask"
+        ("moving", "fixed"),
+        moving,
+        fixed,
+        moving_soi,
+        fixed_soi,
+        ddf,
+        ddf,
+        spacing,
+        everywhere,
+        everywhere,
+        None,
+        "mask",
     )
 
 
@@ -150,7 +162,7 @@ def toy_training(loss: str, soi: str, runs: str, epochs: int | None) -> Training
     data = folder / "toy"
     datalist = json.loads(synthesize(data, TOY_SIZE, train=TOY_PAIRS, nonlinear_mm=0).read_text())
     landmarks = {
-        part: [as_landmarks(pair) for pair in datalist[part]] for part in ("training", "validation", "testing")
+        split: [as_landmarks(pair) for pair in datalist[split]] for split in ("training", "validation", "testing")
     }
     (data / "landmarks.json").write_text(json.dumps(landmarks, indent=1) + "\n")
     settings = {
@@ -190,7 +202,7 @@ def table_trainings(
     return trainings
 
 
-def chosen(cells: str, method: str, figure: str) -> float | None:
+def chosen(cells: str, method: str, metric: str) -> float | None:
     """What Table 1 found best on validation pairs; None where it is not known."""
     file = RESULTS / f"{cells}_{method}.json"
-    return json.loads(file.read_text())[figure] if file.exists() else None
+    return json.loads(file.read_text())[metric] if file.exists() else None

@@ -88,10 +88,10 @@ def time_training(parser: ConfigParser, repeats: int, device: str, batches: Sequ
         label = structures(image, parser.get_parsed_content("soi_channels"))
         steps = {name: TrainingStep(network, image, label, PRECISIONS[name]) for name in precisions}
         losses = {name: step.loss().item() for name, step in steps.items()}
-        for name, figures in common.measure(steps, repeats, device).items():
+        for name, times in common.measure(steps, repeats, device).items():
             error = abs(losses[name] / losses["float32"] - 1)
             agreement = {"loss": losses[name], "error": error, "tolerance": LOSS_TOLERANCES[name]}
-            rows.append({"what": f"training step, batch {batch}", "candidate": name, **figures, **agreement})
+            rows.append({"what": f"training step, batch {batch}", "candidate": name, **times, **agreement})
             print(common.line(rows[-1]), flush=True)
     return rows
 
@@ -144,7 +144,7 @@ def compare_with_cpu(steps: int, device: str) -> list[Row]:
 
 
 def short_table(result: Row, size: int) -> str:
-    """The figures that matter, in a few lines."""
+    """The numbers that matter, in a few lines."""
     own = [row for row in result["rows"] if row["candidate"] == OURS and f" {size}^3" in row["what"]]
     kept = own + [row for row in result["rows"] if "^3" not in row["what"]]
     return "\n".join([result["provenance"]["device"], *map(common.line, kept)])

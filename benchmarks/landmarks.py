@@ -22,11 +22,12 @@ from monai.transforms import Compose, LoadImaged
 from torch import Tensor
 
 from istn_monai import AffineTransformation, BSplineTransformation, CompositeTransformation
-from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
-from istn_monai.metrics import folding_fraction
+from istn_monai.metrics import folding_fraction, jacobian_determinant
 from istn_monai.refinement import Refiner
-from istn_monai.transforms.preprocessing import InitialAlignmentd, NormalizeIntensityRanged, RegistrationGridd
+from istn_monai.transforms.preprocessing import InitialAlignmentd, NormalizeIntensityRanged
+from istn_monai.transforms.registration_grid import RegistrationGridd
 
 FILES = {"moving_image": "MNI152_T1_1mm_brain.nii.gz", "fixed_image": "ch2bet.nii.gz"}
 SPACES = {"moving": "MNI152NLin6Asym", "fixed": "Colin27"}
@@ -80,9 +81,9 @@ def main(data: str, threads: int = 2) -> None:
             theta = torch.nn.functional.pad(theta, (0, transformation.num_parameters - theta.shape[1]))
         result = refiner.register(transformation, *images, theta)
         theta = result.theta
-        transform = world_transform(transformation, theta, affine_of(pair["fixed_image"]), pair["initial_alignment"])
+        transform = world_transform(transformation, theta, Grid.of(pair["fixed_image"]), pair["initial_alignment"])
         rows[name] = errors(transform, fixed, moving) | {
-            "folding": folding_fraction(result.ddf).item(),
+            "folding": folding_fraction(jacobian_determinant(result.ddf)).item(),
             "seconds": time.perf_counter() - begin,
         }
         print(f"{name:20} TRE {rows[name]['mean']:.2f} mm (before {rows['none']['mean']:.2f})", flush=True)

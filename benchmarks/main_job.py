@@ -1,4 +1,4 @@
-"""Trains and evaluates with the bundle alone, and keeps the figures.
+"""Trains and evaluates with the bundle alone, and keeps the metrics.
 
     python benchmarks/main_job.py CASE --data DIR [--runs DIR] [--refine_steps N] [--evaluate_only]
 
@@ -59,12 +59,13 @@ def main(case: str, data: str, runs: str = "runs", refine_steps: int = 50, evalu
         settings |= EVALUATION[case](dataset, output)
     run(run_id="evaluation", config_file=configs("train", *overlays, "evaluate"), **settings)
     evaluation = json.loads((output / "evaluation.json").read_text())
+    made = evaluation["provenance"]
     result = {
         "case": case,
-        "data": f"{folder or 'embedded'}: {evaluation['provenance']['part']} part",
+        "data": f"{folder or 'embedded'}: {made.get('split', made.get('part'))} split",
         "refine_steps": refine_steps,
         "provenance": provenance(default_device()),
-        "trained": evaluation["provenance"]["trained"],
+        "trained": made["trained"],
         "field_std_voxels": evaluation["field_std_voxels"],
         "summary": evaluation["summary"],
     }

@@ -3,8 +3,8 @@
     python benchmarks/qa.py --data DIR
 
 DIR holds ``hippocampus``, ``brain`` and ``templates``. Registers all test pairs of the hippocampus, and for the first
-few a wrong image of each kind in the place of the moving one (and of both, where it says so). Prints a table of lights
-after one pass and refined, and the figures that matter most, and writes it to ``benchmarks/results/qa.json``.
+few a wrong image of each kind in the place of the moving one (and of both, where it says so). Prints a table of
+statuses after one pass and refined, and the metrics that matter most, and writes it to ``benchmarks/results/qa.json``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from istn_monai.registration import Registration
 from istn_monai.workflow.errors import root_cause
 
 GOOD = "good pairs"
-FIGURES = ("overlap_one_pass", "overlap", "ambiguity", "coverage", "displacement", "sdlogj")
+SHOWN = ("overlap_one_pass", "overlap", "ambiguity", "coverage", "displacement", "sdlogj")
 HALF = np.array([18, 25, 18])  # voxels: half the size of a hippocampus crop
 Case = tuple[str, Any, np.ndarray | None, str]  # what, moving voxels, their affine, which images are replaced
 
@@ -122,7 +122,7 @@ def files_of(case: Case, good: dict[str, str], folder: Path) -> dict[str, str]:
 
 
 def judged(registration: Registration, files: dict[str, str], draw: bool = False) -> dict[str, Any]:
-    """Lights after one pass and refined, figures, and seconds of the page; or why the pair was refused."""
+    """Status after one pass and refined, metrics, and seconds of the page; or why the pair was refused."""
     try:
         result = registration(files)
     except Exception as error:  # MONAI wraps what a transform refuses
@@ -133,17 +133,17 @@ def judged(registration: Registration, files: dict[str, str], draw: bool = False
     if draw:
         page_picture(pair, verdict)
     seconds = time.perf_counter() - begin
-    one_pass = traffic_light(measure(replace(pair, ddf=pair.one_pass, refinement={})))
-    return verdict.report() | {"one_pass": one_pass.light, "seconds": seconds}
+    one_pass = traffic_light(measure(replace(pair, ddf=pair.one_pass, refinement=None)))
+    return verdict.report() | {"one_pass": one_pass.status, "seconds": seconds}
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Numbers of lights, and ranges of figures."""
+    """Numbers of each status, and ranges of metrics."""
     known = [result for result in results if "refused" not in result]
-    keys = {"one pass": "one_pass", "refined": "light"}
-    lights = {name: dict(Counter(result[key] for result in known)) for name, key in keys.items()}
-    ranges = {f: [extreme(r["figures"][f] for r in known) for extreme in (min, max)] for f in FIGURES if known}
-    return {"pairs": len(results), "refused": len(results) - len(known), **lights, **ranges}
+    keys = {"one pass": "one_pass", "refined": "status"}
+    statuses = {name: dict(Counter(result[key] for result in known)) for name, key in keys.items()}
+    ranges = {f: [extreme(r["metrics"][f] for r in known) for extreme in (min, max)] for f in SHOWN if known}
+    return {"pairs": len(results), "refused": len(results) - len(known), **statuses, **ranges}
 
 
 @functools.cache
@@ -177,9 +177,9 @@ def main(data: str, good: int = 100, wrong: int = 4, workers: int = 2) -> None:
         print(f"{name:48}", *(f"{key} {value}" for key, value in row.items()))
     seconds = [result["seconds"] for result in results[GOOD]]
     print(f"page: median {np.median(seconds):.2f} s, longest {max(seconds):.2f} s")
-    figures = {name: [result.get("figures") for result in found] for name, found in results.items()}
+    metrics = {name: [result.get("metrics") for result in found] for name, found in results.items()}
     content = {"provenance": provenance("cpu", workers=workers), "rows": rows, "page_seconds": seconds}
-    write(content | {"figures": figures}, RESULTS / "qa.json")
+    write(content | {"metrics": metrics}, RESULTS / "qa.json")
 
 
 if __name__ == "__main__":

@@ -230,21 +230,21 @@ def register(parser: ConfigParser, pair: Mapping[str, Any], steps: int, device: 
     with torch.no_grad():
         ddf = network(image)
     fields = {"Id": torch.zeros_like(ddf), "one-pass": ddf}
-    figures: dict[str, Row] = {method: {} for method in fields}
+    metrics: dict[str, Row] = {method: {} for method in fields}
     for target in TARGETS:
         refiner = Refiner(steps=steps, target=target, patience=NO_PATIENCE)
         seconds, result = common.timed(functools.partial(refiner, network.istn, image), device)
         fields[target] = result.ddf
-        figures[target] = result.reports[0].numbers() | {"seconds": seconds}  # of the whole call, one pass included
+        metrics[target] = result.reports[0].numbers() | {"seconds": seconds}  # of the whole call, one pass included
     if "fixed_label_original" in pair:
         soi = parser.get_parsed_content("soi_groups")
         for method, ddf in fields.items():
-            figures[method]["dice_merged"] = label_metrics(pair, ddf.cpu(), soi)["dice_merged"]
-    return figures
+            metrics[method]["dice_merged"] = label_metrics(pair, ddf.cpu(), soi)["dice_merged"]
+    return metrics
 
 
 def register_pairs(parser: ConfigParser, pairs: Sequence[Mapping[str, Any]], steps: int, device: str) -> dict[str, Any]:
-    """Summary and figures of all pairs, by method; the targets take turns."""
+    """Summary and metrics of all pairs, by method; the targets take turns."""
     rows = [register(parser, pair, steps, device) for pair in pairs]
     summary: dict[str, Row] = {}
     for method in rows[0]:
@@ -257,13 +257,13 @@ def register_pairs(parser: ConfigParser, pairs: Sequence[Mapping[str, Any]], ste
 
 
 def claims(summary: Mapping[str, Row], steps: int) -> list[str]:
-    """What the figures say of refinement, in words."""
+    """What the metrics say of refinement, in words."""
     theta, stn = (summary[target] for target in TARGETS)
     seconds = theta["seconds"]
     lines = [
-        f"{method:9}" + "".join(f"  {name} {values['mean']:.4f}" for name, values in figures.items() if name != "steps")
-        for method, figures in summary.items()
-        if figures
+        f"{method:9}" + "".join(f"  {name} {values['mean']:.4f}" for name, values in metrics.items() if name != "steps")
+        for method, metrics in summary.items()
+        if metrics
     ]
     verdict = "yes" if seconds["max"] < SECONDS_GOAL else "NO"
     lines.append(

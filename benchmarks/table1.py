@@ -8,7 +8,7 @@ trained, its refinement's learning rate chosen on the validation pairs, and eval
 50 steps of refinement; ``Id`` comes with each, and ``SoI``, the label maps themselves registered, is the best case. The
 learning rate of training is chosen on the validation pairs too, in short trainings of ``RATES_OF``, for all cases.
 
-A finished cell is a file in ``benchmarks/results/table1``, with commit, versions, device, data, seed and the figures of
+A finished cell is a file in ``benchmarks/results/table1``, with commit, versions, device, data, seed and the metrics of
 each pair, and is not done again: an interrupted run goes on where it stopped, and several processes may share a case.
 ``show`` prints the tables, with a paired Wilcoxon test of each method against each other one.
 """
@@ -128,9 +128,9 @@ class Cell:
             found[str(rate)] = torch.load(model, weights_only=True)["validation"]
         return float(max(found, key=lambda rate: found[rate])), found
 
-    def evaluate(self, part: str, rate: float) -> dict[str, Any]:
-        """The bundle's evaluation of a part of the datalist, with refinement at a learning rate."""
-        settings = self.settings | {"evaluated_split": part, "refine_steps": REFINE_STEPS, "loss": self.method}
+    def evaluate(self, split: str, rate: float) -> dict[str, Any]:
+        """The bundle's evaluation of a split of the datalist, with refinement at a learning rate."""
+        settings = self.settings | {"evaluated_split": split, "refine_steps": REFINE_STEPS, "loss": self.method}
         settings |= {"evaluate#refined#learning_rate": rate, "qa": False}
         run(run_id="evaluation", config_file=configs("train", *self.case.overlays, "evaluate"), **settings)
         return json.loads((Path(self.settings["output_dir"]) / "evaluation.json").read_text())
@@ -159,7 +159,7 @@ class Cell:
             content("soi_groups"),
         ).run()
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Trains, chooses and evaluates: what the cell's file holds."""
         if self.method == "soi":
             return {"refinement_rate": SOI_RATE, "evaluation": self.soi_bound()}
@@ -179,7 +179,7 @@ class Cell:
         if self.file.exists():
             print(f"already done: {self.file.name}")
             return
-        content = self.figures()
+        content = self.metrics()
         evaluation = content.pop("evaluation")
         content |= {
             "settings": {key: value for key, value in self.settings.items() if not key.endswith("_dir")},
@@ -236,14 +236,14 @@ def finished(case: str, transformation: str) -> dict[str, dict[str, Any]]:
     return {method: json.loads(file.read_text()) for method, file in files.items() if file.exists()}
 
 
-def values(cell: Mapping[str, Any], stage: str, figure: str) -> np.ndarray:
-    """A figure of all pairs of a cell, in the order of pairs; stage is "Id", "one-pass" or "refined"."""
-    return np.array([row[figure] for row in cell["pairs"] if row["method"] == stage], dtype=float)
+def values(cell: Mapping[str, Any], stage: str, metric: str) -> np.ndarray:
+    """A metric of all pairs of a cell, in the order of pairs; stage is "Id", "one-pass" or "refined"."""
+    return np.array([row[metric] for row in cell["pairs"] if row["method"] == stage], dtype=float)
 
 
-def entry(cell: Mapping[str, Any], stage: str, figure: str) -> str:
+def entry(cell: Mapping[str, Any], stage: str, metric: str) -> str:
     """Mean and standard deviation over pairs."""
-    found = values(cell, stage, figure)
+    found = values(cell, stage, metric)
     return f"{np.nanmean(found):.3f} ± {np.nanstd(found):.3f}" if found.size else ""
 
 
@@ -257,12 +257,12 @@ def show(case: str) -> None:
         print(f"\n**{case}, {transformation}, n = {number}**\n")
         print("| | refinement | Id | " + " | ".join(METHODS[method] for method in cells) + " |")
         print("|---" * (3 + len(cells)) + "|")
-        for title, figure in (("Dice", "dice_merged"), ("ASD mm", "asd_merged"), ("SDlogJ", "sdlogj")):
-            if all(np.nanmax(values(cell, "refined", figure)) < 1e-3 for cell in cells.values()):
+        for title, metric in (("Dice", "dice_merged"), ("ASD mm", "asd_merged"), ("SDlogJ", "sdlogj")):
+            if all(np.nanmax(values(cell, "refined", metric)) < 1e-3 for cell in cells.values()):
                 continue  # affine transformations have no SDlogJ
             for word, stage in (("before", "one-pass"), ("after", "refined")):
-                start = entry(next(iter(cells.values())), "Id", figure) if word == "before" else ""
-                row = [entry(cell, stage, figure) for cell in cells.values()]
+                start = entry(next(iter(cells.values())), "Id", metric) if word == "before" else ""
+                row = [entry(cell, stage, metric) for cell in cells.values()]
                 print(f"| {title} | {word} | {start} | " + " | ".join(row) + " |")
         if len(cells.keys() - {"soi"}) > 1:
             print("\n".join(paired_tests(cells)))

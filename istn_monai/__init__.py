@@ -17,7 +17,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
   :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`,
-  :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.landmarks`,
+  :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
+  :mod:`~istn_monai.transforms.landmarks`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.postprocessing`
 - :mod:`istn_monai.qa`: judging a registered pair.
   :mod:`~istn_monai.qa.rules`, :mod:`~istn_monai.qa.measures`, :mod:`~istn_monai.qa.panels`,
@@ -44,20 +45,23 @@ __getattr__, __all__ = lazy(
         "geometry.sampling": ["Warp", "warp"],
         "geometry.transformation": ["Transformation"],
         "geometry.affine": ["AffineTransformation"],
+        "geometry.grids": ["Grid"],
         "geometry.bspline": ["BSplineTransformation"],
         "geometry.dense": ["DenseTransformation"],
         "geometry.composite": ["CompositeTransformation", "spatial_transformation"],
         "geometry.world_transform": ["WorldTransform", "world_transform"],
         "layers": ["SoftClamp"],
-        "networks": ["ISTN", "ITN", "STN", "BackboneITN", "DisplacementNetwork", "ISTNOutput", "PyramidSTN"],
+        "network_settings": ["NetworkSettings"],
+        "stn": ["STN", "PyramidSTN"],
+        "networks": ["ISTN", "ITN", "BackboneITN", "DisplacementNetwork", "ISTNOutput"],
         "losses": ["DiceMSELoss", "ISTNLoss"],
         "refinement": ["RefineInferer", "Refiner"],
         "io.landmarks": ["Points", "read_points", "write_points"],
         "io.itk_transforms": ["read_transform", "write_transform"],
         "transforms.preprocessing": [
-            "CheckPaird", "ConcatPaird", "InitialAlignmentd", "LoadPaird", "NormalizeIntensityRanged",
-            "RegistrationGridd", "SoIGroupsd",
+            "CheckPaird", "ConcatPaird", "InitialAlignmentd", "LoadPaird", "NormalizeIntensityRanged", "SoIGroupsd",
         ],
+        "transforms.registration_grid": ["RegistrationGridd"],
         "transforms.landmarks": ["AddLandmarkChannelsd"],
         "transforms.augmentation": ["RandDeformd"],
         "transforms.postprocessing": ["Representd", "WarpPaird"],

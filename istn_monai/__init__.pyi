@@ -20,15 +20,15 @@ from istn_monai.losses import DiceMSELoss as DiceMSELoss
 from istn_monai.losses import ISTNLoss as ISTNLoss
 from istn_monai.networks import ISTN as ISTN
 from istn_monai.networks import ITN as ITN
-from istn_monai.networks import STN as STN
 from istn_monai.networks import BackboneITN as BackboneITN
 from istn_monai.networks import DisplacementNetwork as DisplacementNetwork
 from istn_monai.networks import ISTNOutput as ISTNOutput
-from istn_monai.networks import PyramidSTN as PyramidSTN
 from istn_monai.refinement import RefineInferer as RefineInferer
 from istn_monai.refinement import Refiner as Refiner
 from istn_monai.registration import RegisterISTNd as RegisterISTNd
 from istn_monai.registration import Registration as Registration
+from istn_monai.stn import STN as STN
+from istn_monai.stn import PyramidSTN as PyramidSTN
 from istn_monai.transforms.augmentation import RandDeformd as RandDeformd
 from istn_monai.transforms.landmarks import AddLandmarkChannelsd as AddLandmarkChannelsd
 from istn_monai.transforms.postprocessing import Representd as Representd

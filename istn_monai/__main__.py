@@ -1,26 +1,191 @@
-"""Command line: ``python -m istn_monai COMMAND --help`` (or ``istn-monai``)."""
+"""Command line: ``istn-monai COMMAND --help`` (or ``python -m istn_monai COMMAND --help``).
+
+Commands import what they use when they run: ``--help`` and ``--version`` need neither torch nor MONAI.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import fire
 
-from istn_monai.apply import apply_transform
-from istn_monai.pairing import make_datalist
-from istn_monai.registration import (
-    Registration,
-    bundle_folder,
-    evaluate_datalist,
-    register_datalist,
-    register_files,
-    represent_file,
-)
-from istn_monai.synthetic.pairs import synthesize as write_synthetic_pairs
-from istn_monai.workflow.distributed import connected
-from istn_monai.workflow.errors import exit_with_cause
+from istn_monai import __version__
+from istn_monai.options import with_settings
+
+
+def plan(data: str, output: str | None = None, overwrite: bool = False) -> str:
+    """Reads the fingerprint of a data set and writes settings for it, each with its reason.
+
+    Args:
+        data: folder with images and labels (or landmarks), or a datalist (.json).
+        output: JSON file to write; by default NAME_plan.json in the current folder.
+        overwrite: replace an existing plan.
+    """
+    from istn_monai.planning import write_plan
+
+    made, file = write_plan(data, output, overwrite)
+    return f"{made.table()}\nwritten: {file}; train with: istn-monai train {file}"
+
+
+@with_settings("train")
+def train(data: str, bundle_root: str | None = None, **settings: Any) -> str:
+    """Trains a network on annotated pairs; an interrupted training goes on when the command is repeated.
+
+    Writes runs/NAME_LOSS_TRANSFORMATION/ with models/model.pt (best validation), models/last.pt, training.png and
+    tensorboard/.
+
+    Args:
+        data: a plan (.json); or a folder or datalist, for which a plan is made first.
+        bundle_root: folder of the bundle; the package's own by default.
+    """
+    from istn_monai.folders import bundle_folder
+    from istn_monai.planning import plan_of
+    from istn_monai.registration import train_network
+
+    train_network(bundle_folder(bundle_root), plan_of(data), **settings)
+    return "trained; evaluate with: istn-monai evaluate"
+
+
+@with_settings("evaluate")
+def evaluate(
+    data: str | None = None,
+    output_dir: str | None = None,
+    model: str | None = None,
+    refine_steps: int = 50,
+    config: str | None = None,
+    bundle_root: str | None = None,
+    **settings: Any,
+) -> str:
+    """Evaluates a network on annotated pairs: Dice, surface distances, folding, before and after registration.
+
+    Args:
+        data: datalist (.json); by default the one that the model was trained on.
+        output_dir: folder for evaluation.csv, evaluation.json and qa.html; by default that of the training run.
+        model: folder of a training run or of a bundle, or a checkpoint; by default the latest run in runs/, or, with
+            data, the shipped weights.
+        refine_steps: number of steps of test-time refinement; 0 for none.
+        config: JSON file with further settings.
+        bundle_root: folder of the bundle; the package's own by default.
+    """
+    from istn_monai.folders import bundle_folder, to_evaluate
+    from istn_monai.registration import evaluate_datalist
+
+    file, datalist, folder = to_evaluate(data, model, output_dir, settings.pop("ckpt_dir", None))
+    evaluate_datalist(bundle_folder(bundle_root), datalist, folder, file, refine_steps, config, **settings)
+    return f"written: {folder}"
+
+
+@with_settings("register")
+def register(
+    moving: str,
+    fixed: str | None = None,
+    output_dir: str = "registration",
+    moving_label: str | None = None,
+    model: str | None = None,
+    refine_steps: int = 50,
+    inverse: bool = False,
+    split: str = "testing",
+    config: str | None = None,
+    bundle_root: str | None = None,
+    **settings: Any,
+) -> str:
+    """Registers two images, or all pairs of a datalist; no annotation is needed.
+
+    Writes for each pair warped.nii.gz (the moving image on the fixed image's own grid), transform.h5 and
+    displacement.nii.gz (fixed to moving points; open in ITK, 3D Slicer, ANTs), both representations, report.json, and
+    qa.png, which shows how well it went; of a datalist also qa.html with all of these.
+
+    Args:
+        moving: image to be warped; or a datalist (.json), whose pairs go to output_dir/pair_0000 and so on.
+        fixed: image that it is warped to.
+        output_dir: folder for results.
+        moving_label: label map that is warped along.
+        model: folder of a training run or of a bundle, or a checkpoint; the shipped weights by default.
+        refine_steps: number of steps of test-time refinement; 0 takes the network's prediction.
+        inverse: also write inverse_transform.h5, moving to fixed points.
+        split: of a datalist.
+        config: JSON file with further settings.
+        bundle_root: folder of the bundle; that of the model, or the package's own, by default.
+    """
+    from istn_monai.registration import Registration, register_datalist, register_files
+    from istn_monai.workflow.distributed import connected
+
+    if fixed is None and not str(moving).endswith(".json"):
+        raise ValueError("fixed is not set: give two images, or one datalist (.json)")
+    registration = Registration(model, refine_steps, config, bundle_root, **settings)
+    folder = Path(output_dir).expanduser().absolute()
+    if fixed is not None:
+        files = {"moving_image": moving, "fixed_image": fixed, "moving_label": moving_label}
+        register_files(registration, output_dir, inverse, **files)
+        return f"written: {folder}"
+    with connected():
+        failures = register_datalist(registration, moving, split, output_dir, inverse)
+    if failures:
+        raise ValueError("\n".join([f"{len(failures)} pairs failed:", *failures]))
+    return f"written: {folder}"
+
+
+@with_settings("register")
+def represent(
+    image: str,
+    output: str,
+    model: str | None = None,
+    config: str | None = None,
+    bundle_root: str | None = None,
+    **settings: Any,
+) -> str:
+    """Writes the representation that the network makes of one image, for registration by another tool.
+
+    Args:
+        image: any image of the kind that the network was trained on.
+        output: NIfTI file to write, on the registration grid; an existing one is left alone.
+        model: folder of a training run or of a bundle, or a checkpoint; the shipped weights by default.
+        config: JSON file with further settings.
+        bundle_root: folder of the bundle; that of the model, or the package's own, by default.
+    """
+    from istn_monai.registration import Registration, represent_file
+
+    return f"written: {represent_file(Registration(model, 0, config, bundle_root, **settings), image, output)}"
+
+
+def apply(
+    transform: str,
+    input: str,
+    output: str,
+    reference: str | None = None,
+    inverse: bool = False,
+    interpolation: str = "linear",
+    frame: str | None = None,
+) -> str:
+    """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
+
+    Args:
+        transform: transform.h5 of register, or any that ITK reads.
+        input: image, label map, or landmarks (.csv, .fcsv, .mrk.json).
+        output: file to write; an existing one is left alone.
+        reference: image whose grid the result has: the fixed one (with inverse the moving one).
+        inverse: bring what belongs to the fixed image to the moving one.
+        interpolation: linear, nearest, or label (linear one-hot, then the largest).
+        frame: RAS or LPS, of landmarks in a .csv that does not say it in a column; the result is in the same.
+    """
+    from istn_monai.apply import apply_transform
+
+    return f"written: {apply_transform(transform, input, output, reference, inverse, interpolation, frame)}"
+
+
+def info(model: str | None = None) -> str:
+    """Says what a checkpoint is: its network, grid, structures, data and result.
+
+    Args:
+        model: folder of a training run or of a bundle, or a checkpoint; the shipped weights by default.
+    """
+    from istn_monai.folders import bundle_folder, find_weights
+    from istn_monai.weights import information, read_weights
+
+    return information(read_weights(find_weights(bundle_folder() if model is None else model)))
 
 
 def pairs(
@@ -33,7 +198,7 @@ def pairs(
     seed: int = 0,
     landmarks: str | None = None,
 ) -> str:
-    """Makes a datalist of random pairs from a folder of images, no subject in two parts.
+    """Draws random pairs of a folder of images, so that no subject appears in more than one split.
 
     Args:
         images: folder with one image for each subject.
@@ -45,6 +210,8 @@ def pairs(
         seed: of the draw.
         landmarks: folder with landmark files (.csv, .fcsv, .mrk.json), or landmark maps, of the images' names.
     """
+    from istn_monai.pairing import make_datalist
+
     return f"written: {make_datalist(images, output, labels, train, val, test, seed, landmarks)}"
 
 
@@ -72,90 +239,22 @@ def synthesize(
         image_format: nii.gz, or png in 2-D.
         overwrite: replace a set of this command that was made with other settings.
     """
+    from istn_monai.synthetic.pairs import synthesize as write_synthetic_pairs
+
     file = write_synthetic_pairs(
         output_dir, spatial_size, spacing, train, val, test, seed, image_format, overwrite=overwrite
     )
     return f"written: {file}"
 
 
-def register(
-    moving: str,
-    fixed: str | None = None,
-    output_dir: str = "registration",
-    moving_label: str | None = None,
-    refine_steps: int = 50,
-    inverse: bool = False,
-    part: str = "testing",
-    bundle_root: str | None = None,
-    **settings: Any,
-) -> str:
-    """Registers two images, or all pairs of a datalist, with the bundle's network; no annotation is needed.
-
-    Writes for each pair warped.nii.gz (the moving image on the fixed image's own grid), transform.h5 and
-    displacement.nii.gz (fixed to moving points; open in ITK, 3D Slicer, ANTs), both representations, report.json, and
-    qa.png, which shows how well it went; of a datalist also qa.html with all of these.
-
-    Args:
-        moving: image to be warped; or a datalist (.json), whose pairs go to output_dir/pair_0000 and so on.
-        fixed: image that it is warped to.
-        output_dir: folder for results.
-        moving_label: label map that is warped along.
-        refine_steps: of test-time refinement; 0 takes the network's prediction.
-        inverse: also write inverse_transform.h5, moving to fixed points.
-        part: of a datalist.
-        bundle_root: folder of the bundle; the package's own by default.
-        settings: any of the bundle's, e.g. --ckpt_dir, --initial_alignment, --device, --qa False for no QA page; or an
-            overlay that has them, --config FILE.json.
-    """
-    registration = Registration(bundle_root, refine_steps, **settings)
-    if fixed is not None:
-        register_files(
-            registration, output_dir, inverse, moving_image=moving, fixed_image=fixed, moving_label=moving_label
-        )
-        return f"written: {Path(output_dir).expanduser().absolute()}"
-    if not moving.endswith(".json"):
-        raise ValueError("fixed is not set: give two images, or one datalist (.json)")
-    with connected():
-        failures = register_datalist(registration, moving, part, output_dir, inverse)
-    if failures:
-        raise ValueError("\n".join([f"{len(failures)} pairs failed:", *failures]))
-    return f"written: {Path(output_dir).expanduser().absolute()}"
-
-
-def represent(image: str, output: str, bundle_root: str | None = None, **settings: Any) -> str:
-    """Writes the representation that the network makes of one image, for registration by another tool.
-
-    Args:
-        image: any image of the kind that the network was trained on.
-        output: NIfTI file to write, on the registration grid; an existing one is left alone.
-        bundle_root: folder of the bundle; the package's own by default.
-        settings: any of the bundle's, e.g. --ckpt_dir; or an overlay that has them, --config FILE.json.
-    """
-    return f"written: {represent_file(Registration(bundle_root, 0, **settings), image, output)}"
-
-
-def evaluate(
-    datalist: str, output_dir: str, refine_steps: int = 50, bundle_root: str | None = None, **settings: Any
-) -> str:
-    """Evaluates the network on annotated pairs: Dice, surface distances, folding, before and after registration.
-
-    Args:
-        datalist: JSON file of pairs with labels.
-        output_dir: folder for evaluation.csv, evaluation.json and qa.html.
-        refine_steps: of test-time refinement; 0 for none.
-        bundle_root: folder of the bundle; the package's own by default.
-        settings: any of the bundle's, e.g. --ckpt_dir, --evaluated_split, --soi_labels, --qa False; or an overlay that
-            has them, --config FILE.json.
-    """
-    evaluate_datalist(bundle_folder(bundle_root), datalist, output_dir, refine_steps, **settings)
-    return f"written: {Path(output_dir).expanduser().absolute()}"
-
-
-COMMANDS = {
-    "register": register,
-    "apply": apply_transform,
-    "represent": represent,
+COMMANDS: dict[str, Callable[..., str]] = {
+    "plan": plan,
+    "train": train,
     "evaluate": evaluate,
+    "register": register,
+    "apply": apply,
+    "represent": represent,
+    "info": info,
     "pairs": pairs,
     "synthesize": synthesize,
 }
@@ -163,9 +262,14 @@ COMMANDS = {
 
 def main() -> None:
     """Runs a command; a foreseen failure is one line and exit code 1."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"istn-monai {__version__}")
+        return
     try:
         fire.Fire(COMMANDS, name="istn-monai")
     except Exception as error:
+        from istn_monai.workflow.errors import exit_with_cause
+
         exit_with_cause(error, "istn-monai")
 
 

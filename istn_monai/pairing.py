@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from istn_monai.io.datalist import SPLITS, SUFFIXES
-from istn_monai.io.landmarks import SUFFIXES as POINT_FILES
-from istn_monai.io.paths import new_file
+from istn_monai.io.datalist import IMAGE_SUFFIXES, SPLITS
+from istn_monai.io.landmarks import POINT_SUFFIXES
+from istn_monai.io.paths import absolute, new_file
 
 
-def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Image files of a folder, or those of other suffixes, by their names without suffix."""
-    path = Path(folder).expanduser().absolute()
+    path = absolute(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"{name}: no such folder: {path}")
-    what = "image" if suffixes == SUFFIXES else "landmark file"
+    what = "image" if suffixes == IMAGE_SUFFIXES else "landmark file"
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         suffix = next((s for s in suffixes if file.name.endswith(s)), None)
@@ -110,7 +110,10 @@ def make_datalist(
         raise ValueError(f"train, validation and test must be whole numbers of at least 0, not all 0, got {counts}")
     image_of = image_files(images, "images")
     files_of = {"image": image_of}
-    others = (("label", "labels", labels, SUFFIXES), ("points", "landmarks", landmarks, (*POINT_FILES, *SUFFIXES)))
+    others = (
+        ("label", "labels", labels, IMAGE_SUFFIXES),
+        ("points", "landmarks", landmarks, (*POINT_SUFFIXES, *IMAGE_SUFFIXES)),
+    )
     for kind, name, folder, suffixes in others:
         if folder is not None:
             files_of[kind] = image_files(folder, name, suffixes)

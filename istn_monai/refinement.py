@@ -23,17 +23,7 @@ TARGETS = ("theta", "stn")
 LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
 COARSE_STEPS = {"theta": 25, "stn": 0}
 COARSE_STRIDE = 2
-#: of theta in the bundle, where B-splines refine best at a rate of their own (found on validation pairs)
-BSPLINE_RATE, BSPLINE_STEPS = 0.2, 50
 AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
-
-
-def default_rate(transformation: str, steps: int) -> float:
-    """The bundle's learning rate for the parameters of "affine" or "bspline".
-
-    In fewer steps than usual B-splines take smaller ones: 10 at the full rate end where they began.
-    """
-    return BSPLINE_RATE * min(1.0, steps / BSPLINE_STEPS) if transformation == "bspline" else LEARNING_RATES["theta"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +46,11 @@ class RefinementReport:
     at_bound: float
     trace: tuple[float, ...]
 
+    @property
+    def refined(self) -> bool:
+        """Whether anything was tried: a refinement of 0 steps keeps its start."""
+        return len(self.trace) > 1
+
     def numbers(self) -> dict[str, float]:
         """All but the trace, by name."""
         return {name: value for name, value in asdict(self).items() if name != "trace"}
@@ -75,6 +70,39 @@ class Refinement(NamedTuple):
     ddf: Tensor
     reports: list[RefinementReport]
     theta_start: Tensor
+
+
+class PairRefinement(NamedTuple):
+    """What the refinement of one pair left beside its ddf.
+
+    Attributes:
+        theta: refined parameters ``(P,)``.
+        theta_start: parameters ``(P,)`` before, of one pass of the network.
+        report: what the refinement did.
+    """
+
+    theta: Tensor
+    theta_start: Tensor
+    report: RefinementReport
+
+
+def refinement_of(pred: Any) -> PairRefinement | None:
+    """What :class:`RefineInferer` wrote into the metadata of a ddf; None if a network alone made the ddf.
+
+    Args:
+        pred: ``(D, *S)``, the ddf of one pair: an item of the inferer's batch.
+
+    Raises:
+        ValueError: the metadata are those of a batch.
+    """
+    meta = getattr(pred, "meta", {})
+    if "refinement" not in meta:
+        return None
+    theta, theta_start = (torch.as_tensor(meta[name]) for name in ("theta", "theta_start"))
+    if theta.ndim != 1:
+        raise ValueError(f"pred must be the ddf (D, *S) of one pair, got metadata with theta {tuple(theta.shape)}")
+    values = {name: torch.as_tensor(value).tolist() for name, value in meta["refinement"].items()}
+    return PairRefinement(theta, theta_start, RefinementReport(**values | {"trace": tuple(values["trace"])}))
 
 
 class Refiner:
@@ -147,7 +175,7 @@ class Refiner:
         if self.target == "theta":
             with torch.no_grad():
                 theta = network.stn(torch.cat([moving, fixed], dim=1))
-            return self.register(network.transformation, moving, fixed, theta)
+            return self.register(network.transformation.resized(image.shape[2:]), moving, fixed, theta)
         singles = [
             self.refine_stn(network, m, f) for m, f in zip(moving.split(1), fixed.split(1), strict=True)
         ]  # weights are shared by a batch, so each pair needs a copy of its own
@@ -183,7 +211,8 @@ class Refiner:
             moving, fixed = moving.clone(), fixed.clone()
             stn = copy.deepcopy(network.stn).eval().requires_grad_()
             both = torch.cat([moving, fixed], dim=1)
-            return self.minimize(network.transformation, lambda: stn(both), list(stn.parameters()), moving, fixed)
+            transformation = network.transformation.resized(moving.shape[2:])
+            return self.minimize(transformation, lambda: stn(both), list(stn.parameters()), moving, fixed)
 
     def objectives(self, ddf: Tensor, moving: Tensor, fixed: Tensor, stride: int = 1) -> Tensor:
         """The objective of each pair, ``(B,)``, over each ``stride``-th voxel, where the ddf is known."""
@@ -271,7 +300,7 @@ class RefineInferer(Inferer):
 
     Takes the place of ``SimpleInferer``, which it equals for 0 steps, and returns the ddf; hosts that pass more
     arguments are served too. The ddf's metadata hold the refined ``theta`` ``(B, P)``, the ``theta_start`` of one pass,
-    and ``refinement``, what :class:`RefinementReport` says of each pair.
+    and ``refinement``, what :class:`RefinementReport` says of each pair; :func:`refinement_of` reads them.
 
     Args:
         refiner: None is ``Refiner(**options)``.

@@ -13,33 +13,25 @@ from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-from istn_monai.io.datalist import Item, existing, pair_item, read_datalist
+from istn_monai.folders import bundle_folder, find_weights, is_bundle
+from istn_monai.io.datalist import Item, existing, read_datalist
 from istn_monai.io.images import save_image
 from istn_monai.io.paths import new_file
+from istn_monai.network_settings import NetworkSettings
 from istn_monai.qa.cohort import QA_COHORT, Entry, entry_of, write_cohort
 from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.transforms.postprocessing import Representd
-from istn_monai.workflow.checkpoints import load_checkpoint
+from istn_monai.weights import read_weights
+from istn_monai.workflow.datasets import pair_item
 from istn_monai.workflow.distributed import gathered, process_device, rank, world_size
-from istn_monai.workflow.errors import root_cause
+from istn_monai.workflow.errors import foreseen_cause
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
+from istn_monai.workflow.settings import check_settings
 
 RESULTS = (
     "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
     "initial_alignment",
 )  # fmt: skip
-
-
-def bundle_folder(bundle_root: str | Path | None = None) -> Path:
-    """The bundle's folder: the one that is given, the one installed with the package, or the checkout's."""
-    package = Path(__file__).resolve().parent
-    folders = (
-        [Path(bundle_root).expanduser().absolute()] if bundle_root else [package / "bundle", package.parent / "bundle"]
-    )
-    for folder in folders:
-        if (folder / "configs" / "inference.json").is_file():
-            return folder
-    raise FileNotFoundError(f"no bundle (configs/inference.json) in {' or '.join(map(str, folders))}: give bundle_root")
 
 
 def overlay(config: str | Path | None) -> list[str]:
@@ -55,32 +47,45 @@ def overlay(config: str | Path | None) -> list[str]:
 class Registration:
     """The bundle's registration, loaded once, for any number of pairs.
 
+    The weights know the settings that they were trained with; none of these need be given.
+
     Args:
-        bundle_root: the bundle's folder; None for the one that comes with the package.
-        refine_steps: of test-time refinement; 0 takes the network's one-pass prediction.
-        config: overlay with the settings of a data set, the one that the network was trained with.
-        settings: overrides, by the names of the bundle's command line, e.g. ``ckpt_dir`` or ``initial_alignment``.
+        model: folder of a training run or of a bundle, or a checkpoint; None for the shipped weights.
+        refine_steps: number of steps of test-time refinement; 0 takes the network's one-pass prediction.
+        config: JSON file with further settings.
+        bundle_root: folder of the bundle whose configs are used; None for that of ``model``, or else the package's.
+        settings: overrides, by the names of the bundle's command line, such as ``initial_alignment``, ``spatial_size``
+            or ``device``.
+
+    Raises:
+        FileNotFoundError: if there are no such weights.
+        ValueError: naming the setting, if it is unknown or contradicts the weights.
     """
 
     def __init__(
         self,
-        bundle_root: str | Path | None = None,
+        model: str | Path | None = None,
         refine_steps: int = 50,
         config: str | Path | None = None,
+        bundle_root: str | Path | None = None,
         **settings: Any,
     ) -> None:
+        if model is not None:
+            settings = {"checkpoint_file": str(find_weights(model))} | settings
+            bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
         folder = bundle_folder(bundle_root)
         names = ["inference", "refine"] if refine_steps else ["inference"]
         self.parser = ConfigParser()
         self.parser.read_config([str(folder / "configs" / f"{name}.json") for name in names] + overlay(config))
         own = {"device": process_device()} if world_size() > 1 else {}
         self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | own | settings)
-        content = self.content
-        content("check")
-        self.device = torch.device(content("device"))
-        self.network = content("network").eval()
-        self.qa = bool(content("qa"))
-        load_checkpoint(content("checkpoint_file"), self.network, content("settings"), self.device)
+        check_settings(self.parser)
+        weights = read_weights(self.content("checkpoint_file"))
+        self.settings: NetworkSettings = self.content("settings")
+        self.device = torch.device(self.content("device"))
+        self.network = self.content("network").eval()
+        self.qa = bool(self.content("qa"))
+        weights.load_into(self.network)
 
     def content(self, name: str) -> Any:
         """What an entry of the configuration stands for."""
@@ -104,10 +109,10 @@ class Registration:
 
     def save(self, result: dict[str, Any], output_dir: str | Path, inverse: bool = False) -> None:
         """Writes what :meth:`__call__` gave, as the bundle does."""
-        options, transformation = self.content("saver#options"), self.content("transformation_def")
         handler = SavePairHandler(
-            output_dir, self.network, options, transformation, inverse, self.qa, self.content("shown_groups")
-        )
+            output_dir, self.network, self.content("saver#options"), self.network.istn.transformation, inverse, self.qa,
+            self.settings.mask_labels,
+        )  # fmt: skip
         handler.save(result, convert_to_tensor(result["pred"], track_meta=False))
 
 
@@ -122,7 +127,7 @@ class RegisterISTNd(Transform):
         moving: key of the image to be warped: a path, or a channel-first MetaTensor.
         fixed: key of the image that it is warped to.
         moving_label: key of a label map that is warped along, if the dictionary has it.
-        bundle_root: see :class:`Registration`.
+        model: see :class:`Registration`.
         refine_steps: likewise.
         settings: likewise.
 
@@ -141,12 +146,12 @@ class RegisterISTNd(Transform):
         moving: str = "moving_image",
         fixed: str = "fixed_image",
         moving_label: str = "moving_label",
-        bundle_root: str | Path | None = None,
+        model: str | Path | None = None,
         refine_steps: int = 50,
         **settings: Any,
     ) -> None:
         self.keys = {"moving_image": moving, "fixed_image": fixed, "moving_label": moving_label}
-        self.registration = Registration(bundle_root, refine_steps, **settings)
+        self.registration = Registration(model, refine_steps, **settings)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in list(self.keys.values())[:2]:
@@ -161,11 +166,11 @@ def register_files(
 ) -> None:
     """Registers one pair of files into a folder."""
     check_pair_files(output_dir, **files)
-    registration.save(registration(pair_item(**files)), output_dir, inverse)
+    registration.save(registration({key: file for key, file in files.items() if file}), output_dir, inverse)
 
 
 def register_datalist(
-    registration: Registration, datalist: str | Path, part: str, output_dir: str | Path, inverse: bool = False
+    registration: Registration, datalist: str | Path, split: str, output_dir: str | Path, inverse: bool = False
 ) -> list[str]:
     """Registers the pairs of one split of a datalist into ``pair_0000``, ``pair_0001`` ...; goes on after a failure.
 
@@ -178,7 +183,7 @@ def register_datalist(
     failures: list[str] = []
     entries: list[Entry] = []
     folder = Path(output_dir).expanduser()
-    pairs = pairs_of(datalist, part)
+    pairs = pairs_of(datalist, split)
     for number in tqdm(range(rank(), len(pairs), world_size()), desc="registering", unit="pair", disable=rank() > 0):
         pair = pairs[number]
         name = f"pair_{number:04d}"
@@ -186,20 +191,21 @@ def register_datalist(
             register_files(registration, folder / name, inverse, **pair)
             entry = entry_of(folder / name)
         except (OSError, ValueError, RuntimeError) as error:
-            failures.append(f"{name}: {root_cause(error)}")
-            entry = Entry(name, "", None, error=str(root_cause(error)))
+            cause = foreseen_cause(error) or error
+            failures.append(f"{name}: {cause}")
+            entry = Entry(name, "", None, error=str(cause))
         entries += [entry] if entry and registration.qa else []
-    failures = sorted(line for part in gathered(failures) for line in part)
-    entries = [entry for part in gathered(entries) for entry in part]
+    failures = sorted(line for chunk in gathered(failures) for line in chunk)
+    entries = [entry for chunk in gathered(entries) for entry in chunk]
     if entries and rank() == 0:
         write_cohort(entries, folder / QA_COHORT)
     return failures
 
 
-def pairs_of(datalist: str | Path, part: str) -> Sequence[Item]:
+def pairs_of(datalist: str | Path, split: str) -> Sequence[Item]:
     """The pairs of a split, with the files that registration takes."""
     taken = ("moving_image", "fixed_image", "moving_label")
-    pairs = read_datalist(datalist, [part], IMAGE_KEYS)[part]
+    pairs = read_datalist(datalist, [split], IMAGE_KEYS)[split]
     return [{key: pair[key] for key in taken if key in pair} for pair in pairs]
 
 
@@ -208,28 +214,53 @@ def represent_file(registration: Registration, image: str, output: str | Path) -
     path = new_file(output)
     if not Path(image).expanduser().exists():
         raise FileNotFoundError(f"image: no such file: {image}")
-    data = registration.content("preprocessing")(pair_item(moving_image=image, fixed_image=image))
+    data = registration.content("preprocessing")(pair_item(image, image))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(Representd(registration.network)(data)["fixed_representation"], path)
     return path
 
 
+def train_network(bundle: Path, config: str | Path | None, **settings: Any) -> None:
+    """Runs the bundle's training.
+
+    Args:
+        bundle: the bundle's folder.
+        config: JSON file with the settings of a data set, such as a plan.
+        settings: overrides.
+    """
+    names = ["train", *(["multi_gpu_train"] if world_size() > 1 else [])]
+    files = [str(bundle / "configs" / f"{name}.json") for name in names]
+    run(run_id="training", config_file=files[:1] + overlay(config) + files[1:], **settings)
+
+
 def evaluate_datalist(
-    folder: Path,
+    bundle: Path,
     datalist: str | Path,
     output_dir: str | Path,
-    refine_steps: int,
+    checkpoint_file: str | Path,
+    refine_steps: int = 50,
     config: str | Path | None = None,
     **settings: Any,
 ) -> None:
-    """Runs the bundle's evaluation with the bundle's own weights, or those of ``ckpt_dir``."""
+    """Runs the bundle's evaluation on annotated pairs.
+
+    Args:
+        bundle: the bundle's folder.
+        datalist: JSON file of pairs.
+        output_dir: folder for the results.
+        checkpoint_file: weights.
+        refine_steps: number of steps of test-time refinement; 0 for none.
+        config: JSON file with further settings.
+        settings: overrides.
+    """
     names = ["train", "evaluate", *(["multi_gpu_evaluate"] if world_size() > 1 else [])]
-    files = [str(folder / "configs" / f"{name}.json") for name in names] + overlay(config)
+    files = [str(bundle / "configs" / f"{name}.json") for name in names] + overlay(config)
     path = existing(datalist)
+    given = {"dataset_dir": str(path.parent), "data_list_file": path.name, "checkpoint_file": str(checkpoint_file)}
     run(
         run_id="evaluation",
         config_file=files,
-        **{"ckpt_dir": str(folder / "models"), "dataset_dir": str(path.parent), "data_list_file": path.name} | settings,
+        **given | settings,
         output_dir=str(output_dir),
         refine_steps=refine_steps,
     )

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.transformation import Transformation
-from istn_monai.networks import ISTN, ITN, STN, ISTNOutput
+from istn_monai.networks import ISTN, ITN, ISTNOutput
+from istn_monai.stn import STN
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 #: real data sets, outside the project; see the README

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from istn_monai.alignment import initial_alignment
 from istn_monai.geometry.grids import map_points
@@ -52,7 +53,7 @@ def test_rigid_finds_a_known_motion_across_oblique_grids(dims, flip):
     fixed = picture(fixed_size, affines["fixed"], np.eye(dims + 1))
     moving = picture(moving_size, affines["moving"], np.linalg.inv(truth))
     found = initial_alignment(
-        "rigid", moving, torch.as_tensor(affines["moving"]), fixed, torch.as_tensor(affines["fixed"])
+        "rigid", MetaTensor(moving, affine=affines["moving"]), MetaTensor(fixed, affine=affines["fixed"])
     )
     linear = found[:dims, :dims]
     assert (linear @ linear.T - torch.eye(dims)).abs().max() < 1e-5

@@ -134,7 +134,7 @@ def test_inference_from_elsewhere_agrees_with_evaluation(toy, trained, evaluated
         assert abs(dice - row[f"dice_{value}"]) < 0.01  # files: from the parameters; evaluation: from the ddf
     report = json.loads((result / "report.json").read_text())
     assert report["inputs"]["moving_image"]["file"] == files["moving_image"]
-    assert report["folding_fraction"] == 0
+    assert report["metrics"]["folding"] == 0
 
 
 @pytest.mark.parametrize("loss", ["u", "s", "e"])

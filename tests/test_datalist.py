@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from helpers import write_json
 
-from istn_monai.io.datalist import SPLITS, pair_item, read_datalist
+from istn_monai.io.datalist import SPLITS, read_datalist
+from istn_monai.workflow.datasets import pair_item
 
 PAIR = {"moving_image": "a.nii.gz", "fixed_image": "sub/b.nii.gz", "moving_label": "../l.nii.gz"}
 

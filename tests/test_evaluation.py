@@ -17,7 +17,7 @@ from istn_monai.io.landmarks import Points, write_points
 from istn_monai.metrics import box_of
 from istn_monai.networks import DisplacementNetwork
 from istn_monai.workflow.evaluation import (
-    COLUMNS,
+    TABLE_TITLES,
     Evaluation,
     label_map,
     pair_metrics,
@@ -58,21 +58,21 @@ def zero_ddf(shape=SHAPE) -> torch.Tensor:
     return torch.zeros(1, len(shape), *shape)
 
 
-# --- figures of a pair -----------------------------------------------------------------------------------------------
+# --- metrics of a pair -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("values", [(1, 2), (23, 59)])
 @pytest.mark.parametrize("shape, centers", [(SHAPE, ((8, 8, 9), (9, 9, 9))), ((24, 26), ((10, 9), (11, 11)))])
-def test_figures_of_the_identity_are_those_of_the_labels(values, shape, centers):
+def test_metrics_of_the_identity_are_those_of_the_labels(values, shape, centers):
     moving, fixed = (labels_at(center, values, shape) for center in centers)
-    figures = pair_metrics(pair_of_labels(moving, fixed), zero_ddf(shape), [[values[0]], [values[1]]])
-    assert figures["dice_merged"] == pytest.approx(dice(moving > 0, fixed > 0), abs=1e-6)
+    metrics = pair_metrics(pair_of_labels(moving, fixed), zero_ddf(shape), [[values[0]], [values[1]]])
+    assert metrics["dice_merged"] == pytest.approx(dice(moving > 0, fixed > 0), abs=1e-6)
     single = [dice(moving == value, fixed == value) for value in values]
     for value, expected in zip(values, single, strict=True):
-        assert figures[f"dice_{value}"] == pytest.approx(expected, abs=1e-6)
-    assert figures["dice_labels"] == pytest.approx(np.mean(single), abs=1e-6)
-    assert figures["folding"] == 0 and figures["sdlogj"] == 0
-    assert 0 < figures["asd_merged"] < figures["hd95_merged"] < 4
+        assert metrics[f"dice_{value}"] == pytest.approx(expected, abs=1e-6)
+    assert metrics["dice_labels"] == pytest.approx(np.mean(single), abs=1e-6)
+    assert metrics["folding"] == 0 and metrics["sdlogj"] == 0
+    assert 0 < metrics["asd_merged"] < metrics["hd95_merged"] < 4
 
 
 @pytest.mark.parametrize("values", [(1, 2), (23, 30)])
@@ -84,25 +84,25 @@ def test_the_true_shift_registers_perfectly(values, shift):
     ddf = zero_ddf() + torch.tensor(shift).view(1, 3, 1, 1, 1)
     pair, groups = pair_of_labels(moving, fixed), [list(values)]
     assert pair_metrics(pair, zero_ddf(), groups)["dice_merged"] < 0.8
-    figures = pair_metrics(pair, ddf, groups)
+    metrics = pair_metrics(pair, ddf, groups)
     for name in ("dice_merged", "dice_labels", *(f"dice_{value}" for value in values)):
-        assert figures[name] == pytest.approx(1.0)
-    assert figures["asd_merged"] == figures["hd95_merged"] == 0
+        assert metrics[name] == pytest.approx(1.0)
+    assert metrics["asd_merged"] == metrics["hd95_merged"] == 0
     assert pair_metrics(pair, -ddf, groups)["dice_merged"] < 0.5, "the wrong direction"
 
 
 def test_labels_outside_the_groups_do_not_count():
     moving, fixed = labels_at((8, 8, 9), (1, 7)), labels_at((8, 8, 9), (1, 2))
-    figures = pair_metrics(pair_of_labels(moving, fixed), zero_ddf(), [[1]])
-    assert figures["dice_merged"] == figures["dice_1"] == pytest.approx(1)
-    assert "dice_7" not in figures and "dice_2" not in figures
+    metrics = pair_metrics(pair_of_labels(moving, fixed), zero_ddf(), [[1]])
+    assert metrics["dice_merged"] == metrics["dice_1"] == pytest.approx(1)
+    assert "dice_7" not in metrics and "dice_2" not in metrics
 
 
-def test_three_labels_in_two_groups_have_figures_each():
+def test_three_labels_in_two_groups_have_metrics_each():
     moving = labels_at((8, 8, 9), (23, 30)) + 59 * ball(SHAPE, (15, 15, 5), 2)
-    figures = pair_metrics(pair_of_labels(moving, moving), zero_ddf(), [[59, 23], [30]])
-    assert {f"dice_{value}" for value in (23, 30, 59)} <= set(figures)
-    assert figures["dice_labels"] == pytest.approx(1)
+    metrics = pair_metrics(pair_of_labels(moving, moving), zero_ddf(), [[59, 23], [30]])
+    assert {f"dice_{value}" for value in (23, 30, 59)} <= set(metrics)
+    assert metrics["dice_labels"] == pytest.approx(1)
 
 
 def test_maps_are_cut_at_half_their_maximum():
@@ -110,9 +110,9 @@ def test_maps_are_cut_at_half_their_maximum():
     distance = np.linalg.norm(np.indices(SHAPE).T - np.array([9, 9, 9]), axis=-1).T
     soft = 80 / (1 + np.exp(2 * (distance - 4.1)))
     moved = np.roll(soft, 3, 0)
-    figures = pair_metrics(pair_of_labels(moved, soft), zero_ddf(), None)
+    metrics = pair_metrics(pair_of_labels(moved, soft), zero_ddf(), None)
     masks = [m > m.max() / 2 for m in (moved, soft)]
-    assert figures["dice_merged"] == figures["dice_labels"] == pytest.approx(dice(*masks), abs=1e-6)
+    assert metrics["dice_merged"] == metrics["dice_labels"] == pytest.approx(dice(*masks), abs=1e-6)
     ddf = zero_ddf()
     ddf[:, 0] = 3
     assert pair_metrics(pair_of_labels(moved, soft), ddf, None)["dice_merged"] == pytest.approx(1)
@@ -128,9 +128,9 @@ def test_distances_are_in_mm():
 
 def test_a_label_that_is_missing_has_dice_zero_and_nan_distances():
     moving = 1 * ball(SHAPE, (8, 8, 9), 3).astype(int)
-    figures = pair_metrics(pair_of_labels(moving, labels_at((8, 8, 9))), zero_ddf(), [[1], [2]])
-    assert figures["dice_2"] == 0 and math.isnan(figures["asd_2"]) and math.isnan(figures["hd95_2"])
-    assert figures["dice_labels"] == pytest.approx(0.5)
+    metrics = pair_metrics(pair_of_labels(moving, labels_at((8, 8, 9))), zero_ddf(), [[1], [2]])
+    assert metrics["dice_2"] == 0 and math.isnan(metrics["asd_2"]) and math.isnan(metrics["hd95_2"])
+    assert metrics["dice_labels"] == pytest.approx(0.5)
 
 
 def test_landmark_error_is_zero_for_the_true_motion_and_its_length_before(tmp_path):
@@ -147,8 +147,8 @@ def test_landmark_error_is_zero_for_the_true_motion_and_its_length_before(tmp_pa
     ddf = zero_ddf()
     assert pair_metrics(pair, ddf, [[1, 2]])["tre"] == pytest.approx(5.0)
     ddf[:, 0] = 2.0
-    figures = pair_metrics(pair, ddf, [[1, 2]])
-    assert figures["tre"] == pytest.approx(0.0, abs=1e-5) and figures["tre_median"] == pytest.approx(0.0, abs=1e-5)
+    metrics = pair_metrics(pair, ddf, [[1, 2]])
+    assert metrics["tre"] == pytest.approx(0.0, abs=1e-5) and metrics["tre_median"] == pytest.approx(0.0, abs=1e-5)
     assert pair_metrics(pair, -ddf, [[1, 2]])["tre"] == pytest.approx(10.0), "the wrong direction"
     write_points(Points(moving.flip(0), ("b", "a")), tmp_path / "moving.csv")
     assert pair_metrics(pair, ddf, [[1, 2]])["tre"] == pytest.approx(0.0, abs=1e-5), "they correspond by name"
@@ -161,15 +161,15 @@ def test_landmark_error_is_zero_for_the_true_motion_and_its_length_before(tmp_pa
 
 def test_soi_that_is_moved_out_of_sight_has_dice_zero():
     label = labels_at((8, 8, 9))
-    figures = pair_metrics(pair_of_labels(label, label), zero_ddf() + 100, [[1, 2]])
-    assert figures["dice_merged"] == 0 and math.isnan(figures["asd_merged"])
+    metrics = pair_metrics(pair_of_labels(label, label), zero_ddf() + 100, [[1, 2]])
+    assert metrics["dice_merged"] == 0 and math.isnan(metrics["asd_merged"])
 
 
 def test_folding_is_counted():
     ddf = zero_ddf()
     ddf[:, 0, 10:] = -5.0  # everything beyond row 10 comes from five rows before: rows fold there
-    figures = pair_metrics(pair_of_labels(labels_at((8, 8, 9)), labels_at((8, 8, 9))), ddf, [[1, 2]])
-    assert figures["folding"] == pytest.approx(2 / SHAPE[0]) and figures["sdlogj"] > 0
+    metrics = pair_metrics(pair_of_labels(labels_at((8, 8, 9)), labels_at((8, 8, 9))), ddf, [[1, 2]])
+    assert metrics["folding"] == pytest.approx(2 / SHAPE[0]) and metrics["sdlogj"] > 0
 
 
 def test_small_functions():
@@ -217,8 +217,8 @@ def test_summary_when_only_the_first_pair_lacks_a_distance():
 
 
 def test_table_has_a_line_for_each_method_and_folding_in_percent():
-    figures = {name: statistics([0.25, 0.75]) for name in COLUMNS}
-    text = table({"Id": figures, "refined": figures})
+    metrics = {name: statistics([0.25, 0.75]) for name in TABLE_TITLES}
+    text = table({"Id": metrics, "refined": metrics})
     lines = text.splitlines()
     assert len(lines) == 3 and lines[1].startswith("Id") and lines[2].startswith("refined")
     assert "0.500+-0.250" in lines[1] and "50.000+-25.000" in lines[1]

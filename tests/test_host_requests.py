@@ -14,8 +14,10 @@ from helpers import BUNDLE, random_checkpoint, write_nifti, write_subjects
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
+from istn_monai.metrics import FIELD_METRICS
+from istn_monai.qa.rules import traffic_light
 from istn_monai.registration import Registration
-from istn_monai.workflow.host_requests import STUDIES, Replyd, RequestError, RequestPaird, narrowed, report, warnings_of
+from istn_monai.workflow.host_requests import STUDIES, Replyd, RequestError, RequestPaird, narrowed, report
 
 IMAGE = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 
@@ -252,7 +254,8 @@ def test_reply_is_the_moving_label_on_the_images_own_grid(example, steps):
     assert torch.equal(data["pred"].as_tensor().long(), expected["warped_label"].as_tensor().long())
     result = json.loads(json.dumps(data["result"]))
     assert result["moving_image"] == "case_0.nii.gz"
-    assert (result["objective"]["end"] < result["objective"]["start"]) == (steps > 0)
+    assert (result["objective_end"] < result["objective_start"]) == (steps > 0)
+    assert ("objective" in result) == (steps > 0) and set(FIELD_METRICS) <= set(result)
     assert result["steps"] <= steps and result["seconds"] >= 0 and result["folding"] == 0
 
 
@@ -270,36 +273,50 @@ def test_data_of_the_command_line_pass_unchanged():
     assert Replyd()(data) == data
 
 
+def registered(ddf, refinement=None, affine=None) -> dict:
+    """What a host's postprocessing has of a pair: a field, and what a refinement of 10 steps left beside it."""
+    steps = {"steps": 4, "seconds": 0.5, "objective_start": 2.0, "objective_end": 1.0, "at_bound": 0.0}
+    steps |= {"trace": (2.0, *[float("nan")] * 3, 1.0, 1.5)} | (refinement or {})
+    meta = {"theta": torch.zeros(6), "theta_start": torch.zeros(6), "refinement": steps}
+    image = MetaTensor(torch.zeros(2, *ddf.shape[1:]), torch.eye(4) if affine is None else affine)
+    return {"pred": MetaTensor(ddf, meta=meta), "image": image, "request": {"moving_image": "m", "warnings": ["w"]}}
+
+
 def test_report_measures_displacement_in_mm():
     affine = torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0], dtype=torch.float64))[[1, 0, 2, 3]]  # axes swapped
     ddf = torch.zeros(3, 6, 6, 6)
     ddf[0], ddf[1] = 1.5, -0.5  # 3 mm and 1.5 mm
-    pred = MetaTensor(ddf, meta={"refinement": {"steps": 4, "objective_start": 2.0, "objective_end": 1.0}})
-    image = MetaTensor(torch.zeros(2, 6, 6, 6), affine)
-    result = report({"pred": pred, "image": image, "request": {"warnings": ["w"]}})
+    result = report(registered(ddf, affine=affine))
     assert result["max_displacement_mm"] == pytest.approx(np.hypot(3.0, 1.5))
-    assert result["folding"] == 0 and result["objective"] == {"start": 2.0, "end": 1.0} and result["steps"] == 4
-    assert result["warnings"][0] == "w" and "points move by up to 3 mm" in result["warnings"][1]
+    assert result["displacement"] == pytest.approx(np.hypot(3.0, 1.5) / 6)
+    assert result["folding"] == 0 and result["objective"] == 0.5 and result["steps"] == 4
+    assert (result["objective_start"], result["objective_end"]) == (2.0, 1.0) and result["moving_image"] == "m"
+    assert result["warnings"][0] == "w" and len(result["warnings"]) == 2
+    assert result["warnings"][1].startswith("red: points move far")  # .56 of the grid's side
 
 
 @pytest.mark.parametrize(
-    "fact, text",
+    "refinement, change, text",
     [
-        ({"steps": 0}, "did not improve"),
-        ({"at_bound": 0.06}, "6% of the parameters are at their bound"),
-        ({"folding": 0.001}, "folds at 0.10%"),
-        ({"max_displacement_mm": 13.0}, "up to 13 mm"),
+        ({"objective_end": 2.0, "steps": 0}, 0.0, "red: the refinement improved little or nothing"),
+        ({"at_bound": 0.06}, 0.0, "amber: the transformation wants to go further"),
+        ({}, -2.0, "red: the field folds"),
+        ({}, 14.0, "red: points move far"),
     ],
 )
-def test_what_is_suspect_is_warned_of(fact, text):
-    good = {"steps": 9, "at_bound": 0.04, "folding": 0.0, "max_displacement_mm": 11.0}
-    assert warnings_of(good, 10, 48.0) == []
-    (warning,) = warnings_of(good | fact, 10, 48.0)
-    assert text in warning
+def test_the_rules_of_qa_judge_a_reply(refinement, change, text):
+    """The very reasons of the QA page's judge, of what can be measured at a host."""
+    ddf = torch.zeros(3, 32, 32, 32)
+    assert report(registered(ddf))["warnings"] == ["w"]
+    ddf[0] = change * (torch.arange(32.0).view(-1, 1, 1) if change < 0 else 1)
+    result = report(registered(ddf, refinement))
+    judged = traffic_light({name: result[name] for name in (*FIELD_METRICS, "objective", "at_bound")})
+    assert result["warnings"] == ["w", *judged.reasons] and any(reason.startswith(text) for reason in judged.reasons)
 
 
 def test_one_pass_is_not_expected_to_improve():
-    assert warnings_of({"steps": 0, "folding": 0.0, "max_displacement_mm": 1.0}, 0, 48.0) == []
+    result = report(registered(torch.zeros(3, 32, 32, 32), {"trace": (2.0,), "steps": 0, "objective_end": 2.0}))
+    assert result["warnings"] == ["w"] and "objective" not in result and result["steps"] == 0
 
 
 @pytest.mark.parametrize(

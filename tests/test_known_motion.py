@@ -13,10 +13,11 @@ from oracles import DIMS, apply, grid_points, meta, oblique_affine
 
 from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.composite import spatial_transformation
-from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import world_transform
 from istn_monai.refinement import Refiner
-from istn_monai.transforms.preprocessing import InitialAlignmentd, RegistrationGridd
+from istn_monai.transforms.preprocessing import InitialAlignmentd
+from istn_monai.transforms.registration_grid import RegistrationGridd
 
 SHIFT = np.array([6.0, -4.0, 3.0])
 BLOBS = np.array([[0, 0, 0, 9.0], [14, -9, 8, 6.0], [-12, 10, -9, 7.0], [9, 13, -7, 5.0], [-11, -12, 9, 6.0]])
@@ -66,7 +67,7 @@ def registered(kind, dims, motion, name):
     images = (pair[key].as_tensor()[None] for key in ("moving_image", "fixed_image"))
     rate = 0.02 if name == "rigid" else 0.05
     theta = Refiner(steps=150, learning_rate=rate, patience=150).register(transformation, *images).theta
-    return world_transform(transformation, theta, affine_of(pair["fixed_image"]), pair["initial_alignment"])
+    return world_transform(transformation, theta, Grid.of(pair["fixed_image"]), pair["initial_alignment"])
 
 
 def turned(dims):

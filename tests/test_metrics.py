@@ -7,7 +7,15 @@ import torch
 from oracles import DIMS, SIZE, apply, grid_points, max_abs, rotation
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from istn_monai.metrics import folding_fraction, jacobian_determinant, overlap, sd_log_jacobian, sd_log_jacobian_l2r
+from istn_monai.metrics import (
+    FIELD_METRICS,
+    field_metrics,
+    folding_fraction,
+    jacobian_determinant,
+    overlap,
+    sd_log_jacobian,
+    sd_log_jacobian_l2r,
+)
 
 
 def ddf_of(matrix, size):
@@ -59,9 +67,15 @@ def test_determinant_of_a_curved_field_equals_itk(dims):
 
 def test_a_batch_equals_its_items():
     ddf = torch.randn(3, 3, *SIZE[3], generator=torch.Generator().manual_seed(0))
-    for function in (jacobian_determinant, folding_fraction, sd_log_jacobian, sd_log_jacobian_l2r):
-        singles = torch.cat([function(ddf[k : k + 1]) for k in range(3)])
-        assert max_abs(function(ddf), singles) < 1e-12
+    determinant = jacobian_determinant(ddf)
+    for function, field in (
+        (jacobian_determinant, ddf),
+        (folding_fraction, determinant),
+        (sd_log_jacobian, determinant),
+        (sd_log_jacobian_l2r, determinant),
+    ):
+        singles = torch.cat([function(field[k : k + 1]) for k in range(3)])
+        assert max_abs(function(field), singles) < 1e-12
 
 
 @pytest.mark.parametrize("dims", DIMS)
@@ -73,7 +87,7 @@ def test_folding_of_a_half_space(dims):
     ddf[0, -1] = torch.where(position <= 3, position, 6 - position) - position
     determinant = jacobian_determinant(ddf)
     assert max_abs(determinant[(0,) * dims], np.array([1, 1, 1, 0, -1, -1, -1, -1.0])) < 1e-12
-    assert folding_fraction(ddf).tolist() == [5 / 8, 0.0]  # voxels 3 to 7: 0 counts as folded
+    assert folding_fraction(determinant).tolist() == [5 / 8, 0.0]  # voxels 3 to 7: 0 counts as folded
 
 
 @pytest.mark.parametrize("dims", DIMS)
@@ -82,9 +96,9 @@ def test_sd_log_jacobian_by_hand(dims):
     ddf = torch.zeros(1, dims, *SIZE[dims][:-1], 4, dtype=torch.float64)
     ddf[:, -1] = torch.tensor([0.0, 1.0, 3.0, 5.0]) - torch.arange(4.0)
     logs = np.tile(np.log([1.0, 1.5, 2.0, 2.0]), int(np.prod(SIZE[dims][:-1])))
-    assert max_abs(sd_log_jacobian(ddf), np.array([logs.std(ddof=1)])) < 1e-12
+    assert max_abs(sd_log_jacobian(jacobian_determinant(ddf)), np.array([logs.std(ddof=1)])) < 1e-12
     uniform = ddf_of(1.7 * np.eye(dims), SIZE[dims])
-    assert sd_log_jacobian(uniform).abs().max() < 1e-9
+    assert sd_log_jacobian(jacobian_determinant(uniform)).abs().max() < 1e-9
 
 
 def test_folds_count_as_the_floor():
@@ -94,18 +108,58 @@ def test_folds_count_as_the_floor():
     ddf[:, -1] = torch.where(position <= 3, position, 6 - position) - position
     for floor in (1e-6, 1e-3):
         logs = np.tile([0.0] * 3 + [np.log(floor)] * 5, 3)
-        assert max_abs(sd_log_jacobian(ddf, floor), np.array([logs.std(ddof=1)])) < 1e-9
+        assert max_abs(sd_log_jacobian(jacobian_determinant(ddf), floor), np.array([logs.std(ddof=1)])) < 1e-9
 
 
 @pytest.mark.parametrize("dims", DIMS)
-def test_the_learn2reg_figure_adds_three_and_leaves_out_two_voxels_at_each_border(dims):
+def test_the_learn2reg_metric_adds_three_and_leaves_out_two_voxels_at_each_border(dims):
     """Determinants along the last axis: 1, 1, then 1, 0, -1, -1 inside, then -1, -1; the script's numpy by hand."""
     size = (6, 7, 8)[-dims:]
     position = torch.arange(8, dtype=torch.float64)
     ddf = torch.zeros(1, dims, *size, dtype=torch.float64)
     ddf[:, -1] = torch.where(position <= 3, position, 6 - position) - position
     expected = np.log(np.clip(np.array([1, 0, -1, -1.0]) + 3, 1e-9, 1e9)).std()
-    assert max_abs(sd_log_jacobian_l2r(ddf), np.array([expected])) < 1e-12
+    assert max_abs(sd_log_jacobian_l2r(jacobian_determinant(ddf)), np.array([expected])) < 1e-12
+
+
+# all of a field
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_field_metrics_by_hand(dims):
+    """All voxels move by (3, 4, 12) mm, 2 in 100 by ten times that, which is the percentile, and one by a hundred."""
+    spacing, size = (1.5, 2.0, 4.0)[:dims], (5, 10, 20)[-dims:]
+    length = (5.0, 13.0)[dims - 2]
+    ddf = torch.zeros(dims, *size, dtype=torch.float64)
+    ddf[:] = (torch.tensor([3.0, 4.0, 12.0][:dims]) / torch.tensor(spacing)).view(-1, *[1] * dims)
+    flat = ddf.flatten(1)
+    number = flat.shape[1]
+    flat[:, : number // 50] *= 10
+    flat[:, 0] *= 10
+    found = field_metrics(flat.view_as(ddf), spacing)
+    assert tuple(found) == FIELD_METRICS and all(type(value) is float for value in found.values())
+    assert found["displacement_mm"] == pytest.approx(10 * length)
+    assert found["max_displacement_mm"] == pytest.approx(100 * length)
+    shortest = min(n * step for n, step in zip(size, spacing, strict=True))
+    assert found["displacement"] == pytest.approx(10 * length / shortest)
+    determinant = jacobian_determinant(flat.view_as(ddf)[None])
+    assert found["folding"] == folding_fraction(determinant).item() > 0
+    assert found["sdlogj"] == sd_log_jacobian(determinant).item()
+    assert found["sdlogj_l2r"] == sd_log_jacobian_l2r(determinant).item() != found["sdlogj"]
+
+
+def test_a_known_determinant_is_taken_and_not_computed_again(monkeypatch):
+    ddf = ddf_of(np.diag([1.2, -0.7]), (9, 8))[0]
+    expected = field_metrics(ddf, (1.0, 1.0))
+    determinant = jacobian_determinant(ddf[None])[0]
+    monkeypatch.setattr("istn_monai.metrics.jacobian_determinant", None)
+    assert field_metrics(ddf, (1.0, 1.0), determinant) == expected
+    assert expected["folding"] == 1.0
+
+
+def test_the_learn2reg_metric_of_a_grid_without_an_inside_is_nan():
+    found = field_metrics(torch.zeros(2, 4, 9), (1.0, 1.0))
+    assert np.isnan(found["sdlogj_l2r"]) and found["sdlogj"] == 0.0
 
 
 # overlap

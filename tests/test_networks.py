@@ -16,7 +16,8 @@ from istn_monai.geometry.bspline import BSplineTransformation
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.layers import SoftClamp
 from istn_monai.losses import ISTNLoss
-from istn_monai.networks import ISTN, ITN, STN, BackboneITN, DisplacementNetwork, PyramidSTN
+from istn_monai.networks import ISTN, ITN, BackboneITN, DisplacementNetwork
+from istn_monai.stn import STN, PyramidSTN
 
 GRIDS = [(24, 20), (23, 31), (18, 17, 21)]
 STNS = [STN, PyramidSTN]

@@ -12,13 +12,8 @@ from istn_monai.geometry.meta import affine_of
 from istn_monai.networks import DisplacementNetwork
 from istn_monai.transforms.keys import IMAGE_KEYS, ORIGINAL_KEYS, PAIR_KEYS
 from istn_monai.transforms.postprocessing import Representd, WarpPaird
-from istn_monai.transforms.preprocessing import (
-    CheckPaird,
-    ConcatPaird,
-    InitialAlignmentd,
-    RegistrationGridd,
-    SoIGroupsd,
-)
+from istn_monai.transforms.preprocessing import CheckPaird, ConcatPaird, InitialAlignmentd, SoIGroupsd
+from istn_monai.transforms.registration_grid import RegistrationGridd
 
 # --- WarpPaird -------------------------------------------------------------------------------------------------------
 

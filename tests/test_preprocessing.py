@@ -17,9 +17,9 @@ from istn_monai.transforms.preprocessing import (
     ConcatPaird,
     InitialAlignmentd,
     NormalizeIntensityRanged,
-    RegistrationGridd,
     SoIGroupsd,
 )
+from istn_monai.transforms.registration_grid import RegistrationGridd
 
 
 def pair_data(moving_shape=(8, 9), fixed_shape=(8, 9), channels=1) -> dict:

@@ -1,4 +1,4 @@
-"""The QA page: its rules, its measures, its picture, and who writes it."""
+"""The QA page: its rules, its metrics, its picture, and who writes it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from helpers import DATA_DIR, ball, random_checkpoint, write_json, write_nifti
 from monai.bundle import run
 from PIL import Image
 
+from istn_monai.metrics import FIELD_METRICS
 from istn_monai.qa.cohort import Entry, jpeg, write_cohort
 from istn_monai.qa.measures import RegisteredPair, ambiguity, measure, soft_overlap
 from istn_monai.qa.page import page_picture
 from istn_monai.qa.panels import planes_of
 from istn_monai.qa.rules import AMBER, GREEN, RED, RULES, STATUSES, UNKNOWN, traffic_light
+from istn_monai.refinement import RefinementReport
 from istn_monai.registration import Registration, register_datalist, register_files
 from istn_monai.workflow.errors import root_cause
 
@@ -46,12 +48,12 @@ def made_pair(size=(20, 24, 18), shift=0.0, **changes) -> RegisteredPair:
     moving, fixed = blob(size, shift), blob(size)
     everywhere = torch.ones(size, dtype=torch.bool)
     ddf = torch.full((len(size), *size), float(shift))
-    trace = [0.04, *[float("nan")] * 4, 0.02, 0.01]
+    trace = (0.04, *[float("nan")] * 4, 0.02, 0.01)
     pair = RegisteredPair(
         names=("moving.nii.gz", "fixed.nii.gz"), moving=moving, fixed=fixed, moving_representation=moving,
         fixed_representation=fixed, one_pass=0.9 * ddf, ddf=ddf, spacing=(1.0, 1.5, 2.0)[: len(size)],
         covered=everywhere, viewed=everywhere, kind="mask",
-        refinement={"objective_start": 0.04, "objective_end": 0.01, "at_bound": 0.0, "steps": 6, "trace": trace},
+        refinement=RefinementReport(6, 0.1, 0.04, 0.01, at_bound=0.0, trace=trace),
     )  # fmt: skip
     return replace(pair, **changes)
 
@@ -66,37 +68,37 @@ GOOD = {
 
 def test_a_good_pair_is_green_without_a_reason():
     verdict = traffic_light(GOOD)
-    assert set(GOOD) == {rule.figure for rule in RULES}
-    assert verdict.light == GREEN and verdict.reasons == []
+    assert set(GOOD) == {rule.metric for rule in RULES}
+    assert verdict.status == GREEN and verdict.reasons == []
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.figure)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.metric)
 def test_each_rule_fires_beyond_its_limits_and_names_them(rule):
     worse = 1e-3 if rule.high_is_bad else -1e-3
     for limit, before, after in ((rule.amber, GREEN, AMBER), (rule.red, AMBER, RED)):
-        assert traffic_light(GOOD | {rule.figure: limit - worse}).light == before
-        verdict = traffic_light(GOOD | {rule.figure: limit + worse})
-        assert verdict.light == after
+        assert traffic_light(GOOD | {rule.metric: limit - worse}).status == before
+        verdict = traffic_light(GOOD | {rule.metric: limit + worse})
+        assert verdict.status == after
         assert len(verdict.reasons) == 1 and verdict.reasons[0].startswith(f"{after}: {rule.meaning}")
         assert f"{rule.amber:g}" in verdict.reasons[0] and f"{rule.red:g}" in verdict.reasons[0]
-    assert traffic_light(GOOD | {rule.figure: float("nan")}).light == RED
+    assert traffic_light(GOOD | {rule.metric: float("nan")}).status == RED
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.figure)
-def test_a_rule_without_its_figure_says_so(rule):
-    verdict = traffic_light({name: value for name, value in GOOD.items() if name != rule.figure})
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.metric)
+def test_a_rule_without_its_metric_says_so(rule):
+    verdict = traffic_light({name: value for name, value in GOOD.items() if name != rule.metric})
     finding = next(finding for finding in verdict.findings if finding.rule is rule)
-    assert finding.light == UNKNOWN and verdict.light == GREEN
+    assert finding.status == UNKNOWN and verdict.status == GREEN
     assert verdict.report()["skipped"] == [f"{rule.title}: {rule.absent}"]
 
 
 def test_the_worst_rule_decides_and_nothing_known_is_red():
     verdict = traffic_light(GOOD | {"sdlogj": 0.6, "ambiguity": 0.9})
-    assert verdict.light == RED and [reason.split(":")[0] for reason in verdict.reasons] == [RED, AMBER]
-    assert traffic_light({}).light == RED
+    assert verdict.status == RED and [reason.split(":")[0] for reason in verdict.reasons] == [RED, AMBER]
+    assert traffic_light({}).status == RED
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
 
 def test_ambiguity_and_overlap_by_hand():
@@ -115,17 +117,17 @@ def test_ambiguity_and_overlap_by_hand():
 
 
 @pytest.mark.parametrize("size", [(30, 26), (20, 24, 18)])
-def test_figures_of_a_known_shift(size):
+def test_metrics_of_a_known_shift(size):
     pair = made_pair(size, shift=2.0)
-    figures = measure(pair)
+    metrics = measure(pair)
     far = 2.0 * np.linalg.norm(pair.spacing)
-    assert figures["displacement_mm"] == pytest.approx(far, rel=1e-5)
+    assert metrics["displacement_mm"] == pytest.approx(far, rel=1e-5)
     shortest = min(s * step for s, step in zip(size, pair.spacing, strict=True))
-    assert figures["displacement"] == pytest.approx(far / shortest, rel=1e-5)
-    assert figures["overlap"] > 0.999 > figures["overlap_one_pass"] > 0.9
-    assert figures["objective"] == pytest.approx(0.25)
-    assert figures["folding"] == 0.0 and figures["sdlogj"] < 1e-6
-    assert traffic_light(figures).light == GREEN
+    assert metrics["displacement"] == pytest.approx(far / shortest, rel=1e-5)
+    assert metrics["overlap"] > 0.999 > metrics["overlap_one_pass"] > 0.9
+    assert metrics["objective"] == pytest.approx(0.25)
+    assert metrics["folding"] == 0.0 and metrics["sdlogj"] < 1e-6
+    assert traffic_light(metrics).status == GREEN
 
 
 def test_what_is_wrong_with_a_pair_is_measured():
@@ -143,8 +145,8 @@ def test_what_is_wrong_with_a_pair_is_measured():
 
 def test_without_an_itn_images_are_compared_where_both_are_seen():
     good = made_pair(kind="image", shift=1.0)
-    figures = measure(good)
-    assert figures["correlation"] > 0.99 and "overlap" not in figures and "ambiguity" not in figures
+    metrics = measure(good)
+    assert metrics["correlation"] > 0.99 and "overlap" not in metrics and "ambiguity" not in metrics
     assert measure(replace(good, moving=1 - good.moving))["correlation"] < -0.99
     low, high = good.covered.clone(), good.covered.clone()
     low[10:], high[:5] = False, False  # 10 and 15 of 20 voxels, 5 in common
@@ -160,7 +162,7 @@ def test_without_an_itn_images_are_compared_where_both_are_seen():
 @pytest.mark.parametrize("refined", [True, False])
 def test_a_page_of_every_kind(size, kind, refined):
     pair = made_pair(size, 1.5, kind=kind)
-    pair = pair if refined else replace(pair, refinement={})
+    pair = pair if refined else replace(pair, refinement=None)
     begin = time.process_time()
     page = page_picture(pair, traffic_light(measure(pair)))
     assert time.process_time() - begin < 5  # about 1 second; machines differ
@@ -184,7 +186,7 @@ def test_an_empty_representation_and_a_folded_field_can_be_drawn():
     folded[0, 8:12] = -3.0 * torch.arange(4.0).view(4, 1, 1)
     empty = replace(pair, moving_representation=0 * pair.moving, fixed_representation=0 * pair.fixed, ddf=folded)
     verdict = traffic_light(measure(empty))
-    assert verdict.light == RED
+    assert verdict.status == RED
     pink = (np.asarray(page_picture(empty, verdict)).astype(int) == [255, 0, 212]).all(-1)
     assert pink.sum() > 50
 
@@ -207,10 +209,10 @@ def test_the_package_imports_without_matplotlib():
 
 def test_cohort_is_self_contained_and_worst_first(tmp_path):
     picture = jpeg(Image.new("RGB", (1800, 900), "white"))
-    reports = {light: traffic_light(GOOD | change).report() for light, change in zip(
+    reports = {status: traffic_light(GOOD | change).report() for status, change in zip(
         STATUSES, ({}, {"sdlogj": 0.6}, {"ambiguity": 0.9}), strict=True
     )}  # fmt: skip
-    entries = [Entry(f"pair_{light}", "a → <b>", report, picture) for light, report in reports.items()]
+    entries = [Entry(f"pair_{status}", "a → <b>", report, picture) for status, report in reports.items()]
     entries.append(Entry("pair_none", "", None, error="moving_image: no such file"))
     text = write_cohort(entries, tmp_path / "qa.html").read_text(encoding="utf-8")
     assert re.findall(r'<details id="(\w+)"', text) == ["pair_none", "pair_red", "pair_amber", "pair_green"]
@@ -245,8 +247,10 @@ def test_register_writes_page_and_report(files, tmp_path, refine_steps):
     pair, settings = files
     register_files(Registration(refine_steps=refine_steps, **settings), tmp_path, **images(pair))
     report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN in JSON
-    assert report["qa"]["light"] in STATUSES and {"reasons", "skipped", "figures"} <= set(report["qa"])
-    assert ("objective" in report["qa"]["figures"]) == (refine_steps > 0)
+    assert report["qa"]["status"] in STATUSES and {"reasons", "skipped", "metrics"} <= set(report["qa"])
+    assert ("objective" in report["qa"]["metrics"]) == (refine_steps > 0)
+    assert set(report["metrics"]) == set(FIELD_METRICS)
+    assert report["metrics"].items() <= report["qa"]["metrics"].items()
     assert len(report["refinement"]["trace"]) == refine_steps + 1
     with Image.open(tmp_path / "qa.png") as page:
         assert page.size[0] == 1800
@@ -320,13 +324,13 @@ def real(hippocampus):
 
 
 def light_of(registration, folder, moving, fixed) -> str:
-    """The light of a pair, or "refused"."""
+    """The status of a pair, or "refused"."""
     try:
         register_files(registration, folder, moving_image=moving, fixed_image=fixed)
     except Exception as error:
         assert isinstance(root_cause(error), ValueError)
         return "refused"
-    return json.loads((folder / "report.json").read_text())["qa"]["light"]
+    return json.loads((folder / "report.json").read_text())["qa"]["status"]
 
 
 def test_a_good_pair_is_not_red(registration, real, tmp_path):

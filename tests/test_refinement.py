@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from monai.data import MetaTensor, decollate_batch
 from monai.losses import BendingEnergyLoss, LocalNormalizedCrossCorrelationLoss
 
 from istn_monai import (
@@ -19,7 +20,7 @@ from istn_monai import (
     PyramidSTN,
     Warp,
 )
-from istn_monai.refinement import RefineInferer, Refiner
+from istn_monai.refinement import RefineInferer, Refiner, refinement_of
 
 SIZE = (24, 20, 18)
 
@@ -190,3 +191,31 @@ def test_no_steps_are_the_networks_own_prediction(network):
     ddf = RefineInferer(steps=0)(image, DisplacementNetwork(network))
     assert torch.equal(ddf.as_tensor(), expected)
     assert ddf.meta["refinement"]["steps"].tolist() == [0] and expected.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("by_index", [False, True], ids=["decollated", "indexed"])
+def test_the_reader_gives_back_what_the_refiner_reported(network, steps, by_index):
+    """Of each pair of a batch: the numbers, the whole trace with its nan, and both parameters."""
+    image = torch.cat([torch.cat([blob(11, 9, 8), blob(13, 10 + k, 9)], dim=1) for k in range(2)])
+    expected = Refiner(steps=steps, coarse_steps=2)(network, image)
+    batch = RefineInferer(steps=steps, coarse_steps=2)(image, DisplacementNetwork(network))
+    for number, pred in enumerate(batch[k] for k in range(2)) if by_index else enumerate(decollate_batch(batch)):
+        found, report = refinement_of(pred), expected.reports[number]
+        assert torch.equal(found.theta, expected.theta[number])
+        assert torch.equal(found.theta_start, expected.theta_start[number])
+        own, theirs = found.report.numbers(), report.numbers()
+        del own["seconds"], theirs["seconds"]
+        assert own == pytest.approx(theirs) and type(found.report.steps) is int
+        assert found.report.trace == pytest.approx(report.trace, nan_ok=True) and isinstance(found.report.trace, tuple)
+        assert found.report.refined == (steps > 0) and len(found.report.trace) == steps + 1
+    assert not torch.equal(expected.theta[0], expected.theta[1])
+
+
+def test_the_reader_knows_a_field_of_no_refinement_and_refuses_a_batch(network):
+    image = torch.cat([blob(11, 9, 8), blob(13, 10, 9)], dim=1)
+    assert refinement_of(torch.zeros(3, 4, 5, 6)) is None and refinement_of(MetaTensor(torch.zeros(3, 4, 5, 6))) is None
+    assert refinement_of(None) is None
+    batch = RefineInferer(steps=1)(image, DisplacementNetwork(network))
+    with pytest.raises(ValueError, match=r"pred must be the ddf \(D, \*S\) of one pair"):
+        refinement_of(batch)

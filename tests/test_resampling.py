@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from oracles import (
     DIMS,
     apply,
@@ -25,12 +26,13 @@ from scipy.ndimage import map_coordinates
 
 from istn_monai.alignment import center_of_mass, initial_alignment, translation
 from istn_monai.geometry import resampling as world
-from istn_monai.geometry.grids import grid_center, map_points, registration_grid, square
+from istn_monai.geometry.grids import Grid, map_points, registration_grid, square
 from istn_monai.geometry.meta import affine_of
 from istn_monai.geometry.resampling import pull_back_points, warp_labels
 from istn_monai.geometry.sampling import sample, voxel_grid
 from istn_monai.transforms.postprocessing import WarpPaird
-from istn_monai.transforms.preprocessing import InitialAlignmentd, RegistrationGridd
+from istn_monai.transforms.preprocessing import InitialAlignmentd
+from istn_monai.transforms.registration_grid import RegistrationGridd
 
 FIXED = {2: (19, 14), 3: (15, 12, 10)}
 MOVING = {2: (17, 21), 3: (13, 16, 14)}
@@ -83,11 +85,10 @@ def test_moments_is_where_the_moving_content_lies(dims, signs, angle):
     fixed = oblique_affine(FIXED[dims], (1.0, 1.5, 2.0)[:dims], 1, CENTER[dims], signs, angle=angle)
     moved = fixed.copy()
     moved[:dims, dims] += shift
-    both = torch.as_tensor(image)[None]
     expected = np.eye(dims + 1)
     expected[:dims, dims] = shift
     for name in ("moments", "center"):
-        assert max_abs(initial_alignment(name, both, tensor(moved), both, tensor(fixed)), expected) < 1e-9
+        assert max_abs(initial_alignment(name, meta(image, moved), meta(image, fixed)), expected) < 1e-9
 
 
 @pytest.mark.parametrize("dims", DIMS)
@@ -98,50 +99,50 @@ def test_moments_by_hand_within_one_grid(dims):
     affine[:dims, dims] = [50.0, 20.0, 10.0][:dims]
     fixed = box(FIXED[dims], [4] * dims, [7] * dims)
     moving = box(FIXED[dims], [6] + [3] * (dims - 1), [9] + [6] * (dims - 1))
-    images = [torch.as_tensor(image)[None] for image in (moving, fixed)]
+    images = [meta(image, affine) for image in (moving, fixed)]
     expected_center = affine[:dims, :dims] @ np.full(dims, 5.0) + affine[:dims, dims]
-    assert max_abs(center_of_mass(images[1], tensor(affine)), expected_center) < 1e-9
+    assert max_abs(center_of_mass(images[1]), expected_center) < 1e-9
     expected = np.eye(dims + 1)
     expected[:dims, dims] = [-3.0, -2.0, -3.0][:dims]  # 2 voxels of -1.5 mm, -1 of 2 mm, -1 of 3 mm
-    t0 = initial_alignment("moments", images[0], tensor(affine), images[1], tensor(affine))
+    t0 = initial_alignment("moments", *images)
     assert max_abs(t0, expected) < 1e-9
     # grids that are the same have the same middle, and the same world
     for name in ("center", "world"):
-        t0 = initial_alignment(name, images[0], tensor(affine), images[1], tensor(affine))
+        t0 = initial_alignment(name, *images)
         assert max_abs(t0, np.eye(dims + 1)) == 0
 
 
 @pytest.mark.parametrize("dims", DIMS)
 def test_center_joins_the_middles(dims):
     center = [9.0, -70.0, 23.0][:dims]
-    fixed, moving = tensor(fixed_affine(dims)), tensor(moving_affine(dims, center))
-    images = [torch.as_tensor(smooth_image(size))[None] for size in (MOVING[dims], FIXED[dims])]
-    t0 = initial_alignment("center", images[0], moving, images[1], fixed)
+    fixed, moving = fixed_affine(dims), moving_affine(dims, center)
+    images = meta(smooth_image(MOVING[dims]), moving), meta(smooth_image(FIXED[dims]), fixed)
+    t0 = initial_alignment("center", *images)
     expected = np.eye(dims + 1)
     expected[:dims, dims] = np.array(center) - CENTER[dims]
     assert max_abs(t0, expected) < 1e-9
-    assert max_abs(map_points(t0, grid_center(FIXED[dims], fixed)), grid_center(MOVING[dims], moving)) < 1e-9
-    assert max_abs(initial_alignment("world", images[0], moving, images[1], fixed), np.eye(dims + 1)) == 0
+    assert max_abs(map_points(t0, Grid(FIXED[dims], fixed).center), Grid(MOVING[dims], moving).center) < 1e-9
+    assert max_abs(initial_alignment("world", *images), np.eye(dims + 1)) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])
 def test_moments_of_any_dtype_count_from_the_darkest(dtype):
-    image = torch.as_tensor(box((9, 8), (2, 3), (5, 4))).to(dtype)[None]
-    assert max_abs(center_of_mass(image, torch.eye(3, dtype=torch.float64)), np.array([3.0, 3.0])) < 1e-6
+    image = MetaTensor(torch.as_tensor(box((9, 8), (2, 3), (5, 4))).to(dtype)[None])
+    assert max_abs(center_of_mass(image), np.array([3.0, 3.0])) < 1e-6
 
 
 def test_moments_of_a_constant_image_are_refused():
-    image, affine = torch.ones(1, 5, 4), torch.eye(3, dtype=torch.float64)
+    image = MetaTensor(torch.ones(1, 5, 4))
     with pytest.raises(ValueError, match="moments.*constant"):
-        initial_alignment("moments", image, affine, image, affine)
+        initial_alignment("moments", image, image)
 
 
 def test_unknown_names_are_refused_with_the_choices():
-    image, affine = torch.rand(1, 5, 4), torch.eye(3, dtype=torch.float64)
-    with pytest.raises(ValueError, match="initial_alignment must be one of.*world.*center.*moments.*'centre'"):
-        initial_alignment("centre", image, affine, image, affine)
-    with pytest.raises(ValueError, match="initial_alignment must be one of.*world.*center.*moments.*'centre'"):
-        InitialAlignmentd("centre")
+    image = MetaTensor(torch.rand(1, 5, 4))
+    with pytest.raises(ValueError, match="initial_alignment must be one of.*world.*center.*moments.*'middle'"):
+        initial_alignment("middle", image, image)
+    with pytest.raises(ValueError, match="initial_alignment must be one of.*world.*center.*moments.*'middle'"):
+        InitialAlignmentd("middle")
 
 
 @pytest.mark.parametrize("dims", DIMS)
@@ -163,15 +164,9 @@ def test_the_edited_affine_is_inverse_t0_times_affine(dims, name):
     assert max_abs(affine_of(result["fixed_image"]), fixed_affine(dims)) < 1e-12
     assert torch.equal(pair["moving_image"].affine, before)  # the caller's pair stays as it was
     if name == "center":
-        assert max_abs(grid_center(MOVING[dims], tensor(expected)), np.array(CENTER[dims])) < 1e-9
+        assert max_abs(Grid(MOVING[dims], expected).center, np.array(CENTER[dims])) < 1e-9
     if name == "moments":
-        aligned = initial_alignment(
-            "moments",
-            result["moving_image"],
-            affine_of(result["moving_image"]),
-            result["fixed_image"],
-            affine_of(result["fixed_image"]),
-        )
+        aligned = initial_alignment("moments", result["moving_image"], result["fixed_image"])
         assert max_abs(aligned, np.eye(dims + 1)) < 1e-9
 
 
@@ -186,7 +181,7 @@ def test_registration_grid_is_centered_has_its_spacing_and_faces_ras(dims, signs
         pytest.skip("two axes have two orders")
     signs, spacing = [float(s) for s in signs[:dims]], (1.3, 2.5, 0.9)[:dims]
     fixed = fixed_affine(dims, signs, order[:dims])
-    grid = registration_grid(FIXED[dims], tensor(fixed), GRID[dims], spacing).numpy()
+    grid = registration_grid(Grid(FIXED[dims], fixed), GRID[dims], spacing).affine.numpy()
     middle = (np.array(GRID[dims]) - 1) / 2
     assert max_abs(grid[:dims, :dims] @ middle + grid[:dims, dims], np.array(CENTER[dims])) < 1e-9
     assert max_abs(np.linalg.norm(grid[:dims, :dims], axis=0), np.array(spacing)) < 1e-12
@@ -313,9 +308,11 @@ def test_a_pair_equals_itk(dims):
     t0 = aligned["initial_alignment"].numpy()
     assert np.abs(t0[:dims, dims]).min() > 3
     # 1.2 mm voxels: the grid does not cover the fixed image everywhere
-    grid = registration_grid(FIXED[dims], tensor(fixed_affine(dims)), GRID[dims], 1.2)
+    own = Grid(FIXED[dims], fixed_affine(dims))
+    registration = registration_grid(own, GRID[dims], 1.2)
+    grid = registration.affine
     ddf, step = linear_field(dims, GRID[dims], 7)
-    points = pull_back_points(ddf, grid, tensor(fixed_affine(dims)), FIXED[dims], affine_of(aligned["moving_image"]))
+    points = pull_back_points(ddf, registration, own, Grid.of(aligned["moving_image"]))
     result = sample(aligned["moving_image"].as_tensor()[None].float(), points, padding_mode="zeros")[0, 0]
 
     # fixed world -> grid voxel -> moved -> fixed world -> moving world
@@ -343,22 +340,22 @@ def test_a_pair_equals_itk(dims):
 
 @pytest.mark.parametrize("dims", DIMS)
 def test_outside_the_grid_the_displacement_is_its_borders(dims):
-    fixed = tensor(fixed_affine(dims))
+    fixed = Grid(FIXED[dims], fixed_affine(dims))
     size = (6, 5, 4)[:dims]  # smaller than the fixed image
-    grid = registration_grid(FIXED[dims], fixed, size, 1.0)
+    grid = registration_grid(fixed, size, 1.0)
     ddf = torch.zeros(1, dims, *size)
     ddf[:, 0] = 2.0
-    points = pull_back_points(ddf, grid, fixed, FIXED[dims], fixed)
-    shift = np.linalg.inv(fixed.numpy()) @ grid.numpy() @ np.array([2.0, *[0.0] * dims])
+    points = pull_back_points(ddf, grid, fixed, fixed)
+    shift = np.linalg.inv(fixed.affine.numpy()) @ grid.affine.numpy() @ np.array([2.0, *[0.0] * dims])
     expected = grid_points(FIXED[dims]) + column(shift[:dims], dims)
     assert max_abs(points[0], expected) < 1e-4
 
 
 @pytest.mark.parametrize("dims", DIMS)
 def test_zero_displacement_joins_the_two_worlds(dims):
-    fixed, moving = tensor(fixed_affine(dims)), tensor(moving_affine(dims))
-    grid = registration_grid(FIXED[dims], fixed, GRID[dims], 1.0)
-    points = pull_back_points(torch.zeros(1, dims, *GRID[dims]), grid, fixed, FIXED[dims], moving)
+    fixed, moving = Grid(FIXED[dims], fixed_affine(dims)), Grid(MOVING[dims], moving_affine(dims))
+    grid = registration_grid(fixed, GRID[dims], 1.0)
+    points = pull_back_points(torch.zeros(1, dims, *GRID[dims]), grid, fixed, moving)
     expected = apply(np.linalg.inv(moving_affine(dims)) @ fixed_affine(dims), grid_points(FIXED[dims]))
     assert points.shape == (1, dims, *FIXED[dims])
     assert max_abs(points[0], expected) < 1e-4
@@ -462,7 +459,7 @@ def test_labels_above_what_float32_can_tell_apart():
 def test_labels_do_not_depend_on_how_many_points_are_taken_at_once(monkeypatch, at_once):
     label, points = label_map(2), torch.as_tensor(random_points(2, (9, 11)), dtype=torch.float32)[None]
     expected = warp_labels(label, points, [2, 10, 7])
-    monkeypatch.setattr(world, "POINTS_AT_ONCE", at_once)
+    monkeypatch.setattr(world, "VOTES_AT_ONCE", at_once)
     assert torch.equal(warp_labels(label, points, [2, 10, 7]), expected)
 
 

@@ -14,12 +14,14 @@ from monai.transforms import GenerateHeatmap
 from oracles import max_abs
 from scipy.spatial import cKDTree
 
+from istn_monai.geometry.grids import Grid
 from istn_monai.io.landmarks import Points, matched, write_points
 from istn_monai.losses import DiceMSELoss, ISTNLoss, annotated
 from istn_monai.networks import ISTNOutput
 from istn_monai.transforms.augmentation import RandDeformd
 from istn_monai.transforms.landmarks import AddLandmarkChannelsd, check_soi_points, landmark_map
-from istn_monai.transforms.preprocessing import InitialAlignmentd, RegistrationGridd, SoIGroupsd
+from istn_monai.transforms.preprocessing import InitialAlignmentd, SoIGroupsd
+from istn_monai.transforms.registration_grid import RegistrationGridd
 from istn_monai.workflow.datalist_checks import check_points, soi_channels
 from istn_monai.workflow.training import warped_and_fixed_soi
 
@@ -65,27 +67,29 @@ def test_maps_are_functions_of_the_distance_in_mm_on_any_grid(dims, kind):
     every = world(affine, np.indices(size).reshape(dims, -1).T)
     distance = cKDTree(positions).query(every)[0].reshape(size)
     expected = np.exp2(-((distance / width) ** 2)) if kind == "heatmap" else np.maximum(0, 1 - distance / (2 * width))
-    found = landmark_map(torch.as_tensor(positions), torch.as_tensor(affine), size, kind, width)
+    found = landmark_map(torch.as_tensor(positions), Grid(size, affine), kind, width)
     assert found.dtype == torch.float32 and max_abs(found, torch.as_tensor(expected)) < 1e-6
-    swapped = landmark_map(torch.as_tensor(positions[:, ::-1].copy()), torch.as_tensor(affine), size, kind, width)
+    swapped = landmark_map(torch.as_tensor(positions[:, ::-1].copy()), Grid(size, affine), kind, width)
     assert max_abs(swapped, torch.as_tensor(expected)) > 0.1, "the order of axes matters"
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_heatmap_at_whole_voxels_is_monais(dims):
-    """MONAI's is a Gaussian integrated over each voxel, cut at some sigmas: a wide one is nearly the same."""
+    """MONAI's is a Gaussian integrated over each voxel, truncated at some sigmas: a wide one is nearly the same."""
     size, sigma = (31, 33, 35)[:dims], 4.0
     point = torch.tensor([[14.0, 17.0, 16.0][:dims]])
     theirs = GenerateHeatmap(sigma, size, truncated=8.0)(point)[0]
-    ours = landmark_map(point, torch.eye(dims + 1), size, width=sigma * (2 * np.log(2)) ** 0.5)
+    ours = landmark_map(point, Grid(size, torch.eye(dims + 1)), width=sigma * (2 * np.log(2)) ** 0.5)
     assert max_abs(ours, theirs) < 1e-2
 
 
 @pytest.mark.parametrize("kind", ["heatmap", "distance"])
 def test_maps_are_one_at_a_landmark_and_a_half_at_the_width(kind):
-    found = landmark_map(torch.tensor([[4.0, 6.0]]), torch.diag(torch.tensor([2.0, 1.0, 1.0])), (8, 12), kind, 4.0)
+    found = landmark_map(
+        torch.tensor([[4.0, 6.0]]), Grid((8, 12), torch.diag(torch.tensor([2.0, 1.0, 1.0]))), kind, 4.0
+    )
     assert found[2, 6] == 1 and found[2, 10] == found[4, 6] == pytest.approx(0.5)
-    assert not landmark_map(torch.zeros(0, 2), torch.eye(3), (8, 12), kind).any()
+    assert not landmark_map(torch.zeros(0, 2), Grid((8, 12), torch.eye(3)), kind).any()
 
 
 # --- channels of a pair ----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from oracles import (
 from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.bspline import BSplineTransformation
 from istn_monai.geometry.composite import CompositeTransformation
-from istn_monai.geometry.grids import grid_center
+from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.geometry.world_transform import WorldAffine, WorldTransform, world_transform
 from istn_monai.io.itk_transforms import (
@@ -73,14 +73,14 @@ def registration(kind, dims, scale=1.0):
     theta = normal(1, transformation.num_parameters, seed=11, scale=scale, dtype=torch.float64)
     grid = oblique_affine(SIZE[dims], SPACING[dims], seed=12, center=[7.0, -11.0, 5.0][:dims])
     start = oblique_affine((1,) * dims, (1.0,) * dims, seed=13, center=[20.0, 3.0, -9.0][:dims])
-    return transformation, theta, torch.as_tensor(grid), torch.as_tensor(start)
+    return transformation, theta, Grid(SIZE[dims], grid), torch.as_tensor(start)
 
 
-def points_in(grid, size, count, seed, reach=1.0):
+def points_in(grid, count, seed, reach=1.0):
     """Random world points ``(D, N)`` in a grid, well off its border for a reach of 1."""
-    half = (np.array(size) - 1) / 2
-    voxels = half + rng(seed).uniform(-reach, reach, (count, len(size))) * (half - 0.3)
-    return torch.as_tensor(apply(grid, voxels.T))
+    half = (np.array(grid.spatial_size) - 1) / 2
+    voxels = half + rng(seed).uniform(-reach, reach, (count, len(half))) * (half - 0.3)
+    return torch.as_tensor(apply(grid.affine, voxels.T))
 
 
 def itk_chain(transformation, theta, points):
@@ -101,10 +101,11 @@ def itk_chain(transformation, theta, points):
 def test_points_go_where_itk_takes_them(kind, dims):
     """Into the grid's mm, through ITK's transforms with hand-set parameters, back to the world, then T0."""
     transformation, theta, grid, start = registration(kind, dims)
-    points = points_in(grid, SIZE[dims], 300, seed=14, reach=1.5)  # some outside the grid, where B-splines end
+    points = points_in(grid, 300, seed=14, reach=1.5)  # some outside the grid, where B-splines end
     spacing = column(SPACING[dims], 1)
-    in_grid = apply(np.linalg.inv(grid), points.numpy()) * spacing
-    expected = apply(start, apply(grid, itk_chain(transformation, theta, in_grid) / spacing))
+    affine = grid.affine.numpy()
+    in_grid = apply(np.linalg.inv(affine), points.numpy()) * spacing
+    expected = apply(start, apply(affine, itk_chain(transformation, theta, in_grid) / spacing))
     found = world_transform(transformation, theta, grid, start).transform_points(points)
     assert np.abs(expected - apply(start, points.numpy())).max() > 0.5  # the pair's own part does something
     assert max_abs(found, expected) < 1e-5
@@ -115,8 +116,8 @@ def test_points_go_where_itk_takes_them(kind, dims):
 def test_voxels_move_as_the_field_says(dims, kind):
     """The field of several levels is interpolated between voxels, the points are not."""
     transformation, theta, grid, _ = registration(kind, dims, scale=0.3)
-    moved = world_transform(transformation, theta, grid).on_grid(SIZE[dims], grid)
-    expected = apply(grid, grid_points(SIZE[dims]) + transformation(theta)[0].numpy())
+    moved = world_transform(transformation, theta, grid).on_grid(grid)
+    expected = apply(grid.affine, grid_points(SIZE[dims]) + transformation(theta)[0].numpy())
     interior = inside(grid_points(SIZE[dims]), SIZE[dims], margin=0.5)
     assert max_abs(moved[:, interior], expected[:, interior]) < (0.05 if "levels" in kind else 1e-6)
 
@@ -126,7 +127,7 @@ def test_voxels_move_as_the_field_says(dims, kind):
 @pytest.mark.parametrize("suffix", [".h5", ".tfm"])
 def test_written_itk_itself_and_read_back_it_is_the_same_map(tmp_path, kind, dims, suffix):
     transform = world_transform(*registration(kind, dims))
-    points = points_in(registration(kind, dims)[2], SIZE[dims], 200, seed=15)
+    points = points_in(registration(kind, dims)[2], 200, seed=15)
     expected = transform.transform_points(points)
     file = write_transform(transform, tmp_path / f"transform{suffix}")
     by_itk = itk.transformread(str(file))[0]
@@ -143,7 +144,7 @@ def test_written_itk_itself_and_read_back_it_is_the_same_map(tmp_path, kind, dim
 def test_inverse_undoes_it(kind, dims):
     transformation, theta, grid, start = registration(kind, dims)
     transform = world_transform(transformation, theta, grid, start)
-    points = points_in(grid, SIZE[dims], 300, seed=16, reach=0.6)
+    points = points_in(grid, 300, seed=16, reach=0.6)
     there = transform.transform_points(points)
     assert max_abs(transform.inverse_points(there), points) < 2e-3
     assert transform.inverse_error(there).max() < 2e-3
@@ -158,12 +159,12 @@ def test_inverse_as_a_transform_of_its_own(tmp_path, kind, dims):
     transformation, theta, grid, start = registration(kind, dims, scale=0.4)
     transform = world_transform(transformation, theta, grid, start)
     size = tuple(8 * s + 1 for s in SIZE[dims])  # a grid in the moving world, finer than the levels, twice as large
-    fine = grid.clone()
+    fine = grid.affine.clone()
     fine[:-1, :-1] /= 4
-    fine[:-1, -1] += grid_center(SIZE[dims], grid) - grid_center(size, fine)
-    inverse = transform.inverse(size, start @ fine)
+    fine[:-1, -1] += grid.center - Grid(size, fine).center
+    inverse = transform.inverse(Grid(size, start @ fine))
     back = read_transform(write_transform(inverse, tmp_path / "inverse.h5"), dims)
-    points = points_in(grid, SIZE[dims], 200, seed=19, reach=0.6)
+    points = points_in(grid, 200, seed=19, reach=0.6)
     returned = back.transform_points(transform.transform_points(points))
     assert max_abs(returned, points) < (1e-9 if kind == "affine" else 0.05)
     assert len(inverse.components) == {"affine": 2, "levels": 2, "affine+levels": 3}[kind]
@@ -174,14 +175,15 @@ def test_inverse_as_a_transform_of_its_own(tmp_path, kind, dims):
 def test_the_default_levels_can_be_inverted(seed, scale):
     levels = CompositeTransformation([BSplineTransformation((24, 20, 22), 1.0, c) for c in (12.0, 6.0)])
     theta = scale * torch.randn(1, levels.num_parameters, generator=torch.Generator().manual_seed(seed))
-    transform = world_transform(levels, theta, torch.eye(4, dtype=torch.float64))
-    points = points_in(np.eye(4), (24, 20, 22), 200, seed=seed, reach=0.7)
+    grid = Grid((24, 20, 22), np.eye(4))
+    transform = world_transform(levels, theta, grid)
+    points = points_in(grid, 200, seed=seed, reach=0.7)
     assert transform.inverse_error(transform.transform_points(points)).max() < 0.01
 
 
-def test_many_points_in_shares_are_the_same(monkeypatch):
+def test_many_points_in_chunks_are_the_same(monkeypatch):
     transform = world_transform(*registration("affine+levels", 3))
-    points = points_in(registration("affine+levels", 3)[2], SIZE[3], 50, seed=17)
+    points = points_in(registration("affine+levels", 3)[2], 50, seed=17)
     expected = transform.transform_points(points)
     monkeypatch.setattr("istn_monai.geometry.world_transform.POINTS_AT_ONCE", 7)
     assert max_abs(transform.transform_points(points), expected) < 1e-12
@@ -207,9 +209,9 @@ def test_linear_transforms_of_other_tools(tmp_path, kind):
 @pytest.mark.parametrize("dims", DIMS)
 def test_displacement_file_is_a_field_that_itk_reads(tmp_path, dims):
     transformation, theta, grid, start = registration("levels", dims)
-    world = apply(grid, grid_points(SIZE[dims]))
-    moved = world_transform(transformation, theta, grid, start).on_grid(SIZE[dims], grid).numpy()
-    file = write_displacement(moved - world, grid, tmp_path / "displacement.nii.gz")
+    world = apply(grid.affine, grid_points(SIZE[dims]))
+    moved = world_transform(transformation, theta, grid, start).on_grid(grid).numpy()
+    file = write_displacement(moved - world, grid.affine, tmp_path / "displacement.nii.gz")
     reader = itk.ImageFileReader[itk.Image[itk.Vector[itk.F, dims], dims]].New(FileName=str(file))
     reader.Update()
     transform = itk.DisplacementFieldTransform[itk.F, dims].New()
@@ -237,6 +239,8 @@ def test_unreadable_wrong_and_singular_transforms_are_named(tmp_path):
     transformation, theta, grid, start = registration("affine", 2)
     with pytest.raises(ValueError, match=r"theta must be \(1, P\)"):
         world_transform(transformation, theta.expand(2, -1), grid, start)
+    with pytest.raises(ValueError, match=r"grid must have the transformation's size .*, got \(5, 4\)"):
+        world_transform(transformation, theta, Grid((5, 4), grid.affine))
 
 
 def test_a_transform_that_is_not_supported_is_named():

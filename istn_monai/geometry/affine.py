@@ -59,6 +59,7 @@ class AffineTransformation(Transformation):
         for name, bound in zip(names, bounds, strict=True):
             if not (math.isfinite(bound) and bound >= 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {bound!r}")
+        self.limits = bounds
         self.constant("bounds", [b for b, n in zip(bounds, self.block_sizes, strict=True) for _ in range(n)])
         self.constant("voxel_size", self.spacing)
         # the rotation by phi in a plane is 1 + (cos phi - 1) projector + sin phi generator
@@ -69,6 +70,10 @@ class AffineTransformation(Transformation):
             generator[number, j, i], generator[number, i, j] = 1.0, -1.0
         self.constant("projector", projector)
         self.constant("generator", generator)
+
+    def on_size(self, spatial_size: Sequence[int]) -> AffineTransformation:
+        """See :meth:`Transformation.resized`; the center is that of the new grid."""
+        return AffineTransformation(spatial_size, self.spacing, *self.limits)
 
     def decompose(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``theta`` ``(B, P)`` to bounded translations (mm), rotations (rad), log-scales and shear angles (rad)."""

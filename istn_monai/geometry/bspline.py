@@ -105,6 +105,10 @@ class BSplineTransformation(Transformation):
             self.constant(f"weights_{axis}", self.axis_weights(axis))
         self.constant("voxels_per_cell", [c / h for c, h in zip(self.control_spacing, self.spacing, strict=True)])
 
+    def on_size(self, spatial_size: Sequence[int]) -> BSplineTransformation:
+        """See :meth:`Transformation.resized`."""
+        return BSplineTransformation(spatial_size, self.spacing, self.control_spacing, self.max_displacement)
+
     def axis_weights(self, axis: int) -> Tensor:
         """``(S[axis], control_shape[axis])``: the weight of each control point at each voxel of an axis."""
         voxels = torch.arange(self.spatial_size[axis], dtype=torch.float64) * self.spacing[axis]

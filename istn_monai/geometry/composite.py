@@ -44,6 +44,10 @@ class CompositeTransformation(Transformation):
         self.components = nn.ModuleList(transformations)
         self.parameter_shapes = tuple(shape for t in transformations for shape in t.parameter_shapes)
 
+    def on_size(self, spatial_size: Sequence[int]) -> CompositeTransformation:
+        """See :meth:`Transformation.resized`."""
+        return CompositeTransformation([component.resized(spatial_size) for component in self.components])
+
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
         """``theta`` ``(B, P)`` to one ``(B, P_i)`` for each component."""
         return self.checked(theta).split([part.num_parameters for part in self.components], dim=1)

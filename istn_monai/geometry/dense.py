@@ -13,7 +13,7 @@ class DenseTransformation(Transformation):
     """A displacement of its own for each voxel: ``theta`` is the ddf, flattened.
 
     With it networks that predict a field (MONAI's LocalNet, VoxelMorph) take part in all that this package does with
-    parameters: losses, refinement, export. Nothing bounds it, and it can fold, so add a regularization.
+    parameters: losses, refinement, export. Nothing bounds it, and it can fold: add a regularization.
 
     Args:
         spatial_size: registration grid ``*S``.
@@ -30,6 +30,10 @@ class DenseTransformation(Transformation):
     def __init__(self, spatial_size: Sequence[int], spacing: float | Sequence[float] = 1.0) -> None:
         super().__init__(spatial_size, spacing)
         self.parameter_shapes = ((self.spatial_dims, *self.spatial_size),)
+
+    def on_size(self, spatial_size: Sequence[int]) -> DenseTransformation:
+        """See :meth:`Transformation.resized`."""
+        return DenseTransformation(spatial_size, self.spacing)
 
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from monai.data import MetaTensor
 from torch import Tensor
 
-from istn_monai.geometry.grids import square
+from istn_monai.geometry.grids import Grid
 
 
 def affine_of(image: MetaTensor) -> Tensor:
     """The affine of a channel-first image as ``(D+1, D+1)`` float64."""
-    return square(image.affine, image.ndim - 1)
+    return Grid.of(image).affine
 
 
 def with_affine(image: Tensor, affine: Tensor, like: MetaTensor) -> MetaTensor:

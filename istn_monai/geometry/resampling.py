@@ -10,64 +10,64 @@ from monai.networks.layers import Pool
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from torch import Tensor
 
-from istn_monai.geometry.grids import map_points, within
-from istn_monai.geometry.sampling import affine_points, resample, sample
+from istn_monai.geometry.grids import Grid, map_points, within
+from istn_monai.geometry.sampling import affine_points, lifted, resample, sample
 
-POINTS_AT_ONCE = 2**20  # in the vote of labels, which needs some 100 bytes for each
+VOTES_AT_ONCE = 2**20  # in the vote of labels, which needs some 100 bytes for each
 
 
-def area_averaged(image: Tensor, to_image: Tensor, spatial_size: Sequence[int]) -> Tensor:
-    """An image on another grid, the mean of several samples for each voxel where the grid is coarser.
+def area_averaged(image: Tensor, own: Grid, target: Grid) -> Tensor:
+    """An image on another grid, the mean of several samples for each voxel where that grid is coarser.
 
     Args:
         image: ``(B, C, *S)``; beyond its border its border goes on.
-        to_image: ``(D+1, D+1)``, voxel of the grid to voxel of the image.
-        spatial_size: of the grid.
+        own: grid of the image.
+        target: grid of the result, in the same world.
+
+    Returns:
+        ``(B, C, *target.spatial_size)``.
     """
+    to_image = target.to(own)
     # along each axis of the grid as many samples as one of its steps covers voxels of the image, up to a few: more take
     # memory and hardly change the mean
     factors = [max(1, min(int(step + 1e-6), 4)) for step in to_image[:-1, :-1].abs().amax(dim=0).tolist()]
     to_voxel = torch.diag(torch.tensor([*(1.0 / f for f in factors), 1.0], dtype=torch.float64))
     to_voxel[:-1, -1] = torch.tensor([(1.0 / f - 1.0) / 2.0 for f in factors], dtype=torch.float64)
-    fine_size = [size * f for size, f in zip(spatial_size, factors, strict=True)]
+    fine_size = [size * f for size, f in zip(target.spatial_size, factors, strict=True)]
     samples = resample(image, to_image @ to_voxel, fine_size, padding_mode="border")
     return samples if max(factors) == 1 else Pool[Pool.AVG, len(factors)](factors)(samples)
 
 
-def pull_back_points(
-    ddf: Tensor, grid_affine: Tensor, fixed_affine: Tensor, fixed_size: Sequence[int], moving_affine: Tensor
-) -> Tensor:
+def pull_back_points(ddf: Tensor, grid: Grid, fixed: Grid, moving: Grid) -> Tensor:
     """Where each voxel of the fixed image is found in the moving image.
 
     Args:
         ddf: ``(1, D, *S)`` on the registration grid, in its voxels.
-        grid_affine: the grid's affine.
-        fixed_affine: the fixed image's affine.
-        fixed_size: the fixed image's spatial size.
-        moving_affine: the moving image's affine after the initial alignment, ``inverse(T0) @ affine``.
+        grid: the registration grid, of size ``*S``.
+        fixed: grid of the fixed image.
+        moving: grid of the moving image after the initial alignment, see :meth:`Grid.aligned`.
 
     Returns:
-        ``(1, D, *fixed_size)`` in voxels of the moving image, for :func:`istn_monai.geometry.sampling.sample`. Outside
-        the registration grid the displacement is that of the grid's border.
+        ``(1, D, *fixed.spatial_size)`` in voxels of the moving image, for
+        :func:`istn_monai.geometry.sampling.sample`. Outside the registration grid the displacement is that of the
+        grid's border.
     """
-    in_grid = affine_points(torch.linalg.solve(grid_affine, fixed_affine), fixed_size)[None].to(ddf.device)
+    in_grid = affine_points(fixed.to(grid), fixed.spatial_size)[None].to(ddf.device)
     in_grid = in_grid + sample(ddf, in_grid)
-    to_moving = torch.linalg.solve(moving_affine, grid_affine)
-    return map_points(to_moving.to(in_grid), in_grid[0])[None]
+    return map_points(grid.to(moving).to(in_grid), in_grid[0])[None]
 
 
-def pull_back_landmarks(ddf: Tensor, grid_affine: Tensor, points: Tensor) -> Tensor:
+def pull_back_landmarks(ddf: Tensor, grid: Grid, points: Tensor) -> Tensor:
     """Where landmarks ``(D, N)`` of the fixed image's world are found, before the initial alignment takes them on.
 
     Args:
         ddf: ``(1, D, *S)`` on the registration grid, in its voxels.
-        grid_affine: the grid's affine.
+        grid: the registration grid.
         points: in mm, RAS.
     """
-    dims = len(points)
-    in_grid = map_points(torch.linalg.inv(grid_affine), points.double())
-    places = in_grid.view(1, dims, -1, *[1] * (dims - 1)).to(ddf)
-    return map_points(grid_affine, in_grid + sample(ddf, places).view(dims, -1).double())
+    in_grid = grid.voxels(points.double())
+    moved = in_grid + sample(ddf, lifted(in_grid).to(ddf)).view(in_grid.shape).double()
+    return map_points(grid.affine, moved)
 
 
 def warp_intensities(image: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
@@ -110,7 +110,7 @@ def warp_labels(label: Tensor, points: Tensor, values: Sequence[int] | None = No
     """
     if values is not None:
         label = torch.where(torch.isin(label, label.new_tensor(list(values))), label, 0)
-    chunks = points[0].nan_to_num().flatten(1).split(POINTS_AT_ONCE, dim=1)
+    chunks = points[0].nan_to_num().flatten(1).split(VOTES_AT_ONCE, dim=1)
     largest = torch.cat([largest_label(label[0, 0], chunk) for chunk in chunks]).view(1, 1, *points.shape[2:])
     return torch.where(within(points, label.shape[2:]), largest, 0)
 

@@ -24,6 +24,16 @@ def voxel_grid(spatial_size: Sequence[int], like: Tensor, stride: int = 1) -> Te
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
+def column(values: Tensor, ndim: int) -> Tensor:
+    """``(D,)`` as ``(D, 1, ...)`` of so many dimensions: one number for each component of a field or of points."""
+    return values.view(-1, *[1] * (ndim - 1))
+
+
+def lifted(points: Tensor) -> Tensor:
+    """A list of points ``(D, N)`` as ``(1, D, N, 1, ...)``, of D + 2 dimensions, which is what :func:`sample` takes."""
+    return points.reshape(1, *points.shape, *[1] * (len(points) - 1))
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half precision and integers become float32; float32 and float64 stay what they are."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -47,7 +57,7 @@ def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: 
         # grid_sample wants [-1, 1] over size - 1 voxels, last tensor axis first
         last_voxel = points.new_tensor([max(size - 1, 1) for size in image.shape[2:]])
         # in this order of operations the result is MONAI's to the last bit
-        grid = (points * 2 / last_voxel.view(1, -1, *[1] * (points.ndim - 2)) - 1).flip(1).movedim(1, -1)
+        grid = (points * 2 / column(last_voxel, points.ndim - 1) - 1).flip(1).movedim(1, -1)
         chunks = cpu_chunks(grid)
         if chunks > 1:
             image, grid = image.expand(chunks, *image.shape[1:]), grid.unflatten(1, (chunks, -1))[0]
@@ -115,7 +125,7 @@ def affine_points(matrix: Tensor, spatial_size: Sequence[int], dtype: torch.dtyp
     """``(D, *spatial_size)``: each voxel of a grid mapped by ``matrix`` ``(D+1, D+1)``, in float64, then ``dtype``."""
     matrix = torch.as_tensor(matrix, dtype=torch.float64)
     dims = len(spatial_size)
-    points = matrix[:-1, -1].view(dims, *[1] * dims)
+    points = column(matrix[:-1, -1], dims + 1)
     for axis, size in enumerate(spatial_size):  # a sum of one term for each axis needs no grid of coordinates
         term = matrix[:-1, axis, None] * torch.arange(size, dtype=torch.float64, device=matrix.device)
         points = points + term.view(dims, *(size if other == axis else 1 for other in range(dims)))

@@ -62,6 +62,20 @@ class Transformation(nn.Module):
         """P, the length of ``theta``."""
         return sum(math.prod(shape) for shape in self.parameter_shapes)
 
+    def resized(self, spatial_size: Sequence[int]) -> Transformation:
+        """The same transformation on a grid of another size and the same spacing, on the same device.
+
+        Bounds and control spacings are in mm, so they stay what they are; a lattice of control points follows the grid.
+        """
+        if tuple(spatial_size) == self.spatial_size:
+            return self
+        device = next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
+        return self.on_size(spatial_size).to(device)
+
+    def on_size(self, spatial_size: Sequence[int]) -> Transformation:
+        """A new transformation of the same kind; what a subclass makes."""
+        raise TypeError(f"{type(self).__name__} does not define on_size(spatial_size)")
+
     def constant(self, name: str, value: Sequence) -> None:
         """Keeps a constant tensor that follows ``.to()`` and stays out of checkpoints."""
         self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64).float(), persistent=False)

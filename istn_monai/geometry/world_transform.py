@@ -17,8 +17,8 @@ from torch import Tensor
 from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.bspline import BSplineTransformation, sample_cubic_bspline
 from istn_monai.geometry.composite import CompositeTransformation
-from istn_monai.geometry.grids import grid_center, map_points
-from istn_monai.geometry.sampling import affine_points, sample
+from istn_monai.geometry.grids import Grid, map_points
+from istn_monai.geometry.sampling import lifted, sample
 from istn_monai.geometry.transformation import Transformation
 
 POINTS_AT_ONCE = 2**19  # whole brains at full resolution then need little more memory than their points
@@ -80,8 +80,7 @@ class WorldDisplacement:
         last = torch.tensor(self.values.shape[1:], dtype=torch.float64)[:, None] - 1 - self.margin
         # 1e-6: a point on the domain's surface belongs to it, whatever rounding says
         inside = ((index > self.margin - 1e-6) & (index < last + 1e-6)).all(0)
-        values = self.at(index.view(1, len(index), -1, *[1] * (len(index) - 1)))
-        return values.view(len(index), -1) * inside
+        return self.at(lifted(index)).view(index.shape) * inside
 
     def transform_points(self, points: Tensor) -> Tensor:
         """``(D, N)`` to ``(D, N)``."""
@@ -116,12 +115,12 @@ class WorldTransform:
     """Components one after the other, the last one first: ``T = T_1 o ... o T_n``, as in ``itk.CompositeTransform``.
 
     Args:
-        parts: its components, at least one.
-        dims: number of coordinates of a point.
+        components: in the order of the formula.
+        dims: number of coordinates of the points.
     """
 
-    def __init__(self, parts: Sequence[WorldComponent], dims: int) -> None:
-        self.components = tuple(parts)
+    def __init__(self, components: Sequence[WorldComponent], dims: int) -> None:
+        self.components = tuple(components)
         self.dims = dims
 
     def transform_points(self, points: Tensor) -> Tensor:
@@ -132,12 +131,12 @@ class WorldTransform:
         """Moving to fixed points ``(D, N)``: where landmarks of the moving image go."""
         return self.in_chunks(points, "inverse_points", self.components)
 
-    def in_chunks(self, points: Tensor, method: str, parts: Sequence[WorldComponent]) -> Tensor:
+    def in_chunks(self, points: Tensor, method: str, components: Sequence[WorldComponent]) -> Tensor:
         """Applies a method of every component, in chunks of ``POINTS_AT_ONCE`` points."""
         chunks = []
         for chunk in points.double().split(POINTS_AT_ONCE, dim=1):
-            for part in parts:
-                chunk = getattr(part, method)(chunk)
+            for component in components:
+                chunk = getattr(component, method)(chunk)
             chunks.append(chunk)
         return torch.cat(chunks, dim=1)
 
@@ -145,67 +144,69 @@ class WorldTransform:
         """``(N,)`` in mm: how far the inverse of points ``(D, N)`` is from mapping back onto them."""
         return (self.transform_points(self.inverse_points(points)) - points).norm(dim=0)
 
-    def inverse(self, spatial_size: Sequence[int], affine: Tensor) -> WorldTransform:
-        """Moving to fixed points as a transform of its own: affine components exactly, others as a displacement field.
+    def inverse(self, grid: Grid) -> WorldTransform:
+        """Moving to fixed points as a transform of its own: affine components exactly, the rest as one field.
 
         Args:
-            spatial_size: of the grid that the field is known on, in the moving image's world; there is none of affine
-                components alone.
-            affine: voxel to world, of that grid.
+            grid: of the displacement field, in the moving image's world; affine components alone need no field.
         """
         linear: list[WorldAffine] = []
-        for part in self.components:
-            if not isinstance(part, WorldAffine):
+        for component in self.components:
+            if not isinstance(component, WorldAffine):
                 break
-            linear.append(part)
-        exact = [WorldAffine(torch.linalg.inv(part.matrix)) for part in reversed(linear)]
+            linear.append(component)
+        exact = [WorldAffine(torch.linalg.inv(component.matrix)) for component in reversed(linear)]
         rest = WorldTransform(self.components[len(linear) :], self.dims)
         if not rest.components:
             return WorldTransform(exact, self.dims)
-        for part in linear:  # the grid as it lies where the other components act
-            affine = torch.linalg.solve(part.matrix, affine.double())
-        points = affine_points(affine, spatial_size, torch.float64)
-        return WorldTransform(
-            [WorldField(rest.on_grid(spatial_size, affine, True) - points, affine), *exact], self.dims
-        )
+        for component in linear:  # the grid as it lies where the other components act
+            grid = grid.aligned(component.matrix)
+        field = WorldField(rest.on_grid(grid, inverse=True) - grid.points(), grid.affine)
+        return WorldTransform([field, *exact], self.dims)
 
-    def on_grid(self, spatial_size: Sequence[int], affine: Tensor, inverse: bool = False) -> Tensor:
-        """Where the voxels of an image are found: world points ``(D, *spatial_size)``."""
-        points = affine_points(affine, spatial_size, torch.float64).flatten(1)
+    def on_grid(self, grid: Grid, inverse: bool = False) -> Tensor:
+        """Where the voxels of a grid are found: world points ``(D, *S)``; with ``inverse``, by the inverse."""
+        points = grid.points().flatten(1)
         moved = self.inverse_points(points) if inverse else self.transform_points(points)
-        return moved.unflatten(1, tuple(spatial_size))
+        return moved.unflatten(1, grid.spatial_size)
 
 
 def world_transform(
-    transformation: Transformation, theta: Tensor, grid_affine: Tensor, initial_alignment: Tensor | None = None
+    transformation: Transformation, theta: Tensor, grid: Grid, initial_alignment: Tensor | None = None
 ) -> WorldTransform:
     """The whole registration of one pair, fixed to moving world points: ``T0 o (id + u)``.
 
     Args:
-        transformation: of the registration grid.
-        theta: ``(1, P)``.
-        grid_affine: of the registration grid, ``(D+1, D+1)``.
+        transformation: of the registration; its lattices follow the grid.
+        theta: parameters ``(1, P)``.
+        grid: the registration grid.
         initial_alignment: ``T0`` ``(D+1, D+1)``; None for none.
+
+    Raises:
+        ValueError: theta is not that of one pair, or has another number of parameters than the transformation on this
+            grid.
 
     Example:
         >>> affine = AffineTransformation((24, 20), spacing=2.0)
-        >>> transform = world_transform(affine, torch.zeros(1, 6), torch.diag(torch.tensor([2.0, 2.0, 1.0])))
+        >>> grid = Grid((24, 20), torch.diag(torch.tensor([2.0, 2.0, 1.0])))
+        >>> transform = world_transform(affine, torch.zeros(1, 6), grid)
         >>> transform.transform_points(torch.tensor([[10.0], [-4.0]])).flatten().tolist()
         [10.0, -4.0]
     """
     if theta.ndim != 2 or len(theta) != 1:
         raise ValueError(f"theta must be (1, P), one pair, got {tuple(theta.shape)}")
+    transformation = transformation.resized(grid.spatial_size)
     start = [] if initial_alignment is None else [WorldAffine(initial_alignment)]
-    own = world_components(transformation, theta.detach().double(), grid_affine.detach().cpu().double())
+    own = world_components(transformation, theta.detach().double(), grid)
     return WorldTransform([*start, *own], transformation.spatial_dims)
 
 
-def world_components(transformation: Transformation, theta: Tensor, grid_affine: Tensor) -> list[WorldComponent]:
+def world_components(transformation: Transformation, theta: Tensor, grid: Grid) -> list[WorldComponent]:
     """A transformation's components: parametric where there is such a component, else its field on the grid."""
     if isinstance(transformation, CompositeTransformation):
         blocks = zip(transformation.components, transformation.split(theta), strict=True)
-        return [part for single, block in blocks for part in world_components(single, block, grid_affine)]
-    to_world = grid_mm_to_world(transformation, grid_affine)
+        return [component for single, block in blocks for component in world_components(single, block, grid)]
+    to_world = grid_mm_to_world(grid)
     if isinstance(transformation, AffineTransformation):
         return [WorldAffine(to_world @ transformation.matrix(theta)[0].cpu() @ torch.linalg.inv(to_world))]
     axes = to_world[:-1, :-1]
@@ -213,19 +214,19 @@ def world_components(transformation: Transformation, theta: Tensor, grid_affine:
         control = torch.tensordot(axes, transformation.control_displacements(theta)[0].cpu(), dims=1)
         return [WorldBSpline(control, to_world @ lattice_to_grid_mm(transformation))]
     voxels = transformation(theta)[0].cpu().double()
-    return [WorldField(torch.tensordot(grid_affine[:-1, :-1], voxels, dims=1), grid_affine)]
+    return [WorldField(torch.tensordot(grid.affine[:-1, :-1], voxels, dims=1), grid.affine)]
 
 
-def grid_mm_to_world(transformation: Transformation, grid_affine: Tensor) -> Tensor:
+def grid_mm_to_world(grid: Grid) -> Tensor:
     """``(D+1, D+1)``: mm along the grid's axes from its center, to world."""
-    matrix = torch.eye(transformation.spatial_dims + 1, dtype=torch.float64)
-    matrix[:-1, :-1] = grid_affine[:-1, :-1] / grid_affine[:-1, :-1].norm(dim=0)
-    matrix[:-1, -1] = grid_center(transformation.spatial_size, grid_affine)
+    matrix = torch.eye(grid.spatial_dims + 1, dtype=torch.float64)
+    matrix[:-1, :-1] = grid.affine[:-1, :-1] / grid.affine[:-1, :-1].norm(dim=0)
+    matrix[:-1, -1] = grid.center
     return matrix
 
 
 def lattice_to_grid_mm(bspline: BSplineTransformation) -> Tensor:
     """``(D+1, D+1)``: index of a control point to mm from the grid's center, which is the lattice's as well."""
     matrix = torch.diag(torch.tensor([*bspline.control_spacing, 1.0], dtype=torch.float64))
-    matrix[:-1, -1] = -grid_center(bspline.control_shape, matrix)
+    matrix[:-1, -1] = -Grid(bspline.control_shape, matrix).center
     return matrix

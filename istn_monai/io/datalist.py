@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from istn_monai.io.paths import absolute
+
 SPLITS = ("training", "validation", "testing")
 KINDS = ("image", "label", "points")  # of files; the last word of a key that holds a path
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png")
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png")
 Item = dict[str, str]
 
 
 def existing(file: str | Path) -> Path:
     """Absolute path of a datalist, or FileNotFoundError."""
-    path = Path(file).expanduser().absolute()
+    path = absolute(file)
     if not path.is_file():
         raise FileNotFoundError(f"datalist not found: {path}; give dataset_dir and data_list_file")
     return path
@@ -62,8 +64,3 @@ def checked_item(item: Any, path: Path, place: str, needed: Sequence[str] = ()) 
         if not isinstance(value, str):
             raise ValueError(f"datalist {path}: {place} needs one path for {key!r}, got {value!r}")
     return {key: str(path.parent / value) for key, value in files.items()}
-
-
-def pair_item(**files: str | None) -> Item:
-    """An item: the files that are given, by their keys."""
-    return {key: str(Path(file).expanduser()) for key, file in files.items() if file is not None}

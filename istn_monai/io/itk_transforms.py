@@ -3,16 +3,19 @@
 Convention:
     What is written maps fixed to moving world points (pull-back), the direction in which ITK, SimpleITK, ANTs and 3D
     Slicer resample. Inside the package world points are RAS; ITK's are LPS, and how the two differ stands here
-    alone. This is also the only file that imports itk, and only when it is used.
+    alone. This is also the only file that imports SimpleITK, whose transforms are ITK's and which loads twenty times
+    faster than itk's own wrappers; and the only one that imports itk, for the few files that SimpleITK cannot read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from torch import Tensor
 
@@ -22,30 +25,12 @@ from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, World
 SUFFIXES = (".h5", ".tfm")
 
 
-def load_itk() -> Any:
-    """The itk package, or an ImportError that says how to get it."""
-    try:
-        import itk
-    except ImportError as error:
-        raise ImportError("transforms for other tools need itk: pip install itk") from error
-    return itk
-
-
-def parameters(values: Sequence[float] | np.ndarray) -> Any:
-    """Numbers as ITK's parameters."""
-    itk = load_itk()
-    result = itk.OptimizerParameters[itk.D](len(values))
-    for number, value in enumerate(values):
-        result[number] = float(value)
-    return result
-
-
-def geometry(affine: Tensor | np.ndarray) -> tuple[list[float], list[float], np.ndarray]:
-    """Origin, spacing and direction, in LPS, of an RAS affine ``(D+1, D+1)``."""
+def geometry(affine: Tensor | np.ndarray) -> tuple[list[float], list[float], list[float]]:
+    """Origin, spacing and direction (row by row), in LPS, of an RAS affine ``(D+1, D+1)``."""
     affine = np.asarray(affine, dtype=float)
     columns = lps(len(affine) - 1) @ affine[:-1]
     spacing = np.linalg.norm(columns[:, :-1], axis=0)
-    return columns[:, -1].tolist(), spacing.tolist(), np.ascontiguousarray(columns[:, :-1] / spacing)
+    return columns[:, -1].tolist(), spacing.tolist(), (columns[:, :-1] / spacing).ravel().tolist()
 
 
 def affine_of_geometry(origin: np.ndarray, spacing: np.ndarray, axes: np.ndarray) -> Tensor:
@@ -57,30 +42,23 @@ def affine_of_geometry(origin: np.ndarray, spacing: np.ndarray, axes: np.ndarray
     return torch.as_tensor(affine)
 
 
-def affine_to_itk(part: WorldAffine) -> Any:
-    """``itk.AffineTransform``."""
-    itk = load_itk()
+def affine_to_itk(part: WorldAffine) -> sitk.Transform:
+    """``AffineTransform``."""
     matrix = flipped(part.matrix)
-    transform = itk.AffineTransform[itk.D, len(matrix) - 1].New()
-    transform.SetParametersByValue(parameters([*matrix[:-1, :-1].ravel(), *matrix[:-1, -1]]))
+    transform = sitk.AffineTransform(len(matrix) - 1)
+    transform.SetMatrix(matrix[:-1, :-1].ravel().tolist())
+    transform.SetTranslation(matrix[:-1, -1].tolist())
     return transform
 
 
-def bspline_to_itk(part: WorldBSpline) -> Any:
-    """``itk.BSplineTransform``: its domain begins at the second control point."""
-    itk = load_itk()
-    dims = len(part.values)
-    cells = [size - 3 for size in part.values.shape[1:]]
-    affine = part.affine.clone()
-    affine[:-1, -1] += affine[:-1, :-1].sum(1)
-    origin, spacing, direction = geometry(affine)
-    transform = itk.BSplineTransform[itk.D, dims, 3].New()
-    transform.SetTransformDomainOrigin(origin)
-    transform.SetTransformDomainDirection(itk.matrix_from_array(direction))
-    transform.SetTransformDomainPhysicalDimensions([n * step for n, step in zip(cells, spacing, strict=True)])
-    transform.SetTransformDomainMeshSize(cells)
-    control = np.tensordot(lps(dims), part.values.numpy(), axes=1)
-    transform.SetParametersByValue(parameters(np.concatenate([component.ravel(order="F") for component in control])))
+def bspline_to_itk(part: WorldBSpline) -> sitk.Transform:
+    """``BSplineTransform``: its fixed parameters are the geometry of the control points, as ours."""
+    values = part.values.numpy()
+    origin, spacing, direction = geometry(part.affine)
+    transform = sitk.BSplineTransform(len(values), 3)
+    transform.SetFixedParameters([*map(float, values.shape[1:]), *origin, *spacing, *direction])
+    control = np.tensordot(lps(len(values)), values, axes=1)
+    transform.SetParameters(np.concatenate([component.ravel(order="F") for component in control]).tolist())
     return transform
 
 
@@ -90,76 +68,168 @@ def components_last(field: Tensor | np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.tensordot(lps(len(values)), values, axes=1).T)
 
 
-def field_to_itk(part: WorldField) -> Any:
-    """``itk.DisplacementFieldTransform``."""
-    itk = load_itk()
-    values = components_last(part.values)
-    dims = values.shape[-1]
-    origin, spacing, direction = geometry(part.affine)
-    transform = itk.DisplacementFieldTransform[itk.D, dims].New()
-    transform.SetFixedParameters(parameters([*values.shape[-2::-1], *origin, *spacing, *direction.ravel()]))
-    transform.SetParametersByValue(parameters(values.ravel()))
-    return transform
+def vector_image(field: Tensor | np.ndarray, affine: Tensor | np.ndarray, dtype: type[np.floating]) -> sitk.Image:
+    """Displacements ``(D, *S)`` in mm, RAS, on a grid of RAS affine ``(D+1, D+1)``, as ITK's image of LPS vectors."""
+    image = sitk.GetImageFromArray(components_last(field).astype(dtype), isVector=True)
+    origin, spacing, direction = geometry(affine)
+    image.SetOrigin(origin)
+    image.SetSpacing(spacing)
+    image.SetDirection(direction)
+    return image
+
+
+def field_to_itk(part: WorldField) -> sitk.Transform:
+    """``DisplacementFieldTransform``."""
+    return sitk.DisplacementFieldTransform(vector_image(part.values, part.affine, np.float64))
 
 
 TO_ITK: dict[type, Any] = {WorldAffine: affine_to_itk, WorldBSpline: bspline_to_itk, WorldField: field_to_itk}
 
 
-def to_itk(transform: WorldTransform) -> Any:
-    """``itk.CompositeTransform`` of the same parts."""
-    itk = load_itk()
-    composite = itk.CompositeTransform[itk.D, transform.dims].New()
+def to_itk(transform: WorldTransform) -> sitk.CompositeTransform:
+    """``CompositeTransform`` of the same parts."""
+    composite = sitk.CompositeTransform(transform.dims)
     for part in transform.components:
         composite.AddTransform(TO_ITK[type(part)](part))
     return composite
 
 
-def components_from_itk(transform: Any) -> list[WorldComponent]:
-    """One ITK transform, of any linear kind, a cubic B-spline, a displacement field, or a composite of those."""
-    itk = load_itk()
+def kind_of(transform: Any) -> tuple[str, int]:
+    """Name and dimension of a transform of SimpleITK or of itk: its class, with the order of a B-spline."""
+    if isinstance(transform, sitk.Transform):
+        transform = transform.Downcast()
+        order = f" of order {transform.GetOrder()}" if isinstance(transform, sitk.BSplineTransform) else ""
+        return transform.GetName() + order, transform.GetDimension()
     name, dims = transform.GetNameOfClass(), transform.GetInputSpaceDimension()
-    if name == "CompositeTransform":
+    # itk's type ends with the order if that is not 3
+    order = (
+        transform.GetTransformTypeAsString().removeprefix(f"BSplineTransform_double_{dims}_{dims}").strip("_") or "3"
+    )
+    return (f"{name} of order {order}" if name == "BSplineTransform" else name), dims
+
+
+def members_of(transform: Any) -> list[Any]:
+    """The transforms of a composite of SimpleITK or of itk."""
+    if not isinstance(transform, sitk.Transform):
+        import itk
+
         transform = itk.down_cast(transform)
-        numbers = range(transform.GetNumberOfTransforms())
-        return [part for number in numbers for part in components_from_itk(transform.GetNthTransform(number))]
+    return [transform.GetNthTransform(number) for number in range(transform.GetNumberOfTransforms())]
+
+
+def components_from_itk(transform: Any) -> list[WorldComponent]:
+    """One transform of SimpleITK or of itk: linear, cubic B-spline, displacement field, or a composite of those."""
+    name, dims = kind_of(transform)
+    members = members_of(transform) if name == "CompositeTransform" else []
+    # SimpleITK's name for a linear kind that it does not know is a composite, whose member is that composite again
+    if members and not (len(members) == 1 and transform.IsLinear()):
+        return [part for member in members for part in components_from_itk(member)]
     if transform.IsLinear():
-        origin = np.array(list(transform.TransformPoint([0.0] * dims)))
-        columns = [np.array(list(transform.TransformPoint(row.tolist()))) - origin for row in np.eye(dims)]
-        matrix = np.eye(dims + 1)
-        matrix[:-1] = np.column_stack([*columns, origin])
-        return [WorldAffine(flipped(matrix))]
-    # the type ends with the order of the spline if that is not 3
-    if transform.GetTransformTypeAsString() == f"BSplineTransform_double_{dims}_{dims}":
-        values, affine, shape = lattice_of(transform)
-        control = values.reshape(dims, *shape).transpose(0, *range(dims, 0, -1))
+        return [WorldAffine(flipped(matrix_of(transform, dims)))]
+    if name == "BSplineTransform of order 3":
+        affine, shape = lattice_of(transform, dims)
+        control = parameters_of(transform).reshape(dims, *shape).transpose(0, *range(dims, 0, -1))
         return [WorldBSpline(torch.as_tensor(np.tensordot(lps(dims), control, axes=1)), affine)]
     if name == "DisplacementFieldTransform":
-        values, affine, shape = lattice_of(transform)
-        return [WorldField(torch.as_tensor(np.tensordot(lps(dims), values.reshape(*shape, dims).T, axes=1)), affine)]
+        affine, shape = lattice_of(transform, dims)
+        values = parameters_of(transform).reshape(*shape, dims).T
+        return [WorldField(torch.as_tensor(np.tensordot(lps(dims), values, axes=1)), affine)]
     raise ValueError(f"{name} is not supported: linear transforms, cubic B-splines and displacement fields are")
 
 
-def lattice_of(transform: Any) -> tuple[np.ndarray, Tensor, tuple[int, ...]]:
-    """Parameters, RAS affine and reversed size of the lattice of a B-spline or a displacement field."""
-    dims = transform.GetInputSpaceDimension()
+def matrix_of(transform: Any, dims: int) -> np.ndarray:
+    """``(D+1, D+1)`` of a linear transform of any kind, in LPS."""
+    origin = np.array(list(transform.TransformPoint([0.0] * dims)))
+    columns = [np.array(list(transform.TransformPoint(row.tolist()))) - origin for row in np.eye(dims)]
+    matrix = np.eye(dims + 1)
+    matrix[:-1] = np.column_stack([*columns, origin])
+    return matrix
+
+
+def lattice_of(transform: Any, dims: int) -> tuple[Tensor, tuple[int, ...]]:
+    """RAS affine and reversed size of the lattice of a B-spline or a displacement field."""
     fixed = np.array(list(transform.GetFixedParameters()))
     size, origin, spacing, axes = np.split(fixed, [dims, 2 * dims, 3 * dims])
-    affine = affine_of_geometry(origin, spacing, axes.reshape(dims, dims))
-    return np.array(list(transform.GetParameters())), affine, tuple(size.astype(int)[::-1])
+    return affine_of_geometry(origin, spacing, axes.reshape(dims, dims)), tuple(size.astype(int)[::-1])
+
+
+def parameters_of(transform: Any) -> np.ndarray:
+    """Parameters of a B-spline or a displacement field, flat."""
+    if isinstance(transform, sitk.Transform) and transform.GetTransformEnum() == sitk.sitkDisplacementField:
+        # the same numbers; a large field as a tuple takes gigabytes
+        return sitk.GetArrayFromImage(sitk.DisplacementFieldTransform(transform).GetDisplacementField()).ravel()
+    return np.array(list(transform.GetParameters()))
 
 
 def write_transform(transform: WorldTransform, file: str | Path) -> Path:
     """Writes a transform as ``.h5`` (3D Slicer, SimpleITK, ANTs) or ``.tfm`` (text)."""
-    itk = load_itk()
     path = Path(file).expanduser().absolute()
     if path.suffix not in SUFFIXES:
         raise ValueError(f"a transform is written as one of {SUFFIXES}, got {path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = itk.TransformFileWriterTemplate[itk.D].New()
-    writer.SetFileName(str(path))
-    writer.SetInput(to_itk(transform))
-    writer.Update()
+    sitk.WriteTransform(to_itk(transform), str(path))
     return path
+
+
+class NotWhole(RuntimeError):
+    """SimpleITK warned while it read a file."""
+
+
+@contextmanager
+def warnings_are_errors() -> Iterator[None]:
+    """Raises :class:`NotWhole` for what SimpleITK only warns of, whatever its user has set about warnings.
+
+    Of several transforms in one file SimpleITK takes the first and says so in a warning: the others would be lost.
+    """
+
+    class Listener(sitk.LoggerBase):
+        """Keeps what ITK says."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.heard: list[str] = []
+
+        def DisplayText(self, text: str) -> None:
+            """Any message."""
+            self.heard.append(text)
+
+        DisplayErrorText = DisplayWarningText = DisplayGenericOutputText = DisplayDebugText = DisplayText
+
+    listener = Listener()
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    before = listener.SetAsGlobalITKLogger()
+    sitk.ProcessObject.SetGlobalWarningDisplay(True)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+        before.SetAsGlobalITKLogger()
+    if listener.heard:
+        raise NotWhole(listener.heard[0].strip().splitlines()[-1])
+
+
+def transforms_in(path: Path) -> list[Any]:
+    """The transforms in a file, by SimpleITK, or by itk where that cannot read all of it.
+
+    Beyond SimpleITK are several transforms in one file, and linear kinds that it has no class for, such as
+    ``CenteredAffineTransform``.
+
+    Raises:
+        ValueError: if neither can, or if itk, which might, is not installed.
+    """
+    try:
+        with warnings_are_errors():
+            return [sitk.ReadTransform(str(path))]
+    except (RuntimeError, KeyError) as error:  # KeyError: a kind without a class in SimpleITK
+        try:
+            import itk
+        except ImportError:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f"{path} is beyond SimpleITK ({reason}); itk reads more: pip install itk") from error
+    try:
+        return list(itk.transformread(str(path)))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is not a transform that ITK can read (.h5, .tfm, .txt, .mat ...)") from error
 
 
 def read_transform(file: str | Path, dims: int | None = None) -> WorldTransform:
@@ -169,15 +239,11 @@ def read_transform(file: str | Path, dims: int | None = None) -> WorldTransform:
         file: of several transforms in one file the last acts first, as in ITK.
         dims: that it must have; None for any.
     """
-    itk = load_itk()
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise FileNotFoundError(f"no such transform: {path}")
-    try:
-        read = list(itk.transformread(str(path)))
-    except RuntimeError as error:
-        raise ValueError(f"{path} is not a transform that ITK can read (.h5, .tfm, .txt, .mat ...)") from error
-    found = read[0].GetInputSpaceDimension()
+    read = transforms_in(path)
+    _, found = kind_of(read[0])
     if dims is not None and found != dims:
         raise ValueError(f"{path} is a transform of {found} dimensions, the images have {dims}")
     try:
@@ -188,14 +254,6 @@ def read_transform(file: str | Path, dims: int | None = None) -> WorldTransform:
 
 def write_displacement(field: Tensor | np.ndarray, affine: Tensor | np.ndarray, file: str | Path) -> Path:
     """Writes displacements ``(D, *S)`` in mm, RAS, as an image of vectors in LPS: so ITK, ANTs and Slicer read it."""
-    itk = load_itk()
     path = Path(file).expanduser().absolute()
-    values: np.ndarray = components_last(field).astype(np.float32)
-    dims = values.shape[-1]
-    image = itk.image_from_array(values, ttype=itk.Image[itk.Vector[itk.F, dims], dims])
-    origin, spacing, direction = geometry(affine)
-    image.SetSpacing(spacing)
-    image.SetOrigin(origin)
-    image.SetDirection(itk.matrix_from_array(direction))
-    itk.imwrite(image, str(path))
+    sitk.WriteImage(vector_image(field, affine, np.float32), str(path))
     return path

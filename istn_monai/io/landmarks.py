@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from istn_monai.geometry.frames import lps
+from istn_monai.io.paths import absolute
 
 FRAMES = ("RAS", "LPS")
-SUFFIXES = (".csv", ".fcsv", ".mrk.json")
+POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json")
 AXES = ("x", "y", "z")
 FCSV_COLUMNS = ("id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label", "desc", "associatedNodeID")
 FCSV_FRAMES = {"0": "RAS", "1": "LPS", "RAS": "RAS", "LPS": "LPS"}
@@ -76,17 +77,17 @@ def matched(first: str | Path, second: str | Path) -> tuple[Points, Points]:
 
 
 def suffix_of(file: str | Path) -> str:
-    """Which of ``SUFFIXES`` a file has, or a ValueError."""
+    """Which of ``POINT_SUFFIXES`` a file has, or a ValueError."""
     name = Path(file).name
-    found = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+    found = next((suffix for suffix in POINT_SUFFIXES if name.endswith(suffix)), None)
     if found is None:
-        raise ValueError(f"landmarks are read from and written to {SUFFIXES}, got {name}")
+        raise ValueError(f"landmarks are read from and written to {POINT_SUFFIXES}, got {name}")
     return found
 
 
 def is_points(file: str | Path) -> bool:
     """Whether a file's name is that of a landmark file."""
-    return Path(file).name.endswith(SUFFIXES)
+    return Path(file).name.endswith(POINT_SUFFIXES)
 
 
 def checked_frame(frame: str, file: str | Path) -> str:
@@ -98,7 +99,9 @@ def checked_frame(frame: str, file: str | Path) -> str:
 
 def to_ras(positions: Tensor, frame: str) -> Tensor:
     """Positions ``(N, D)`` of a frame in RAS; and back, for it is a reflection."""
-    return positions * torch.as_tensor(lps(positions.shape[1]).diagonal()) if frame == "LPS" else positions.clone()
+    return (
+        positions * torch.as_tensor(lps(positions.shape[1]).diagonal().copy()) if frame == "LPS" else positions.clone()
+    )
 
 
 def read_points(file: str | Path, frame: str | None = None) -> Points:
@@ -109,7 +112,7 @@ def read_points(file: str | Path, frame: str | None = None) -> Points:
         frame: "RAS" or "LPS", of a CSV file without a column ``frame``. A file that says another one raises
             an error.
     """
-    path = Path(file).expanduser().absolute()
+    path = absolute(file)
     suffix = suffix_of(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such landmark file: {path}")
@@ -169,11 +172,11 @@ def write_points(points: Points, file: str | Path, frame: str = "LPS") -> Path:
     """Writes landmarks; the file says its frame.
 
     Args:
-        points: landmarks in RAS.
-        file: one of ``SUFFIXES``.
-        frame: "RAS" or "LPS", the frame of the file.
+        points: in RAS.
+        file: one of ``POINT_SUFFIXES``.
+        frame: of the file.
     """
-    path = Path(file).expanduser().absolute()
+    path = absolute(file)
     suffix = suffix_of(path)
     positions = to_ras(points.positions, checked_frame(frame, path)).tolist()
     if suffix != ".csv" and len(positions[0]) != 3:

@@ -1,4 +1,4 @@
-"""Where results go: new files, writable folders."""
+"""Where things are and where results go: absolute paths, new files, writable folders."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import tempfile
 from pathlib import Path
 
 
+def absolute(path: str | os.PathLike) -> Path:
+    """An absolute path, ``~`` expanded; links stay links."""
+    return Path(path).expanduser().absolute()
+
+
 def new_file(file: str | Path, name: str = "output") -> Path:
     """The absolute path of a file to write, or FileExistsError: what is there is left alone."""
-    path = Path(file).expanduser().absolute()
+    path = absolute(file)
     if path.exists():
         raise FileExistsError(f"{name} exists and is left alone: {path}; choose another name or remove it")
     return path
@@ -21,7 +26,7 @@ def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> Path:
     Returns:
         The folder's absolute path.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = absolute(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

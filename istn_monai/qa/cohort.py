@@ -13,21 +13,31 @@ from typing import Any
 
 from PIL import Image
 
-from istn_monai.qa.rules import RED, RULES, STATUSES
+from istn_monai.io.paths import absolute
+from istn_monai.qa.rules import RED, RULES, STATUS_COLORS, STATUSES
 
 QA_COHORT = "qa.html"
 REFUSED = "refused"
-COLORS = {"green": "#2e9e5b", "amber": "#f0a30a", "red": "#d93025", REFUSED: "#4a5462"}
-#: of the table: what tells most in a cohort
-COLUMNS = ("overlap_one_pass", "overlap", "ambiguity", "coverage", "objective", "displacement_mm", "sdlogj", "folding")
-TITLES = {rule.figure: rule.title for rule in RULES} | {"displacement_mm": "displacement, 99 %, mm"}
+COLORS = STATUS_COLORS | {REFUSED: "#4a5462"}
+#: columns of the table: what tells most in a cohort
+COHORT_METRICS = (
+    "overlap_one_pass",
+    "overlap",
+    "ambiguity",
+    "coverage",
+    "objective",
+    "displacement_mm",
+    "sdlogj",
+    "folding",
+)
+TITLES = {rule.metric: rule.title for rule in RULES} | {"displacement_mm": "displacement, 99 %, mm"}
 WIDTH, QUALITY = 1280, 72  # pixels and JPEG quality of an embedded page: readable, and some 100 kB
 STYLE = """
 :root{color-scheme:light}
 body{font:15px/1.45 system-ui,sans-serif;color:#20262e;background:#f5f6f8;max-width:1320px;
 margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin:0 0 .3rem} p{color:#5a6470;margin:.3rem 0 1rem;max-width:75ch}
-.light{display:inline-block;padding:.1rem .6rem;border-radius:1rem;color:#fff;font-weight:600;font-size:.85rem}
+.status{display:inline-block;padding:.1rem .6rem;border-radius:1rem;color:#fff;font-weight:600;font-size:.85rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;background:#fff;font-size:.85rem;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;border-bottom:1px solid #e4e7eb;text-align:right;vertical-align:bottom}
@@ -57,19 +67,19 @@ class Entry:
     error: str = ""
 
     @property
-    def light(self) -> str:
+    def status(self) -> str:
         """One of ``STATUSES``, or ``REFUSED``."""
-        return REFUSED if self.report is None else self.report["light"]
+        return REFUSED if self.report is None else self.report["status"]
 
     @property
     def reasons(self) -> list[str]:
-        """Why the light is not green."""
+        """Why the status is not green."""
         return [self.error] if self.report is None else self.report["reasons"]
 
     @property
     def badness(self) -> tuple[int, int, int]:
-        """Sorts entries: refused, then by light and the number of red and of all reasons."""
-        place = len(STATUSES) if self.report is None else STATUSES.index(self.light)
+        """Sorts entries: refused, then by status and the number of red and of all reasons."""
+        place = len(STATUSES) if self.report is None else STATUSES.index(self.status)
         return place, sum(reason.startswith(RED) for reason in self.reasons), len(self.reasons)
 
 
@@ -102,40 +112,40 @@ def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = "Regis
     """
     ordered = sorted(entries, key=lambda entry: entry.badness, reverse=True)
     counts = " ".join(
-        f"{badge(light, f'{number} {light}')}"
-        for light in (REFUSED, *reversed(STATUSES))
-        if (number := sum(entry.light == light for entry in ordered))
+        f"{badge(status, f'{number} {status}')}"
+        for status in (REFUSED, *reversed(STATUSES))
+        if (number := sum(entry.status == status for entry in ordered))
     )
-    titles = ("pair", "light", "files", *(TITLES[column] for column in COLUMNS))
+    titles = ("pair", "status", "files", *(TITLES[name] for name in COHORT_METRICS))
     head = "".join(f"<th>{html.escape(text)}</th>" for text in titles)
     page = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1><p>{len(ordered)} pairs: {counts}</p>",
-        "<p>The worst first. The light is the worst of all rules; each page states its rules and their limits. It "
+        "<p>The worst first. The status is that of the worst rule; each page states its rules and their limits. It "
         "warns of what looks unlike a good registration and proves nothing: look at the pictures.</p>",
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>',
         f"<tbody>{''.join(map(row, ordered))}</tbody></table></div>",
         *map(section, ordered),
         "</body></html>\n",
     ]
-    path = Path(file).expanduser().absolute()
+    path = absolute(file)
     path.write_text("\n".join(page), encoding="utf-8")
     return path
 
 
-def badge(light: str, text: str | None = None) -> str:
-    """A light as text on its color."""
-    return f'<span class="light" style="background:{COLORS[light]}">{html.escape(text or light)}</span>'
+def badge(status: str, text: str | None = None) -> str:
+    """A status as text on its color."""
+    return f'<span class="status" style="background:{COLORS[status]}">{html.escape(text or status)}</span>'
 
 
 def row(entry: Entry) -> str:
     """One pair's line of the table."""
-    figures = entry.report["figures"] if entry.report else {}
-    cells = "".join(f"<td>{figures[c]:.3f}</td>" if c in figures else "<td>–</td>" for c in COLUMNS)
+    metrics = entry.report["metrics"] if entry.report else {}
+    cells = "".join(f"<td>{metrics[c]:.3f}</td>" if c in metrics else "<td>–</td>" for c in COHORT_METRICS)
     name = html.escape(entry.name)
     link = f'<a href="#{name}">{name}</a>'
-    return f"<tr><td>{link}</td><td>{badge(entry.light)}</td><td>{html.escape(entry.files)}</td>{cells}</tr>"
+    return f"<tr><td>{link}</td><td>{badge(entry.status)}</td><td>{html.escape(entry.files)}</td>{cells}</tr>"
 
 
 def section(entry: Entry) -> str:
@@ -144,8 +154,8 @@ def section(entry: Entry) -> str:
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in entry.reasons)
     code = base64.b64encode(entry.picture).decode()
     picture = f'<img alt="QA page of {name}" src="data:image/jpeg;base64,{code}">' if code else ""
-    opened = "" if entry.light == STATUSES[0] else " open"
+    opened = "" if entry.status == STATUSES[0] else " open"
     return (
-        f'<details id="{name}"{opened}><summary>{badge(entry.light)} {name} <small>{files}</small></summary>'
+        f'<details id="{name}"{opened}><summary>{badge(entry.status)} {name} <small>{files}</small></summary>'
         f"<ul>{reasons}</ul>{picture}</details>"
     )

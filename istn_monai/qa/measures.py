@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,12 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-from istn_monai.geometry.grids import map_points, within
-from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.grids import Grid, map_points, within
 from istn_monai.geometry.sampling import voxel_grid, warp
-from istn_monai.metrics import folding_fraction, sd_log_jacobian
+from istn_monai.metrics import Metrics, field_metrics, jacobian_determinant
+from istn_monai.refinement import RefinementReport, refinement_of
 from istn_monai.transforms.keys import IMAGE_KEYS
 
-Metrics = dict[str, float]
 TINY = 1e-6  # keeps fractions of nothing finite
 
 
@@ -37,7 +37,7 @@ class RegisteredPair:
         spacing: of the grid in mm.
         covered: ``(*S)``, where the result finds a point of the moving image.
         viewed: ``(*S)``, where the fixed image has voxels.
-        refinement: what :class:`istn_monai.refinement.RefinementReport` says of it; empty without one.
+        refinement: what the refinement did; None without one, and for one of 0 steps.
         kind: what the representations are: "mask" (an ITN's, of structures), "map" (an ITN's, of real-valued maps
             such as landmarks), or "image" (there is no ITN).
     """
@@ -52,12 +52,17 @@ class RegisteredPair:
     spacing: tuple[float, ...]
     covered: Tensor
     viewed: Tensor
-    refinement: Mapping[str, Any]
+    refinement: RefinementReport | None
     kind: str
 
     def warped(self, image: Tensor, ddf: Tensor) -> Tensor:
         """``(C, *S)`` of the moving side where ``ddf`` takes it."""
         return warp(image[None], ddf[None])[0]
+
+    @cached_property
+    def determinant(self) -> Tensor:
+        """``(*S)``: the Jacobian determinant of the result, computed once."""
+        return jacobian_determinant(self.ddf[None])[0]
 
 
 def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any = ((1,),)) -> RegisteredPair:
@@ -70,15 +75,15 @@ def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any
         soi_labels: groups of label values that it was trained on; None for real-valued maps.
     """
     istn = getattr(network, "istn", network)
-    meta = getattr(pair["pred"], "meta", {})
+    refinement = refinement_of(pair["pred"])
     plain = {key: cpu(pair[key]) for key in ("image", "pred", "moving_representation", "fixed_representation")}
     originals = [pair[f"{key}_original"] for key in IMAGE_KEYS]
     one_pass = plain["pred"]
-    if "theta_start" in meta:
-        theta = torch.as_tensor(meta["theta_start"])[None].to(next(istn.parameters()).device)
+    if refinement is not None:
         with torch.no_grad():
-            one_pass = cpu(istn.transformation(theta)[0])
-    grid = affine_of(pair["image"])
+            theta = refinement.theta_start[None].to(next(istn.parameters()).device)
+            one_pass = cpu(istn.transformation.resized(one_pass.shape[1:])(theta)[0])
+    grid = Grid.of(pair["image"])
     voxels = voxel_grid(one_pass.shape[1:], one_pass)
     covered, viewed = (
         seen_by(image, grid, points) for image, points in zip(originals, (voxels + plain["pred"], voxels), strict=True)
@@ -92,18 +97,12 @@ def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any
         fixed_representation=plain["fixed_representation"],
         one_pass=one_pass,
         ddf=plain["pred"],
-        spacing=tuple(grid[:-1, :-1].norm(dim=0).tolist()),
+        spacing=grid.spacing,
         covered=covered,
         viewed=viewed,
-        refinement=refinement_of(meta),
+        refinement=refinement.report if refinement is not None and refinement.report.refined else None,
         kind="image" if isinstance(istn.itn, nn.Identity) else "map" if soi_labels is None else "mask",
     )
-
-
-def refinement_of(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ddf's metadata say of its refinement; nothing if it had no steps."""
-    refinement = {key: torch.as_tensor(value).tolist() for key, value in meta.get("refinement", {}).items()}
-    return refinement if len(refinement.get("trace", [])) > 1 else {}
 
 
 def cpu(value: Tensor) -> Tensor:
@@ -116,45 +115,46 @@ def file_name(image: Tensor, default: str) -> str:
     return Path(str(getattr(image, "meta", {}).get("filename_or_obj") or default)).name
 
 
-def seen_by(image: MetaTensor, grid: Tensor, points: Tensor) -> Tensor:
-    """``(*S)``: which points ``(D, *S)``, in voxels of a grid of affine ``grid``, lie in an image."""
-    to_image = torch.linalg.solve(affine_of(image), grid)
-    return within(map_points(to_image, points.double())[None], image.shape[1:])[0, 0]
+def seen_by(image: MetaTensor, grid: Grid, points: Tensor) -> Tensor:
+    """``(*S)``: which points ``(D, *S)``, in voxels of ``grid``, lie in an image."""
+    own = Grid.of(image)
+    return within(map_points(grid.to(own), points.double())[None], own.spatial_size)[0, 0]
+
+
+def largest_slices(soi: Tensor) -> list[int]:
+    """For each axis of structures ``(K, *S)``, the index of the slice that holds most of them."""
+    axes = range(1, soi.ndim)
+    return [int(soi.sum([0, *(other for other in axes if other != axis)]).argmax()) for axis in axes]
 
 
 def measure(pair: RegisteredPair) -> Metrics:
     """The metrics that :func:`istn_monai.qa.rules.traffic_light` judges; what a pair does not have is absent."""
-    length = (pair.ddf * torch.tensor(pair.spacing).view(-1, *[1] * (pair.ddf.ndim - 1))).norm(dim=0).flatten()
-    far = length.kthvalue(max(1, round(0.99 * length.numel()))).values.item()
-    shortest = min(size * step for size, step in zip(pair.ddf.shape[1:], pair.spacing, strict=True))
-    figures = {
-        "displacement_mm": far,
-        "displacement": far / shortest,
-        "folding": folding_fraction(pair.ddf[None]).item(),
-        "sdlogj": sd_log_jacobian(pair.ddf[None]).item(),
-    }
+    field = field_metrics(pair.ddf, pair.spacing, pair.determinant)
     structure = image_metrics(pair) if pair.kind == "image" else structure_metrics(pair)
-    return figures | structure | refinement_metrics(pair.refinement)
+    return field | structure | refinement_metrics(pair.refinement)
 
 
-def refinement_metrics(refinement: Mapping[str, Any]) -> Metrics:
-    """What became of the objective; nothing without a refinement."""
-    if not refinement:
+def refinement_metrics(refinement: RefinementReport | None) -> Metrics:
+    """What became of the objective: its start, end and their ratio ``objective``; and ``at_bound``.
+
+    Nothing without a refinement, or for one of 0 steps.
+    """
+    if refinement is None or not refinement.refined:
         return {}
-    start, end = (refinement[f"objective_{when}"] for when in ("start", "end"))
-    figures = {"objective_start": start, "objective_end": end, "at_bound": refinement["at_bound"]}
-    return figures | ({"objective": end / start} if start > 0 else {})
+    start, end = refinement.objective_start, refinement.objective_end
+    metrics = {"objective_start": start, "objective_end": end, "at_bound": refinement.at_bound}
+    return metrics | ({"objective": end / start} if start > 0 else {})
 
 
 def image_metrics(pair: RegisteredPair) -> Metrics:
     """How alike the images are, where both have voxels, and how much of the smaller one that is."""
     common = pair.covered & pair.viewed
     smaller = torch.minimum(pair.covered.sum(), pair.viewed.sum())  # crops of one anatomy differ in size
-    figures = {"coverage": (common.sum() / smaller.clamp(min=1)).item()}
+    metrics = {"coverage": (common.sum() / smaller.clamp(min=1)).item()}
     if common.sum() > 1:
         values = [image[:, common].flatten() for image in (pair.warped(pair.moving, pair.ddf), pair.fixed)]
-        figures["correlation"] = torch.corrcoef(torch.stack(values))[0, 1].nan_to_num().item()
-    return figures
+        metrics["correlation"] = torch.corrcoef(torch.stack(values))[0, 1].nan_to_num().item()
+    return metrics
 
 
 def structure_metrics(pair: RegisteredPair) -> Metrics:
@@ -163,17 +163,17 @@ def structure_metrics(pair: RegisteredPair) -> Metrics:
     volumes = [r.flatten(1).sum(1) + TINY for r in (moving, fixed)]
     ratio = (volumes[0] / volumes[1]).log().abs().max().exp()
     weights = fixed.sum(0)
-    figures = {
+    metrics = {
         "overlap_one_pass": soft_overlap(pair.warped(moving, pair.one_pass), fixed),
         "structure": min(r.flatten(1).amax(1).min().item() for r in (moving, fixed)),
         "volume_ratio": ratio.item(),
         "coverage": ((weights * pair.covered).sum() / (weights.sum() + TINY)).item(),
     }
     if pair.refinement:
-        figures["overlap"] = soft_overlap(pair.warped(moving, pair.ddf), fixed)
+        metrics["overlap"] = soft_overlap(pair.warped(moving, pair.ddf), fixed)
     if pair.kind == "mask":
-        figures["ambiguity"] = max(ambiguity(moving), ambiguity(fixed))
-    return figures
+        metrics["ambiguity"] = max(ambiguity(moving), ambiguity(fixed))
+    return metrics
 
 
 def soft_overlap(moving: Tensor, fixed: Tensor) -> float:

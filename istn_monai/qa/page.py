@@ -18,9 +18,8 @@ from PIL import Image
 
 from istn_monai.qa.measures import RegisteredPair
 from istn_monai.qa.panels import INK, LOG_RANGE, columns_of, planes_of
-from istn_monai.qa.rules import AMBER, RED, Finding, Verdict
+from istn_monai.qa.rules import AMBER, GREEN, RED, STATUS_COLORS, Finding, Verdict
 
-STATUSES = {"green": "#2e9e5b", "amber": "#f0a30a", "red": "#d93025", "none": "#c3c9d0"}
 FAINT = "#6b7480"
 DPI = 120
 # inches
@@ -37,7 +36,7 @@ NOTE_IMAGE = " Without an ITN the representations are the images, and no rule kn
 
 
 def draw_page(pair: RegisteredPair, verdict: Verdict) -> Figure:
-    """The page: the light and its reasons, a row of pictures for each plane, the objective, all rules."""
+    """The page: the status and its reasons, a row of pictures for each plane, the objective, all rules."""
     planes, columns = planes_of(pair), columns_of(pair)
     sides = [size * step for size, step in zip(pair.ddf.shape[1:], pair.spacing, strict=True)]
     width = (WIDTH - 2 * MARGIN - (len(columns) - 1) * GAP) / len(columns)
@@ -78,13 +77,15 @@ class Layout:
 
 
 def write_header(layout: Layout, pair: RegisteredPair, verdict: Verdict) -> None:
-    """The light, which pair, and the worst reasons."""
-    layout.text(MARGIN + 0.33, 0.6, "●", fontsize=54, color=STATUSES[verdict.light], ha="center")
-    layout.text(MARGIN + 0.85, 0.32, verdict.light.upper(), fontsize=16, weight="bold", color=STATUSES[verdict.light])
+    """The status, which pair, and the worst reasons."""
+    layout.text(MARGIN + 0.33, 0.6, "●", fontsize=54, color=STATUS_COLORS[verdict.status], ha="center")
+    layout.text(
+        MARGIN + 0.85, 0.32, verdict.status.upper(), fontsize=16, weight="bold", color=STATUS_COLORS[verdict.status]
+    )
     layout.text(
         MARGIN + 1.85, 0.33, f"moving  {shortened(pair.names[0])}   →   fixed  {shortened(pair.names[1])}", fontsize=12
     )
-    lines = verdict.reasons or ["No rule fires."]
+    lines = verdict.reasons or ["All rules passed."]
     if len(lines) > 3:
         lines = [*lines[:2], f"and {len(verdict.reasons) - 2} more, see the table"]
     for number, line in enumerate(lines):
@@ -114,9 +115,9 @@ def write_footer(layout: Layout, pair: RegisteredPair, verdict: Verdict, top: fl
 def write_finding(layout: Layout, finding: Finding, left: float, top: float) -> None:
     """One line of the table of rules."""
     rule, known = finding.rule, finding.value is not None
-    layout.text(left, top, "●", color=STATUSES[finding.light], fontsize=11)
+    layout.text(left, top, "●", color=STATUS_COLORS[finding.status], fontsize=11)
     layout.text(left + 0.22, top, rule.title, color=INK if known else FAINT, fontsize=9)
-    weight = "bold" if finding.light in (AMBER, RED) else "normal"
+    weight = "bold" if finding.status in (AMBER, RED) else "normal"
     layout.text(left + 3.05, top, f"{finding.value:.3f}" if known else "–", ha="right", fontsize=9, weight=weight)
     layout.text(left + 3.25, top, rule.limits() if known else rule.absent, color=FAINT, fontsize=8.5)
 
@@ -125,17 +126,17 @@ def plot_objective(axes: Axes, pair: RegisteredPair) -> None:
     """The objective at each step of the refinement that was evaluated on all voxels."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=FAINT)
-    if not pair.refinement:
+    if pair.refinement is None:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.text(-0.12, 1.05, "One pass: nothing was refined.", transform=axes.transAxes, fontsize=9, color=FAINT)
         return
-    trace = np.array(pair.refinement["trace"])
+    trace = np.array(pair.refinement.trace)
     steps = np.flatnonzero(~np.isnan(trace))
     axes.plot(steps, trace[steps], ":", color=FAINT, linewidth=1)
     axes.plot(trace, ".-", color="#2f6fb5", markersize=4, linewidth=1.3)
-    best = pair.refinement["steps"]
-    axes.plot(best, trace[best], "o", color=STATUSES["green"], markersize=6)
+    best = pair.refinement.steps
+    axes.plot(best, trace[best], "o", color=STATUS_COLORS[GREEN], markersize=6)
     axes.annotate(
         f"kept: step {best}", (best, trace[best]), (0, 9), textcoords="offset points", ha="right", fontsize=8, color=INK
     )

@@ -19,8 +19,7 @@ from matplotlib.colors import ListedColormap
 from torch import Tensor
 
 from istn_monai.geometry.sampling import voxel_grid
-from istn_monai.metrics import jacobian_determinant
-from istn_monai.qa.measures import RegisteredPair
+from istn_monai.qa.measures import RegisteredPair, largest_slices
 
 MOVING, FIXED, FIXED_ON_WHITE = "#ff4a3d", "#2fd07f", "#159a57"
 INK, LINE, FOLD = "#20262e", "#3d4a5c", "#ff00d4"
@@ -33,27 +32,26 @@ GRID_LINES = 20  # of the deformed grid, along its longest side
 
 @dataclass(frozen=True)
 class Plane:
-    """A plane through the registration grid: two axes that are shown, across and up, and where the others are cut."""
+    """A plane through the registration grid: two axes that are shown, across and up, and the slice of all others."""
 
     across: int
     up: int
-    cut: tuple[int | slice, ...]
+    index: tuple[int | slice, ...]
 
     def of(self, volume: Tensor) -> np.ndarray:
         """``(*S)`` to a picture, rows upwards."""
-        return volume[self.cut].T.numpy()
+        return volume[self.index].T.numpy()
 
 
 def planes_of(pair: RegisteredPair) -> list[Plane]:
     """The planes of each two axes, through the slices that hold most of F' (the middle, where it is no structure)."""
     size = pair.ddf.shape[1:]
-    weight = pair.fixed_representation.clamp(0, 1).sum(0)
-    middle = [s // 2 for s in size]
-    if pair.kind != "image" and weight.sum() > 0:
-        axes = range(len(size))
-        middle = [int(weight.sum([a for a in axes if a != axis]).argmax()) for axis in axes]
+    structures = pair.fixed_representation.clamp(0, 1)
+    at = [s // 2 for s in size]
+    if pair.kind != "image" and structures.sum() > 0:
+        at = largest_slices(structures)
     return [
-        Plane(across, up, tuple(slice(None) if axis in (across, up) else middle[axis] for axis in range(len(size))))
+        Plane(across, up, tuple(slice(None) if axis in (across, up) else at[axis] for axis in range(len(size))))
         for across, up in combinations(range(len(size)), 2)
     ]
 
@@ -77,7 +75,6 @@ class Painter:
         self.reach = [
             ((0 - 0.5) * step, (n - 0.5) * step) for n, step in zip(pair.ddf.shape[1:], pair.spacing, strict=True)
         ]
-        self.log_jacobian = jacobian_determinant(pair.ddf[None])[0]
         moving = pair.moving_representation
         self.moving_representations = {
             "before": moving,
@@ -154,7 +151,7 @@ class Painter:
 
     def jacobian(self, axes: Axes, plane: Plane) -> None:
         """The log of the Jacobian determinant; folding stands out."""
-        determinant = plane.of(self.log_jacobian)
+        determinant = plane.of(self.pair.determinant)
         values = np.log(np.maximum(determinant, 1e-6))
         self.picture(axes, plane, values, cmap="RdBu_r", vmin=-LOG_RANGE, vmax=LOG_RANGE)
         folds = np.ma.masked_less(np.where(determinant <= 0, 1.0, 0.0), 0.5)

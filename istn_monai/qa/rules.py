@@ -1,6 +1,7 @@
-"""The traffic light of a registered pair: rules, and what they make of its figures.
+"""The traffic light of a registered pair: rules, and what they make of its metrics.
 
-A rule compares one figure with two limits; the pair's light is the worst of all rules. The limits were read off pairs
+A rule compares one metric with two limits; the pair's status is the worst of all rules. It is the only judge of a
+registration: pages, reports and replies to hosts all have their reasons from here. The limits were read off pairs
 of hippocampus crops, good ones and wrong inputs, see ``docs/qa.md``: good ones are on the green side, with a margin,
 and behind the red limits only wrong inputs were seen.
 """
@@ -12,24 +13,25 @@ from dataclasses import dataclass
 from typing import Any
 
 GREEN, AMBER, RED = STATUSES = ("green", "amber", "red")
-UNKNOWN = "none"  # the light of a rule that does not apply
+UNKNOWN = "none"  # the status of a rule that does not apply
+STATUS_COLORS = {GREEN: "#2e9e5b", AMBER: "#f0a30a", RED: "#d93025", UNKNOWN: "#c3c9d0"}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One figure and its limits.
+    """One metric and its limits.
 
     Attributes:
-        figure: its name, see :func:`istn_monai.qa.measures.measure`.
-        title: the figure in words.
+        metric: its name, see :func:`istn_monai.qa.measures.measure`.
+        title: the metric in words.
         amber: worse than this is amber.
         red: worse than this is red; None never is.
         high_is_bad: whether larger is worse; else smaller is.
         meaning: what is wrong then.
-        absent: why a pair may not have this figure.
+        absent: why a pair may not have this metric.
     """
 
-    figure: str
+    metric: str
     title: str
     amber: float
     red: float | None
@@ -37,8 +39,8 @@ class Rule:
     meaning: str
     absent: str = "not measured"
 
-    def light(self, value: float) -> str:
-        """Of a value; what is no number is red."""
+    def status(self, value: float) -> str:
+        """The status of a value, one of ``STATUSES``; what is no number is red."""
         sign = 1 if self.high_is_bad else -1
         if not value == value or (self.red is not None and sign * value > sign * self.red):
             return RED
@@ -67,7 +69,7 @@ RULES = (
     Rule("structure", "peak of M′ and F′", 0.8, 0.5, False,
          "a structure is missing from a representation", NO_ITN),
     Rule("volume_ratio", "ratio of volumes in M′ and F′", 2.0, 3.0, True,
-         "the structures differ in size: one is cut off, or a voxel size is wrong", NO_ITN),
+         "the structures differ in size: one is truncated, or a voxel size is wrong", NO_ITN),
     Rule("coverage", "moving image covers the fixed", 0.95, 0.8, False,
          "the moving image does not reach over the fixed structures"),
     Rule("correlation", "correlation of the images", 0.4, 0.2, False,
@@ -92,46 +94,40 @@ class Finding:
     value: float | None
 
     @property
-    def light(self) -> str:
+    def status(self) -> str:
         """One of ``STATUSES``, or ``UNKNOWN``."""
-        return UNKNOWN if self.value is None else self.rule.light(self.value)
+        return UNKNOWN if self.value is None else self.rule.status(self.value)
 
     def __str__(self) -> str:
         if self.value is None:
             return f"{self.rule.title}: {self.rule.absent}"
-        return f"{self.light}: {self.rule.meaning} ({self.rule.title} {self.value:.3f}; {self.rule.limits()})"
+        return f"{self.status}: {self.rule.meaning} ({self.rule.title} {self.value:.3f}; {self.rule.limits()})"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The light of a pair and what it is made of: its figures, and the finding of each rule."""
+    """The status of a pair and what it is made of: the pair's metrics, and the finding of each rule."""
 
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     findings: tuple[Finding, ...]
 
     @property
-    def light(self) -> str:
-        """The worst of all findings."""
-        return max((f.light for f in self.findings if f.value is not None), key=STATUSES.index, default=RED)
+    def status(self) -> str:
+        """The worst of all findings; red if no rule applies."""
+        return max((f.status for f in self.findings if f.value is not None), key=STATUSES.index, default=RED)
 
     @property
     def reasons(self) -> list[str]:
-        """Why the light is not green, the worst first."""
-        firing = [finding for finding in self.findings if finding.light in (AMBER, RED)]
-        return [str(finding) for finding in sorted(firing, key=lambda finding: finding.light != RED)]
-
-    @property
-    def badness(self) -> tuple[int, int, int]:
-        """Sorts pairs: by light, then by the number of red and amber rules."""
-        lights = [finding.light for finding in self.findings]
-        return STATUSES.index(self.light), lights.count(RED), lights.count(AMBER)
+        """Why the status is not green, the worst first."""
+        firing = [finding for finding in self.findings if finding.status in (AMBER, RED)]
+        return [str(finding) for finding in sorted(firing, key=lambda finding: finding.status != RED)]
 
     def report(self) -> dict[str, Any]:
-        """For ``report.json``."""
+        """For ``report.json``: ``status``, ``reasons``, ``skipped`` (rules that do not apply) and ``metrics``."""
         skipped = [str(finding) for finding in self.findings if finding.value is None]
-        return {"light": self.light, "reasons": self.reasons, "skipped": skipped, "figures": dict(self.figures)}
+        return {"status": self.status, "reasons": self.reasons, "skipped": skipped, "metrics": dict(self.metrics)}
 
 
-def traffic_light(figures: Mapping[str, float]) -> Verdict:
-    """Judges the figures of a pair by ``RULES``; a rule whose figure is absent does not apply."""
-    return Verdict(figures, tuple(Finding(rule, figures.get(rule.figure)) for rule in RULES))
+def traffic_light(metrics: Mapping[str, float]) -> Verdict:
+    """Judges the metrics of a pair by ``RULES``; a rule whose metric is absent does not apply."""
+    return Verdict(metrics, tuple(Finding(rule, metrics.get(rule.metric)) for rule in RULES))

@@ -1,8 +1,8 @@
 """Landmarks as structures of interest (SoI): what landmark files say, as channels beside those of labels or alone.
 
 Convention:
-    - Landmarks are in RAS mm of their own image's world, see :mod:`istn_monai.io.landmarks`; the initial alignment
-      takes the moving ones along, by ``inverse(T0)``.
+    - Landmarks are in RAS mm of their own image's world, see :mod:`istn_monai.io.landmarks`; the initial
+      alignment takes the moving ones along, by ``inverse(T0)``.
     - They correspond by name. One that only one of a pair's files has, or that lies beyond the registration grid in one
       image, is left out of both images' channels, and a channel in which nothing is left is left out of the loss, see
       :class:`istn_monai.losses.ISTNLoss`.
@@ -20,26 +20,23 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
-from istn_monai.geometry.grids import map_points, within
-from istn_monai.geometry.meta import affine_of, with_affine
-from istn_monai.geometry.sampling import affine_points
+from istn_monai.geometry.grids import Grid, map_points
+from istn_monai.geometry.meta import with_affine
+from istn_monai.geometry.sampling import column
 from istn_monai.io.images import read_or_explain
 from istn_monai.io.landmarks import Points, is_points, matched
 from istn_monai.transforms.checks import check_choice
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, POINT_KEYS, Pair
-from istn_monai.transforms.preprocessing import check_kept, kept, on_grid
+from istn_monai.transforms.registration_grid import check_kept, kept, on_grid
 
 MAPS = ("heatmap", "distance")
 Groups = Sequence[Sequence[str]]
 
 
-def landmark_map(
-    positions: Tensor, grid: Tensor, spatial_size: Sequence[int], kind: str = "heatmap", width: float = 4.0
-) -> Tensor:
+def landmark_map(positions: Tensor, grid: Grid, kind: str = "heatmap", width: float = 4.0) -> Tensor:
     """Landmarks as one image, 1 at each of them and 0 far from all (the paper's Sec. 2.2).
 
     With d the distance in mm from the nearest landmark: "heatmap" (the paper's smoothed centroid map) is the Gaussian
@@ -48,23 +45,21 @@ def landmark_map(
 
     Args:
         positions: ``(N, D)`` in mm, in the world of the grid; with N = 0 the map is empty.
-        grid: affine ``(D+1, D+1)`` of the grid, any, also oblique.
-        spatial_size: number of voxels of the grid along each axis.
+        grid: of the map, any, also oblique.
         kind: "heatmap" or "distance".
         width: distance in mm at which a map falls to a half.
 
     Returns:
-        ``(*spatial_size)`` float32.
+        ``(*S)`` float32.
 
     Example:
-        >>> landmark_map(torch.tensor([[1.0, 0.0]]), torch.eye(3), (4, 1), width=1.0)[:, 0]
+        >>> landmark_map(torch.tensor([[1.0, 0.0]]), Grid((4, 1), torch.eye(3)), width=1.0)[:, 0]
         tensor([0.5000, 1.0000, 0.5000, 0.0625])
     """
-    voxels = affine_points(grid, spatial_size, torch.float64)
-    squared = torch.full(tuple(spatial_size), torch.inf, dtype=torch.float64)
+    voxels = grid.points()
+    squared = torch.full(grid.spatial_size, torch.inf, dtype=torch.float64)
     for position in positions.double():
-        offset = voxels - position.view(-1, *[1] * len(spatial_size))
-        squared = torch.minimum(squared, offset.square().sum(0))
+        squared = torch.minimum(squared, (voxels - column(position, voxels.ndim)).square().sum(0))
     profile = 2.0 ** -(squared / width**2) if kind == "heatmap" else (1 - squared.sqrt() / (2 * width)).clamp(min=0)
     return profile.float()
 
@@ -89,6 +84,7 @@ class AddLandmarkChannelsd(Transform):
 
     Example:
         >>> import tempfile
+        >>> from monai.data import MetaTensor
         >>> from istn_monai.io.landmarks import write_points
         >>> file = str(write_points(Points(torch.tensor([[3.0, 2.0]]), ("AC",)), tempfile.mkdtemp() + "/p.csv"))
         >>> image = MetaTensor(torch.rand(1, 8, 8), affine=torch.eye(3))
@@ -108,44 +104,43 @@ class AddLandmarkChannelsd(Transform):
         result = dict(data)
         if self.groups is None:
             return result
-        grid = data[IMAGE_KEYS[1]]
-        start = torch.as_tensor(data.get("initial_alignment", torch.eye(grid.ndim)), dtype=torch.float64)
+        fixed = data[IMAGE_KEYS[1]]
+        grid = Grid.of(fixed)
+        start = torch.as_tensor(data.get("initial_alignment", torch.eye(fixed.ndim)), dtype=torch.float64)
         files = point_files(data)
         channels = self.from_points if is_points(files[0]) else self.from_maps
         for key, added in zip(LABEL_KEYS, channels(files, start, grid), strict=True):
             both = torch.cat([data[key].as_tensor(), added]) if key in data else added
-            result[key] = with_affine(both, affine_of(grid), grid)
+            result[key] = with_affine(both, grid.affine, fixed)
         return result
 
-    def from_points(self, files: Sequence[str], start: Tensor, grid: MetaTensor) -> list[Tensor]:
+    def from_points(self, files: Sequence[str], start: Tensor, grid: Grid) -> list[Tensor]:
         """``(K, *S)`` moving and fixed, of landmark files."""
-        moving, fixed = matched_in(files, grid.ndim - 1)
+        moving, fixed = matched_in(files, grid.spatial_dims)
         moving = Points(map_points(torch.linalg.inv(start), moving.positions.T).T, moving.labels)
         used = used_names(fixed.labels, self.groups or (), files)
-        affine, size = affine_of(grid), grid.shape[1:]
-        seen = [points_within(points.chosen(used), affine, size) for points in (moving, fixed)]
+        seen = [grid.contains(points.chosen(used).positions.T) for points in (moving, fixed)]
         for mask, file in zip(seen, files, strict=True):
-            check_kept(mask.double().mean().item(), file, affine, size)
+            check_kept(mask.double().mean().item(), file, grid)
         # one that lies beyond the grid is missing there: the faint tail of its map would count as the structure
         names = [name for name, both in zip(used, seen[0] & seen[1], strict=True) if both]
-        return [self.channels(points.chosen(names), affine, size) for points in (moving, fixed)]
+        return [self.channels(points.chosen(names), grid) for points in (moving, fixed)]
 
-    def channels(self, points: Points, grid: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    def channels(self, points: Points, grid: Grid) -> Tensor:
         """``(K, *S)``: each group's map of the landmarks of one image, in the world of the grid."""
         positions = [points.chosen(members(points.labels, group)).positions for group in self.groups or ()]
-        return torch.stack([landmark_map(own, grid, spatial_size, self.kind, self.width) for own in positions])
+        return torch.stack([landmark_map(own, grid, self.kind, self.width) for own in positions])
 
-    def from_maps(self, files: Sequence[str], start: Tensor, grid: MetaTensor) -> list[Tensor]:
+    def from_maps(self, files: Sequence[str], start: Tensor, grid: Grid) -> list[Tensor]:
         """``(1, *S)`` moving and fixed, of images."""
-        affine, size = affine_of(grid), grid.shape[1:]
         maps = []
         for key, file in zip(POINT_KEYS, files, strict=True):
             loaded = read_or_explain(file, key)
-            if key == POINT_KEYS[0]:
-                loaded = with_affine(loaded.as_tensor(), torch.linalg.solve(start, affine_of(loaded)), loaded)
-            whole = with_affine(loaded.as_tensor().float() / loaded.max(), affine_of(loaded), loaded)
-            resampled = on_grid(whole, affine, size)
-            check_kept(kept(whole, resampled), file, affine, size)
+            own = Grid.of(loaded)
+            placed = own.aligned(start) if key == POINT_KEYS[0] else own
+            whole = with_affine(loaded.as_tensor().float() / loaded.max(), placed.affine, loaded)
+            resampled = on_grid(whole, grid)
+            check_kept(kept(whole, resampled), file, grid)
             maps.append(resampled.as_tensor())
         return maps
 
@@ -156,13 +151,6 @@ def used_names(labels: Sequence[str], groups: Groups, files: Sequence[str]) -> l
     if not used:
         raise ValueError(f"soi_points {groups} are none of the landmarks that {' and '.join(files)} share: {labels}")
     return used
-
-
-def points_within(points: Points, grid: Tensor, spatial_size: Sequence[int]) -> Tensor:
-    """Which landmarks lie in a voxel of a grid, ``(N,)``."""
-    voxels = map_points(torch.linalg.inv(grid), points.positions.T)
-    places = voxels.reshape(1, len(voxels), -1, *[1] * (len(voxels) - 1))
-    return within(places, spatial_size).flatten()
 
 
 def point_files(item: Mapping[Hashable, Any], place: str = "the pair") -> tuple[str, str]:

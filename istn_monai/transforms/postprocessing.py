@@ -10,12 +10,12 @@ from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from istn_monai.geometry.grids import map_points
+from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import pull_back_points, warp_intensities, warp_label_map
-from istn_monai.geometry.sampling import affine_points
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.geometry.world_transform import world_transform
+from istn_monai.refinement import refinement_of
 from istn_monai.transforms.keys import ORIGINAL_KEYS, Pair
 
 
@@ -55,24 +55,23 @@ class WarpPaird(Transform):
 
     def points(self, data: Mapping[Hashable, Any]) -> Tensor:
         """Where each voxel of the fixed image is found, ``(1, D, *fixed)`` in voxels of the moving image."""
-        moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
-        grid = affine_of(data["image"])
+        moving, fixed = (Grid.of(data[key]) for key in ORIGINAL_KEYS[:2])
+        grid = Grid.of(data["image"])
         if self.transformation is None or "theta" not in data:
             ddf = convert_to_tensor(data["pred"], track_meta=False)[None]
-            return pull_back_points(ddf, grid, affine_of(fixed), fixed.shape[1:], affine_of(moving))
+            return pull_back_points(ddf, grid, fixed, moving)
         # the moving image's affine has the initial alignment already
         transform = world_transform(self.transformation, torch.as_tensor(data["theta"])[None], grid)
-        world = transform.on_grid(fixed.shape[1:], affine_of(fixed))
-        return map_points(torch.linalg.inv(affine_of(moving)), world).float()[None]
+        return moving.voxels(transform.on_grid(fixed)).float()[None]
 
     def displacement(self, data: Mapping[Hashable, Any], points: Tensor) -> Tensor:
         """``(D, *fixed)`` in mm, RAS, initial alignment included."""
-        moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
-        to_world = affine_of(moving)
+        moving, fixed = (Grid.of(data[key]) for key in ORIGINAL_KEYS[:2])
+        to_world = moving.affine
         if "initial_alignment" in data:
             to_world = torch.as_tensor(data["initial_alignment"], dtype=torch.float64) @ to_world
         found = map_points(to_world.to(points), points[0])
-        return found - affine_points(affine_of(fixed), fixed.shape[1:]).to(found)
+        return found - fixed.points(torch.float32).to(found)
 
 
 class Representd(Transform):
@@ -100,12 +99,15 @@ class Representd(Transform):
         image = data["image"]
         device = next(self.network.parameters()).device
         istn = self.network.istn
-        refined = getattr(data.get("pred"), "meta", {})
+        refinement = refinement_of(data.get("pred"))
+        if refinement is not None:
+            result["theta"] = refinement.theta
         if "request" in data:  # a host loads the weights into a network of its own: this one's mean nothing
-            return result | {"theta": refined["theta"]}
+            return result
         with torch.no_grad():
             representations = istn.represent(image.as_tensor()[None].to(device))
-            result["theta"] = refined["theta"] if "theta" in refined else istn.stn(torch.cat(representations, dim=1))[0]
+            if refinement is None:
+                result["theta"] = istn.stn(torch.cat(representations, dim=1))[0]
         for name, representation in zip(("moving", "fixed"), representations, strict=True):
             result[f"{name}_representation"] = with_affine(representation[0].cpu(), affine_of(image), image)
         return result

@@ -18,11 +18,9 @@ from monai.transforms import MapTransform, Transform
 from torch import Tensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment
-from istn_monai.geometry.grids import overlap_in_world, registration_grid
+from istn_monai.geometry.grids import Grid, overlap_in_world
 from istn_monai.geometry.meta import affine_of, with_affine
-from istn_monai.geometry.resampling import area_averaged, unit_range
-from istn_monai.geometry.sampling import resample
-from istn_monai.geometry.transformation import checked_size, per_axis
+from istn_monai.geometry.resampling import unit_range
 from istn_monai.io.images import read_or_explain
 from istn_monai.transforms.checks import check_image, check_label, source
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, PAIR_KEYS, Pair
@@ -43,7 +41,7 @@ class LoadPaird(MapTransform):
         [[[1.0, 2.0]]]
     """
 
-    def __init__(self, keys: Sequence[str], **options: Any) -> None:
+    def __init__(self, keys: Sequence[str] = PAIR_KEYS, **options: Any) -> None:
         super().__init__(keys, allow_missing_keys=True)
         self.options = options
 
@@ -102,7 +100,7 @@ class CheckPaird(Transform):
 
 
 class NormalizeIntensityRanged(MapTransform):
-    """Intensities between two percentiles, scaled to [0, 1] and clipped, whatever the scanner's scale.
+    """Intensities between two percentiles, scaled to [0, 1] and clipped there, whatever the scanner's scale.
 
     An image so sparse that its percentiles coincide, which MONAI's ``ScaleIntensityRangePercentilesd`` leaves as it is,
     is scaled between its extremes.
@@ -198,83 +196,19 @@ class InitialAlignmentd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
         moving, fixed = (data[key] for key in IMAGE_KEYS)
-        matrix = initial_alignment(
-            self.name, moving.as_tensor(), affine_of(moving), fixed.as_tensor(), affine_of(fixed)
-        )
+        matrix = initial_alignment(self.name, moving, fixed)
         result["initial_alignment"] = matrix
         for key in self.keys:
             if key in data:
                 image = data[key]
-                result[key] = with_affine(image.as_tensor(), torch.linalg.solve(matrix, affine_of(image)), image)
+                result[key] = with_affine(image.as_tensor(), Grid.of(image).aligned(matrix).affine, image)
         aligned = result[IMAGE_KEYS[0]] if IMAGE_KEYS[0] in self.keys else moving
-        if not overlap_in_world(fixed.shape[1:], affine_of(fixed), aligned.shape[1:], affine_of(aligned)):
+        if not overlap_in_world(Grid.of(fixed), Grid.of(aligned)):
             raise ValueError(
                 f"{source(moving, IMAGE_KEYS[0])} and {source(fixed, IMAGE_KEYS[1])} do not overlap in the world under "
                 f"initial_alignment {self.name!r}: choose 'center' or 'moments'"
             )
         return result
-
-
-class RegistrationGridd(Transform):
-    """Resamples a pair once, linearly, onto one registration grid built from the fixed image.
-
-    On a grid that is coarser by a factor of 2 or more, a voxel is the mean of several samples: with one alone, fine
-    structures would alias. Beyond an image's border the grid holds 0. A label that the grid cuts off by more than half
-    is an error: nothing could be learned from it.
-
-    Args:
-        spatial_size: number of voxels of the grid along each axis.
-        spacing: voxel size of the grid in mm.
-        keys: what to resample in place; those that are absent are skipped.
-
-    Example:
-        >>> pair = {"moving_image": MetaTensor(torch.rand(1, 30, 41)), "fixed_image": MetaTensor(torch.rand(1, 50, 39))}
-        >>> [image.shape for image in RegistrationGridd((16, 16), spacing=2.0)(pair).values()]
-        [torch.Size([1, 16, 16]), torch.Size([1, 16, 16])]
-    """
-
-    def __init__(
-        self, spatial_size: Sequence[int], spacing: float | Sequence[float] = 1.0, keys: Sequence[str] = PAIR_KEYS
-    ) -> None:
-        self.spatial_size = checked_size(spatial_size)
-        self.spacing = per_axis("spacing", spacing, len(self.spatial_size))
-        self.keys = tuple(keys)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
-        result = dict(data)
-        fixed = data[IMAGE_KEYS[1]]
-        grid = registration_grid(fixed.shape[1:], affine_of(fixed), self.spatial_size, self.spacing)
-        for key in self.keys:
-            if key in data:
-                result[key] = on_grid(data[key], grid, self.spatial_size)
-                if key in LABEL_KEYS:
-                    check_kept(kept(data[key], result[key]), source(data[key], key), grid, self.spatial_size)
-        return result
-
-
-def on_grid(image: MetaTensor, grid: Tensor, spatial_size: Sequence[int]) -> MetaTensor:
-    """``(C, *S)`` on a grid of affine ``grid``, ``(C, *spatial_size)``, as :class:`RegistrationGridd` has it."""
-    to_image = torch.linalg.solve(affine_of(image), grid)
-    values = area_averaged(image.as_tensor().float()[None], to_image, spatial_size)
-    inside = resample(torch.ones(1, 1, *image.shape[1:]), to_image, spatial_size)
-    return with_affine((values * inside)[0], grid, image)
-
-
-def kept(image: MetaTensor, resampled: MetaTensor) -> float:
-    """Fraction of an image's integral that is on another grid; nan for an empty image."""
-    before, after = (x.as_tensor().sum() * affine_of(x)[:-1, :-1].det().abs() for x in (image, resampled))
-    return float(after / before)
-
-
-def check_kept(fraction: float, name: str, grid: Tensor, spatial_size: Sequence[int]) -> None:
-    """ValueError if less than half of what ``name`` marks is on the registration grid."""
-    if fraction < 0.5:
-        spacing = tuple(round(step, 6) for step in grid[:-1, :-1].norm(dim=0).tolist())
-        raise ValueError(
-            f"{name}: only {100 * fraction:.0f} % of its SoI is on the registration grid of {tuple(spatial_size)} "
-            f"voxels of {spacing} mm about the middle of the fixed image; choose a larger spatial_size or spacing, or "
-            "another initial_alignment"
-        )
 
 
 class ConcatPaird(Transform):

@@ -5,4 +5,23 @@ Wall: only workflow itself, registration and the commands (``__main__``) import 
 
 from istn_monai._lazy import lazy
 
-__getattr__, __all__ = lazy(__name__, {})
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "checkpoints": ["Checkpoints", "load_checkpoint"],
+        "curves": ["PairImageHandler", "TrainingCurveHandler"],
+        "datasets": ["cached_dataset", "datalist_name", "pair_item", "read_pairs"],
+        "distributed": ["process_device", "rank", "start", "stop", "world_size"],
+        "evaluation": ["Evaluation"],
+        "host_requests": ["Replyd", "RequestPaird"],
+        "host_training": ["output_folder"],
+        "inferers": ["AutocastInferer", "default_rate"],
+        "results": ["SavePairHandler"],
+        "settings": ["find_bundle_root", "given", "none_or", "run_folder", "trained_settings"],
+        "start": ["check_evaluation", "check_inference", "check_training", "finish_training"],
+        "training": [
+            "KeepBestHandler", "LoadHandler", "ProgressHandler", "ResumeHandler", "channels_last", "cosine_schedule",
+            "default_similarity", "loss_of", "warped_and_fixed_soi",
+        ],
+    },
+)  # fmt: skip

@@ -1,9 +1,9 @@
-"""Checkpoints: written whole, and refused where they do not fit."""
+"""Checkpoints of a training: the best network and the last one, written whole, and refused where they do not fit."""
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,65 +13,31 @@ from ignite.engine import Engine
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from istn_monai.folders import BEST, LAST
+from istn_monai.network_settings import NetworkSettings
+from istn_monai.weights import Weights, described, read_weights, save_atomically
 from istn_monai.workflow.distributed import barrier, rank
-from istn_monai.workflow.settings import Settings
 
 logger = logging.getLogger(__name__)
-BEST, LAST = "model.pt", "last.pt"
 
 
-def save_atomically(content: Mapping[str, Any], file: Path) -> None:
-    """Writes a checkpoint beside its place, then moves it there: an interruption leaves the old one whole.
+def load_checkpoint(file: str | Path, network: nn.Module, device: Any = "cpu") -> Weights:
+    """Loads the weights in ``file`` into ``network``; what the file holds.
 
-    Of several processes, which all hold the same, the first writes.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is not a checkpoint, or one of another network.
     """
-    if rank() > 0:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    torch.save(dict(content), part)
-    os.replace(part, file)
+    weights = read_weights(file, device)
+    weights.load_into(network)
+    return weights
 
 
-def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
-    """What a checkpoint holds, or a ValueError that names the file."""
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint that can be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a checkpoint, a dictionary with 'model', but a {type(content).__name__}")
-    return content
-
-
-def load_checkpoint(file: str | Path, network: nn.Module, settings: Settings, device: Any = "cpu") -> dict[str, Any]:
-    """Loads the weights in ``file`` into ``network``.
-
-    Args:
-        file: written by :class:`Checkpoints`, or a plain state dictionary.
-        network: ``network_def``, see :class:`istn_monai.networks.DisplacementNetwork`.
-        settings: the network's; a checkpoint made with others is refused, naming both.
-        device: to load to.
-
-    Returns:
-        All that the checkpoint holds.
-    """
-    path = Path(file).expanduser().absolute()
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; train first, or set ckpt_dir to the folder with {BEST}")
-    content = read_checkpoint(path, device)
-    content = content if "model" in content else {"model": content}
-    settings.check(content, path)
-    try:
-        network.load_state_dict(content["model"])
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} does not fit the network that the settings describe: {error}") from error
-    return content
-
-
-def provenance(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of itself: settings, epoch, validation metric; for a report."""
-    return {key: content[key] for key in ("settings", "epoch", "validation") if key in content}
+def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """What differs among the settings that both have, in words; nothing if all agree."""
+    mine = json.loads(json.dumps(mine, default=str))
+    names = [name for name in mine if name in theirs and theirs[name] != mine[name]]
+    return "; ".join(f"{name}: {theirs[name]!r} in the checkpoint, {mine[name]!r} now" for name in names)
 
 
 class Checkpoints:
@@ -83,7 +49,8 @@ class Checkpoints:
     Args:
         ckpt_dir: folder of both files.
         network: whose weights are kept.
-        settings: kept with them, and compared.
+        settings: of the network; kept with its weights, and compared.
+        training: how it is trained; kept, and compared.
         optimizer: its state goes into ``last.pt``.
         lr_scheduler: likewise.
     """
@@ -92,7 +59,8 @@ class Checkpoints:
         self,
         ckpt_dir: str | Path,
         network: nn.Module,
-        settings: Settings,
+        settings: NetworkSettings,
+        training: Mapping[str, Any],
         optimizer: torch.optim.Optimizer,
         lr_scheduler: Any,
     ) -> None:
@@ -100,20 +68,36 @@ class Checkpoints:
         self.last_file = self.best_file.with_name(LAST)
         self.network = network
         self.settings = settings
+        self.training = dict(training)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.best = float("-inf")
         if self.last_file.exists():
-            settings.check(read_checkpoint(self.last_file), self.last_file, resume=True)
+            self.check_same_training(read_weights(self.last_file))
         elif self.best_file.exists():
             raise FileExistsError(
                 f"{self.best_file} exists without the {LAST} of a training to go on with; it is left alone: choose "
                 "another ckpt_dir (or output_dir)"
             )
 
-    def weights(self) -> dict[str, Any]:
-        """What both files hold."""
-        return {"model": self.network.state_dict(), "settings": self.settings.state_dict()}
+    def check_same_training(self, weights: Weights) -> None:
+        """ValueError if a checkpoint is of a training with other settings than this one."""
+        theirs = weights.settings
+        network = {} if theirs is None else theirs.state_dict()
+        what = [
+            differing(self.settings.state_dict(), network),
+            differing(self.training, weights.description.get("training", {})),
+        ]
+        if any(what):
+            words = "; ".join(filter(None, what))
+            raise ValueError(
+                f"{weights.file} was made with other settings ({words}): choose another ckpt_dir (or output_dir)"
+            )
+
+    def weights(self, result: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """The network's state dictionary with its description."""
+        description = {"settings": self.settings.state_dict(), "training": self.training, "result": result or {}}
+        return described(self.network.state_dict(), description)
 
     def resume(self, trainer: Engine) -> None:
         """Takes up the training that ``last.pt`` holds; without one, starts it."""
@@ -123,20 +107,21 @@ class Checkpoints:
             self.save_last(trainer)  # before the first validation writes model.pt: both belong to this training
             return
         max_epochs = trainer.state.max_epochs
-        content = load_checkpoint(self.last_file, self.network, self.settings, trainer.state.device)
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.lr_scheduler.load_state_dict(content["lr_scheduler"])
+        progress = load_checkpoint(self.last_file, self.network, trainer.state.device).progress
+        self.optimizer.load_state_dict(progress["optimizer"])
+        self.lr_scheduler.load_state_dict(progress["lr_scheduler"])
         if isinstance(self.lr_scheduler, LambdaLR):  # the saved rate is that of the old end, if the end has moved
             scheduler = self.lr_scheduler
             for group, base, factor in zip(
                 self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
             ):
                 group["lr"] = base * factor(scheduler.last_epoch)
-        trainer.load_state_dict(content["trainer"])
+        trainer.load_state_dict(progress["trainer"])
         trainer.state.max_epochs = max_epochs
         torch.manual_seed(torch.initial_seed() + trainer.state.epoch)  # or the first epochs' order would come again
         if self.best_file.exists():
-            self.best = read_checkpoint(self.best_file)["validation"]
+            validation = read_weights(self.best_file).validation
+            self.best = self.best if validation is None else validation
         logger.info(f"going on after epoch {trainer.state.epoch} of {self.last_file}")
         if trainer.state.epoch >= max_epochs:
             trainer.terminate()
@@ -148,14 +133,19 @@ class Checkpoints:
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "trainer": dict(trainer.state_dict()),
         }
-        save_atomically(self.weights() | progress, self.last_file)
+        self.save({"model": self.weights(), **progress}, self.last_file)
 
     def save_best(self, evaluator: Engine) -> None:
         """Writes ``model.pt`` if the evaluator's key metric is better than ever."""
         metric = float(evaluator.state.metrics[evaluator.state.key_metric_name])
         if metric > self.best:
             self.best = metric
-            save_atomically(self.weights() | {"validation": metric, "epoch": evaluator.state.epoch}, self.best_file)
+            self.save(self.weights({"validation_dice": metric, "epoch": evaluator.state.epoch}), self.best_file)
+
+    def save(self, content: Mapping[str, Any], file: Path) -> None:
+        """Writes a file; of several processes, which all hold the same, the first one does."""
+        if rank() == 0:
+            save_atomically(content, file)
 
     def report(self) -> str:
         """Where the best network is, for a last line of output."""

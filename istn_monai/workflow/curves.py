@@ -15,18 +15,19 @@ from torch import Tensor
 
 from istn_monai.geometry.sampling import warp
 from istn_monai.networks import ISTNOutput
+from istn_monai.qa.measures import largest_slices
 
 logger = logging.getLogger(__name__)
 CURVES, TABLE = "training.png", "training.csv"
-BEST = "#d93025"  # color of the best epoch
+BEST_COLOR = "#d93025"  # of the best epoch
 Row = dict[str, float]
 
 
 class PairImageHandler(TensorBoardHandler):
     """Evaluator handler: TensorBoard pictures of the first validation pairs, the same at each validation.
 
-    One row for each pair: F, warped M, F', warped M', and the warped SoI (red) over the fixed one (green). It is cut
-    where the fixed SoI is largest; gray is from 0 to 1 at all epochs.
+    One row for each pair: F, warped M, F', warped M', and the warped SoI (red) over the fixed one (green). The
+    slice is the one where the fixed SoI is largest; gray is from 0 to 1 at all epochs.
 
     Args:
         log_dir: folder that TensorBoard reads.
@@ -55,22 +56,16 @@ def pair_picture(output: ISTNOutput, label: Tensor) -> Tensor:
     moving, fixed = output.image[:1].chunk(2, dim=1)
     moving_soi, fixed_soi = convert_to_tensor(label, track_meta=False)[:1].chunk(2, dim=1)
     ddf = output.ddf[:1]
-    cuts = largest_slices(fixed_soi[0])
+    slices = largest_slices(fixed_soi[0])[2:]
     gray = [fixed, warp(moving, ddf), output.fixed_representation[:1], warp(output.moving_representation[:1], ddf)]
-    row = [plane_of(image[0], cuts).expand(3, -1, -1) for image in gray]
-    red, green = plane_of(warp(moving_soi, ddf)[0], cuts), plane_of(fixed_soi[0], cuts)
+    row = [plane_of(image[0], slices).expand(3, -1, -1) for image in gray]
+    red, green = plane_of(warp(moving_soi, ddf)[0], slices), plane_of(fixed_soi[0], slices)
     return torch.cat([*row, torch.stack([red, green, torch.zeros_like(red)])], dim=2)
 
 
-def largest_slices(soi: Tensor) -> list[int]:
-    """Of each axis of ``(K, *S)`` beyond the second, the slice that holds most."""
-    axes = range(1, soi.ndim)
-    return [int(soi.sum([0, *(a for a in axes if a != axis)]).argmax()) for axis in axes[2:]]
-
-
-def plane_of(image: Tensor, cuts: list[int]) -> Tensor:
-    """``(C, *S)`` to a picture ``(S[1], S[0])`` in [0, 1]: the largest of the channels, at ``cuts`` of further axes."""
-    plane = image.detach().float()[(..., *cuts)].amax(0)
+def plane_of(image: Tensor, slices: list[int]) -> Tensor:
+    """``(C, *S)`` to a picture ``(S[1], S[0])`` in [0, 1]: the largest of the channels, one slice of further axes."""
+    plane = image.detach().float()[(..., *slices)].amax(0)
     return plane.clamp(0, 1).T.flip(0).cpu()
 
 
@@ -155,9 +150,11 @@ def draw_curves(rows: list[Row], file: Path) -> None:
     draw_curve(dice, epochs, values, title="Validation Dice", color="#159a57")
     if values:
         best = max(range(len(values)), key=values.__getitem__)  # the first, which is the one that was kept
-        dice.plot(epochs[best], values[best], "o", markersize=9, markerfacecolor="none", color=BEST)
-        dice.axvline(epochs[best], color=BEST, linewidth=0.8, linestyle=":")
-        dice.set_title(f"best {values[best]:.3f} at epoch {epochs[best]:.0f}", loc="right", color=BEST, fontsize=10)
+        dice.plot(epochs[best], values[best], "o", markersize=9, markerfacecolor="none", color=BEST_COLOR)
+        dice.axvline(epochs[best], color=BEST_COLOR, linewidth=0.8, linestyle=":")
+        dice.set_title(
+            f"best {values[best]:.3f} at epoch {epochs[best]:.0f}", loc="right", color=BEST_COLOR, fontsize=10
+        )
     FigureCanvasAgg(figure).print_png(str(file))
 
 

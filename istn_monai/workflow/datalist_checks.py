@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from istn_monai.alignment import INITIAL_ALIGNMENTS
-from istn_monai.geometry.composite import TRANSFORMATIONS
-from istn_monai.geometry.transformation import checked_size, per_axis
 from istn_monai.io.images import read_or_explain
 from istn_monai.io.landmarks import is_points
-from istn_monai.losses import VARIANTS
-from istn_monai.transforms.checks import check_choice, check_image, check_label, check_soi_labels, plain
+from istn_monai.transforms.checks import check_image, check_label, check_soi_labels, plain
 from istn_monai.transforms.keys import IMAGE_KEYS, POINT_KEYS, SIDES
 from istn_monai.transforms.landmarks import Groups, matched_in, members, point_files, used_names
+
+Item = TypeVar("Item", bound=Mapping)
+
+
+def places(items: Mapping[str, Sequence[Item]]) -> Iterator[tuple[str, Item]]:
+    """All pairs of a datalist, each with its place as errors name it, such as ``training[3]``."""
+    for split, pairs in items.items():
+        for index, pair in enumerate(pairs):
+            yield f"{split}[{index}]", pair
 
 
 def check_datalist(
@@ -27,11 +32,11 @@ def check_datalist(
     in_channels: int | None = None,
     read_labels: bool = True,
 ) -> None:
-    """Reads every file of a datalist once; an error names split, index, key and file that training would stumble on.
+    """Reads every file of a datalist once and refuses, by split, index, key and file, what training would stumble on.
 
     Args:
         items: ``{split: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
-        spatial_dims: number of axes that the configuration asks for.
+        spatial_dims: of the configuration.
         soi_labels: groups of label values that make up the SoI; None for real-valued maps.
         need_labels: whether pairs without labels are an error.
         in_channels: number of channels that the configuration asks for; None for any.
@@ -40,15 +45,14 @@ def check_datalist(
     if read_labels:
         check_soi_labels(soi_labels)
     subjects: dict[tuple[str, str | None], str] = {}
-    for part, pairs in items.items():
-        for index, pair in enumerate(pairs):
-            for side in SIDES:
-                image, label = f"{side}_image", f"{side}_label"
-                for key in [image, label] if need_labels and read_labels else [image]:
-                    if key not in pair:
-                        raise ValueError(f"{part}[{index}] has no key {key!r}, only {sorted(pair)}")
-                files = (pair[image], pair.get(label) if read_labels else None)
-                subjects.setdefault(files, f"{part}[{index}] {side}")
+    for place, pair in places(items):
+        for side in SIDES:
+            image, label = f"{side}_image", f"{side}_label"
+            for key in [image, label] if need_labels and read_labels else [image]:
+                if key not in pair:
+                    raise ValueError(f"{place} has no key {key!r}, only {sorted(pair)}")
+            files = (pair[image], pair.get(label) if read_labels else None)
+            subjects.setdefault(files, f"{place} {side}")
     for paths, place in subjects.items():
         for file in paths:
             if file is not None and not Path(file).exists():
@@ -67,45 +71,21 @@ def check_datalist(
         raise ValueError(f"soi_labels {unknown} are in no label file of the datalist; there are {sorted(present)}")
 
 
-def check_options(
-    loss: Any,
-    transformation: Any,
-    initial_alignment: Any,
-    soi_labels: Any,
-    spatial_size: Any,
-    spacing: Any,
-    soi_points: Any = None,
-) -> None:
-    """ValueError, naming the setting, unless all of a bundle's options make sense."""
-    check_choice("loss", loss, VARIANTS)
-    check_choice("transformation", transformation, TRANSFORMATIONS)
-    check_choice("initial_alignment", initial_alignment, INITIAL_ALIGNMENTS)
-    check_soi_labels(soi_labels, soi_points)
-    size = checked_size(spatial_size)
-    per_axis("spacing", spacing, len(size))
-
-
-def soi_channels(soi_labels: Sequence[Sequence[int]] | None, soi_points: Groups | None) -> int:
-    """How many SoI channels labels and landmarks make, in this order."""
-    return (1 if soi_labels is None else len(soi_labels)) + len(soi_points or ())
-
-
 def check_points(
     items: Mapping[str, Sequence[Mapping[Hashable, Any]]], spatial_dims: int, soi_points: Groups | None
 ) -> None:
-    """Reads all landmarks of a datalist once; an error names split, index and file that training would stumble on.
+    """Reads all landmarks of a datalist once and refuses, by split, index and file, what training would stumble on.
 
     Args:
         items: ``{split: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
-        spatial_dims: number of axes that the configuration asks for.
+        spatial_dims: of the configuration.
         soi_points: groups of names; None leaves landmarks alone.
     """
     if soi_points is None:
         return
     names: set[str] = set()
     maps = False
-    pairs = ((f"{part}[{index}]", item) for part, items_of in items.items() for index, item in enumerate(items_of))
-    for place, item in pairs:
+    for place, item in places(items):
         files = point_files(item, place)
         try:
             if is_points(files[0]):

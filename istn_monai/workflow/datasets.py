@@ -13,27 +13,56 @@ from monai.data import CacheDataset, Dataset, PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 
-from istn_monai.io.datalist import Item, existing
+from istn_monai.io.datalist import Item, existing, read_datalist
+from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.workflow.distributed import first_process_first
 
 PARTNERS, VALIDATION_PARTNERS = 7, 2  # so the shipped network's 140 images made 1000 pairs
 
 
-def datalist_file(dataset_dir: str | None, data_list_file: str, synthetic_dir: str = "synthetic") -> str:
-    """Path of a bundle's datalist; without a ``dataset_dir`` the embedded synthetic set is made first."""
+def pair_item(moving_image: str | None, fixed_image: str | None, moving_label: str | None = None) -> Item:
+    """The item of one pair: the files that are given, by their keys."""
+    files = {"moving_image": moving_image, "fixed_image": fixed_image, "moving_label": moving_label}
+    return {key: str(Path(file).expanduser()) for key, file in files.items() if file is not None}
+
+
+class Pairs(list[Item]):
+    """The pairs of one split of a datalist; a plain list of items is one that a host gave.
+
+    Args:
+        items: with absolute paths.
+        file: the datalist.
+    """
+
+    def __init__(self, items: Sequence[Item], file: Path) -> None:
+        super().__init__(items)
+        self.file = file
+
+    @property
+    def name(self) -> str:
+        """Name and content of the datalist in a few letters, wherever it lies: to tell whether two are the same."""
+        return f"{self.file.name} {hashlib.sha256(self.file.read_bytes()).hexdigest()[:8]}"
+
+
+def read_pairs(dataset_dir: str | None, data_list_file: str, split: str, synthetic_dir: str = "synthetic") -> Pairs:
+    """The pairs of one split of a bundle's datalist; without a ``dataset_dir`` the embedded set is made first."""
     if dataset_dir is None:
         from istn_monai.synthetic.pairs import synthesize
 
-        return str(first_process_first(lambda: synthesize(synthetic_dir)))
-    return str(Path(dataset_dir).expanduser() / data_list_file)
+        file = Path(first_process_first(lambda: synthesize(synthetic_dir)))
+    else:
+        file = existing(Path(dataset_dir).expanduser() / data_list_file)
+    return Pairs(read_datalist(file, [split], IMAGE_KEYS)[split], file)
 
 
-def datalist_name(file: str | Path | None) -> str | None:
-    """Name and content of a datalist in a few letters, wherever it lies: to tell whether two are the same."""
-    if file is None:  # a host gives the data
-        return None
-    path = existing(file)
-    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+def datalist_name(data: Sequence[Item]) -> str | None:
+    """The name of the datalist that pairs are from; None for data that a host gave."""
+    return data.name if isinstance(data, Pairs) else None
+
+
+def is_hosted(data: Sequence[Item]) -> bool:
+    """Whether a host put its own items in the place of a datalist's."""
+    return not isinstance(data, Pairs)
 
 
 def hash_with_files(item: Mapping[str, Any]) -> bytes:

@@ -91,10 +91,10 @@ def first_process_first(action: Callable[[], T]) -> T:
     return result
 
 
-def gathered(part: Any) -> list[Any]:
-    """The results of all processes, in their order, in each of them."""
+def gathered(own: Any) -> list[Any]:
+    """What each process gives, in their order, in all of them."""
     if not started():
-        return [part]
-    parts = [None] * world_size()
-    distributed.all_gather_object(parts, part)
-    return parts
+        return [own]
+    everyone = [None] * world_size()
+    distributed.all_gather_object(everyone, own)
+    return everyone

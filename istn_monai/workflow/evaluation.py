@@ -7,6 +7,7 @@ one-hot, then 0.5 (merged SoI) or the largest (single labels). Regularity is tha
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,12 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from istn_monai.geometry.grids import map_points
-from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.resampling import pull_back_landmarks, pull_back_points, warp_labels
 from istn_monai.geometry.sampling import sample
 from istn_monai.io.landmarks import is_points, matched
-from istn_monai.metrics import box_of, folding_fraction, overlap, sd_log_jacobian, sd_log_jacobian_l2r, without_nan
+from istn_monai.io.paths import absolute
+from istn_monai.metrics import Metrics, box_of, field_metrics, overlap, without_nan
 from istn_monai.qa.cohort import QA_COHORT, Entry, jpeg, write_cohort
 from istn_monai.qa.inspector import PairInspector
 from istn_monai.transforms.checks import reads_labels
@@ -35,9 +36,8 @@ from istn_monai.transforms.keys import LABEL_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.workflow.distributed import gathered, rank, world_size
 
-Metrics = dict[str, float]
-#: of the table: metrics and their titles; landmarks only where there are any
-COLUMNS = {
+#: columns of the table: metrics and their titles; landmarks only where there are any
+TABLE_TITLES = {
     "dice_merged": "Dice merged", "dice_labels": "Dice labels", "asd_merged": "ASD mm", "hd95_merged": "HD95 mm",
     "tre": "TRE mm", "tre_median": "TRE median", "folding": "folding %", "sdlogj": "SDlogJ",
     "sdlogj_l2r": "SDlogJ L2R", "seconds": "s",
@@ -46,7 +46,7 @@ IDENTITY = "Id"
 
 
 def soi_values(soi_labels: Sequence[Sequence[int]] | None) -> list[int]:
-    """All label values of the groups, sorted; [1] for a real-valued map, which is thresholded at half its maximum."""
+    """All label values of the groups, sorted; [1] for a real-valued map, whose threshold is half its maximum."""
     return [1] if soi_labels is None else sorted({value for group in soi_labels for value in group})
 
 
@@ -70,22 +70,22 @@ def label_metrics(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Seq
         soi_labels: groups of label values; None for real-valued maps.
     """
     moving, fixed = (pair[f"{side}_label_original"] for side in ("moving", "fixed"))
-    points = pull_back_points(ddf, affine_of(pair["image"]), affine_of(fixed), fixed.shape[1:], affine_of(moving))
+    points = pull_back_points(ddf, Grid.of(pair["image"]), Grid.of(fixed), Grid.of(moving))
     values = soi_values(soi_labels)
     moving_map, fixed_map = label_map(moving, soi_labels), label_map(fixed, soi_labels)[0, 0]
     warped_soi = sample(merged_soi(moving_map, soi_labels), points, padding_mode="zeros")[0, 0] > 0.5
     fixed_soi = merged_soi(fixed_map, soi_labels) > 0.5
     box = box_of(warped_soi | fixed_soi)  # nothing is to be seen elsewhere, and a brain is large
-    spacing = affine_of(fixed)[:-1, :-1].norm(dim=0).tolist()
-    figures = {f"{k}_merged": v for k, v in overlap(warped_soi[box], fixed_soi[box], spacing).items()}
+    spacing = Grid.of(fixed).spacing
+    metrics = {f"{k}_merged": v for k, v in overlap(warped_soi[box], fixed_soi[box], spacing).items()}
     if soi_labels is None:
-        return figures | {"dice_labels": figures["dice_merged"]}
+        return metrics | {"dice_labels": metrics["dice_merged"]}
     warped_labels = warp_labels(moving_map, points[(..., *box)], values)[0, 0]
     for value in values:
         single = overlap(warped_labels == value, fixed_map[box] == value, spacing)
-        figures |= {f"{name}_{value}": figure for name, figure in single.items()}
-    figures["dice_labels"] = statistics([figures[f"dice_{value}"] for value in values])["mean"]
-    return figures
+        metrics |= {f"{name}_{value}": number for name, number in single.items()}
+    metrics["dice_labels"] = statistics([metrics[f"dice_{value}"] for value in values])["mean"]
+    return metrics
 
 
 def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
@@ -97,7 +97,7 @@ def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
     if not all(map(is_points, files)):
         return {}
     moving, fixed = matched(*files)
-    found = pull_back_landmarks(ddf, affine_of(pair["image"]), fixed.positions.T)
+    found = pull_back_landmarks(ddf, Grid.of(pair["image"]), fixed.positions.T)
     if "initial_alignment" in pair:
         found = map_points(torch.as_tensor(pair["initial_alignment"], dtype=torch.float64), found)
     distances = (found - moving.positions.T).norm(dim=0)
@@ -106,9 +106,8 @@ def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
 
 def pair_metrics(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Metrics:
     """All metrics of one pair and one field; arguments as in :func:`label_metrics`."""
-    figures = (label_metrics(pair, ddf, soi_labels) if reads_labels(soi_labels) else {}) | landmark_metrics(pair, ddf)
-    regularity = {"folding": folding_fraction, "sdlogj": sd_log_jacobian, "sdlogj_l2r": sd_log_jacobian_l2r}
-    return figures | {name: figure(ddf).item() for name, figure in regularity.items()}
+    labels = label_metrics(pair, ddf, soi_labels) if reads_labels(soi_labels) else {}
+    return labels | landmark_metrics(pair, ddf) | field_metrics(ddf[0], Grid.of(pair["image"]).spacing)
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -133,13 +132,13 @@ def statistics(values: Sequence[float]) -> dict[str, float]:
 
 def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """The summary as text, mean +- standard deviation over pairs."""
-    columns = [column for column in COLUMNS if column in next(iter(summary.values()))]
-    lines = [f"{'':10}" + "".join(f"{COLUMNS[column]:>16}" for column in columns)]
-    for method, figures in summary.items():
+    columns = [column for column in TABLE_TITLES if column in next(iter(summary.values()))]
+    lines = [f"{'':10}" + "".join(f"{TABLE_TITLES[column]:>16}" for column in columns)]
+    for method, metrics in summary.items():
         cells = []
         for column in columns:
             factor = 100.0 if column == "folding" else 1.0
-            cells.append(f"{factor * figures[column]['mean']:.3f}+-{factor * figures[column]['std']:.3f}")
+            cells.append(f"{factor * metrics[column]['mean']:.3f}+-{factor * metrics[column]['std']:.3f}")
         lines.append(f"{method:10}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
 
@@ -170,10 +169,10 @@ class FieldSpread:
         return float(torch.as_tensor(self.squares / self.number - mean**2).clamp(min=0).sqrt().mean())
 
 
-def merged_spreads(parts: Sequence[Mapping[str, FieldSpread]]) -> dict[str, FieldSpread]:
+def merged_spreads(spreads: Sequence[Mapping[str, FieldSpread]]) -> dict[str, FieldSpread]:
     """The spreads of several processes' fields, by method, as one."""
     merged: dict[str, FieldSpread] = {}
-    for method, spread in (item for part in parts for item in part.items()):
+    for method, spread in (item for own in spreads for item in own.items()):
         merged.setdefault(method, FieldSpread()).merge(spread)
     return merged
 
@@ -209,7 +208,7 @@ class Evaluation:
         self.dataset = dataset
         self.network = network
         self.inferers = dict(inferers)
-        self.output_dir = Path(output_dir).expanduser().absolute()
+        self.output_dir = absolute(output_dir)
         self.soi_labels = soi_labels
         self.device = device
         self.provenance = dict(provenance or {})
@@ -225,18 +224,18 @@ class Evaluation:
         own: list[dict[str, Any]] = []
         self.entries = []
         spread: dict[str, FieldSpread] = {}
-        share = range(rank(), len(self.dataset), world_size())
-        for number in tqdm(share, desc="evaluating", unit="pair", disable=rank() > 0):
+        numbers = range(rank(), len(self.dataset), world_size())
+        for number in tqdm(numbers, desc="evaluating", unit="pair", disable=rank() > 0):
             own += self.evaluate_pair(number, spread)
-        rows = sorted((row for part in gathered(own) for row in part), key=lambda row: row["pair"])
-        self.entries = [entry for part in gathered(self.entries) for entry in part]
+        rows = sorted(itertools.chain.from_iterable(gathered(own)), key=lambda row: row["pair"])
+        self.entries = list(itertools.chain.from_iterable(gathered(self.entries)))
         summary = summarize(rows)
         result = {
             "summary": summary,
             "field_std_voxels": {method: fields.std() for method, fields in merged_spreads(gathered(spread)).items()},
             "provenance": self.provenance | {"monai": monai.__version__, "torch": torch.__version__},
             "pairs": rows,
-            "qa": {entry.name: entry.light for entry in sorted(self.entries, key=lambda entry: entry.name)},
+            "qa": {entry.name: entry.status for entry in sorted(self.entries, key=lambda entry: entry.name)},
         }
         if rank() > 0:
             return result

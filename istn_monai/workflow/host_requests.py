@@ -18,11 +18,16 @@ from typing import Any
 
 import torch
 from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import affine_of, with_affine
-from istn_monai.io.datalist import SUFFIXES
-from istn_monai.metrics import folding_fraction
+from istn_monai.io.datalist import IMAGE_SUFFIXES
+from istn_monai.metrics import field_metrics, without_nan
+from istn_monai.qa.measures import refinement_metrics
+from istn_monai.qa.rules import traffic_light
+from istn_monai.refinement import refinement_of
 from istn_monai.transforms.keys import ORIGINAL_KEYS, PAIR_KEYS, Pair
 
 STUDIES = "MONAI_LABEL_STUDIES"  # MONAI Label's server sets it to its studies folder
@@ -31,12 +36,8 @@ CACHE = Path.home() / ".cache" / "monailabel"  # this folder
 LABEL_FOLDERS = ("labels/final", "labels/original")  # of MONAI Label's datastore, in this order
 UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\..*)?")  # how Python's tempfile names the files that the host makes of uploads
 MAX_STEPS = 1000
-LARGE = 0.25  # a displacement of more than this fraction of the registration grid's shortest side is suspect
-AT_BOUND = 0.05  # likewise a refinement with more than this fraction of its parameters at their bound
 #: what a request may not bring along: keys whose values the bundle's transforms read as files or take as results
 OWN_KEYS = {"label", *PAIR_KEYS, *ORIGINAL_KEYS, "theta", "warped", "warped_label"}
-#: what a reply says of the refinement
-REFINEMENT = ("steps", "seconds", "objective_start", "objective_end", "at_bound")
 BAD_REQUEST, FORBIDDEN, NOT_FOUND = 400, 403, 404
 
 
@@ -91,8 +92,12 @@ def find_by_id(folders: Sequence[Path], name: str, root: Path) -> str | None:
         name: checked by :func:`check_id`; may have a suffix, which is tried first.
         root: the studies folder; a link that leads out of it raises an error.
     """
-    stem = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
-    names = [name, *(stem + suffix for suffix in SUFFIXES)] if stem != name else [name + suffix for suffix in SUFFIXES]
+    stem = next((name.removesuffix(suffix) for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), name)
+    names = (
+        [name, *(stem + suffix for suffix in IMAGE_SUFFIXES)]
+        if stem != name
+        else [name + suffix for suffix in IMAGE_SUFFIXES]
+    )
     for file in (folder / name for folder in folders for name in names):
         if file.is_file():
             if not is_inside(file, root):
@@ -253,37 +258,17 @@ def narrowed(label: Tensor) -> Tensor:
 
 
 def report(data: Mapping[Hashable, Any]) -> dict[str, Any]:
-    """What a reply says of a registration, in plain numbers.
+    """What a reply says of a registration, in plain numbers; None for what is not a number.
 
-    ``moving_image``, ``moving_label``: their names; ``objective``: ``start`` and ``end`` of the refinement, with its
-    ``steps``, ``seconds`` and ``at_bound``, a fraction of the parameters; ``folding``: a fraction of the voxels;
-    ``max_displacement_mm``; ``warnings``: what someone should look at.
+    ``moving_image``, ``moving_label``: their names; ``steps`` and ``seconds`` of the refinement; the metrics of the
+    field and of the refinement, by the names that they have everywhere, see :func:`istn_monai.metrics.field_metrics`
+    and :func:`istn_monai.qa.measures.refinement_metrics`; ``warnings``: the request's own notes, then what the rules of
+    :mod:`istn_monai.qa.rules` say of these metrics. Rules that need the representations do not apply: a host has none.
     """
-    refinement = data["pred"].meta.get("refinement", {})
-    facts = {name: torch.as_tensor(refinement[name]).item() for name in REFINEMENT if name in refinement}
-    ddf, axes = torch.as_tensor(data["pred"]).cpu().double(), affine_of(data["image"])[:-1, :-1]
-    sides = axes.norm(dim=0) * torch.tensor(ddf.shape[1:])
-    facts["folding"] = folding_fraction(ddf[None]).item()
-    facts["max_displacement_mm"] = torch.einsum("ij,j...->i...", axes, ddf).norm(dim=0).max().item()
+    refinement = refinement_of(data["pred"])
+    done = None if refinement is None else refinement.report
+    ddf = convert_to_tensor(data["pred"], track_meta=False, device="cpu")
+    metrics = field_metrics(ddf, Grid.of(data["image"]).spacing) | refinement_metrics(done)
     names = dict(data["request"])
-    warnings = names.pop("warnings") + warnings_of(facts, data.get("refine_steps", 0), sides.min().item())
-    objective = {end: facts.pop(f"objective_{end}") for end in ("start", "end") if f"objective_{end}" in facts}
-    return names | {"objective": objective} | facts | {"warnings": warnings}
-
-
-def warnings_of(facts: Mapping[str, float], asked: int, side: float) -> list[str]:
-    """What is suspect in a registration.
-
-    Args:
-        facts: of the refinement and the field.
-        asked: steps of refinement.
-        side: of the registration grid, its shortest, in mm.
-    """
-    bound, folding, moved = facts.get("at_bound", 0.0), facts["folding"], facts["max_displacement_mm"]
-    texts = {
-        "the refinement did not improve the objective": asked > 0 and not facts.get("steps"),
-        f"{bound:.0%} of the parameters are at their bound: the images may be too far apart": bound > AT_BOUND,
-        f"the field folds at {folding:.2%} of the voxels": folding > 0,
-        f"points move by up to {moved:.0f} mm, on a grid of {side:.0f} mm": moved > LARGE * side,
-    }
-    return [text for text, holds in texts.items() if holds]
+    warnings = names.pop("warnings") + traffic_light(metrics).reasons
+    return without_nan(names | ({} if done is None else done.numbers()) | metrics | {"warnings": warnings})

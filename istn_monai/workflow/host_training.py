@@ -10,27 +10,31 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from monai.bundle import ConfigParser
-
-from istn_monai.workflow.checkpoints import BEST, Checkpoints
+from istn_monai.folders import BEST
+from istn_monai.io.datalist import Item
+from istn_monai.network_settings import NetworkSettings
+from istn_monai.workflow.checkpoints import Checkpoints
+from istn_monai.workflow.datasets import is_hosted
 from istn_monai.workflow.distributed import gathered
-from istn_monai.workflow.settings import caller_of_type
+from istn_monai.workflow.settings import run_folder
 
 ORIGINAL = "original.pt"
 
 
-def is_hosted() -> bool:
-    """Whether the configuration under evaluation was given its training data by a host."""
-    parser = caller_of_type(ConfigParser)
-    return parser is not None and isinstance(parser.get("train#dataset#data"), list)
+def output_folder(data: Sequence[Item], bundle_root: str, run_name: str, settings: NetworkSettings) -> str:
+    """Where a training writes: by default under the current folder, for a host in the served bundle, a new one.
 
-
-def output_folder(bundle_root: str, run: str) -> str:
-    """Where a training writes: by default under the current folder, for a host in the served bundle, a new one."""
-    if not is_hosted():
-        return f"runs/{run}"
+    Args:
+        data: of training.
+        bundle_root: the bundle's folder.
+        run_name: names the run's folder, with loss and transformation.
+        settings: of the network.
+    """
+    if not is_hosted(data):
+        return run_folder(run_name, settings.loss, settings.transformation)
     now = gathered(time.strftime("%Y-%m-%d_%H-%M-%S"))[0]  # several processes write to one folder
     return str(Path(bundle_root) / "runs" / now)
 
@@ -46,7 +50,7 @@ def publish(checkpoints: Checkpoints, bundle_root: str) -> str:
     served.parent.mkdir(parents=True, exist_ok=True)
     if served.exists() and not first.exists():
         shutil.copy2(served, first)
-    part = served.with_suffix(".part")  # moved into place whole: requests are served meanwhile
-    shutil.copyfile(checkpoints.best_file, part)
-    os.replace(part, served)
+    partial = served.with_suffix(".part")  # moved into place whole: requests are served meanwhile
+    shutil.copyfile(checkpoints.best_file, partial)
+    os.replace(partial, served)
     return f"served from now on: {served}; the first network is {first}"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,21 @@ from ignite.engine import Engine, Events
 from monai.utils import get_package_version
 from torch import nn
 
-from istn_monai.geometry.grids import map_points, within
+from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import affine_of
-from istn_monai.geometry.sampling import affine_points
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.io.images import save_image
 from istn_monai.io.itk_transforms import write_displacement, write_transform
-from istn_monai.io.paths import check_output_dir
-from istn_monai.metrics import folding_fraction, sd_log_jacobian, without_nan
+from istn_monai.io.paths import absolute, check_output_dir
+from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
 from istn_monai.qa.inspector import PairInspector
+from istn_monai.refinement import refinement_of
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
 DISPLACEMENT, TRANSFORM, INVERSE = "displacement.nii.gz", "transform.h5", "inverse_transform.h5"
 QA_PAGE = "qa.png"
-MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be cut off
+MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
 OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, QA_PAGE, "report.json")
 
 
@@ -44,13 +45,13 @@ def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
     Returns:
         The folder's absolute path, made.
     """
-    outputs = {Path(output_dir).expanduser().absolute() / name for name in OUTPUTS}
+    outputs = {absolute(output_dir) / name for name in OUTPUTS}
     for key, file in files.items():
         if file is None:
             if key.endswith("image"):
                 raise ValueError(f"{key} is not set: give --{key} FILE")
             continue
-        path = Path(file).expanduser().absolute()
+        path = absolute(file)
         if not path.exists():
             raise FileNotFoundError(f"{key}: no such file: {path}")
         if path in outputs:
@@ -58,13 +59,13 @@ def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
     return check_output_dir(output_dir)
 
 
-def covering_grid(spatial_size: Sequence[int], affine: torch.Tensor, spacing: float) -> tuple[list[int], torch.Tensor]:
-    """Size and affine of a grid that covers an image and ``MARGIN`` steps around it, of at least ``spacing`` mm."""
-    factors = [max(1.0, spacing / step) for step in affine[:-1, :-1].norm(dim=0).tolist()]
-    steps = [math.ceil((n - 1) / factor - 1e-6) for n, factor in zip(spatial_size, factors, strict=True)]
+def covering_grid(image: Grid, spacing: float) -> Grid:
+    """A grid of at least ``spacing`` mm that covers an image and ``MARGIN`` steps around it."""
+    factors = [max(1.0, spacing / step) for step in image.spacing]
+    steps = [math.ceil((n - 1) / factor - 1e-6) for n, factor in zip(image.spatial_size, factors, strict=True)]
     to_voxel = torch.diag(torch.tensor([*factors, 1.0], dtype=torch.float64))
     to_voxel[:-1, -1] = -MARGIN * to_voxel.diagonal()[:-1]
-    return [n + 1 + 2 * MARGIN for n in steps], affine @ to_voxel
+    return Grid(tuple(n + 1 + 2 * MARGIN for n in steps), image.affine @ to_voxel)
 
 
 def inverse_of(
@@ -78,13 +79,12 @@ def inverse_of(
         start: the initial alignment, which the original moving image's affine has.
         spacing: of the field that the inverse is kept as, in mm.
     """
-    moving, fixed = pair["moving_image_original"], pair["fixed_image_original"]
-    moving_affine = start.double() @ affine_of(moving)  # as in its file: the initial alignment taken back
-    size, affine = covering_grid(moving.shape[1:], moving_affine, spacing)
-    inverse = transform.inverse(size, affine)
-    points = affine_points(affine_of(fixed), fixed.shape[1:], torch.float64).flatten(1)
+    aligned, fixed = (Grid.of(pair[f"{side}_image_original"]) for side in ("moving", "fixed"))
+    moving = Grid(aligned.spatial_size, start.double() @ aligned.affine)  # as in its file
+    inverse = transform.inverse(covering_grid(moving, spacing))
+    points = fixed.points().flatten(1)
     moved = transform.transform_points(points)
-    seen = within(map_points(torch.linalg.inv(moving_affine), moved)[None], moving.shape[1:])[0, 0]
+    seen = moving.contains(moved)
     if not seen.any():
         return inverse, {}
     error = (inverse.transform_points(moved[:, seen]) - points[:, seen]).norm(dim=0)
@@ -104,9 +104,9 @@ def file_hash(file: str) -> str | None:
     """SHA-256 of a file, or of all files in a folder (a DICOM series) one after another, by name; None for nothing."""
     path = Path(file)
     digest = hashlib.sha256()
-    for part in [path] if path.is_file() else sorted(path.rglob("*")):
-        if part.is_file():
-            digest.update(part.read_bytes())
+    for single in [path] if path.is_file() else sorted(path.rglob("*")):
+        if single.is_file():
+            digest.update(single.read_bytes())
     return digest.hexdigest() if path.exists() else None
 
 
@@ -119,7 +119,7 @@ class SavePairHandler:
         options: resolved settings for the report.
         transformation: whose parameters ``theta`` is; None writes the displacement field alone.
         inverse: also writes the transform from moving to fixed points.
-        qa: also writes a QA page, and its light and reasons into the report; see :mod:`istn_monai.qa`.
+        qa: also writes a QA page, and its status and reasons into the report; see :mod:`istn_monai.qa`.
         soi_labels: groups of label values that the network was trained on, None for real-valued maps; for the QA page.
     """
 
@@ -135,7 +135,7 @@ class SavePairHandler:
     ) -> None:
         self.inverse = inverse
         self.inspect = PairInspector(network, soi_labels) if qa else None
-        self.output_dir = Path(output_dir).expanduser().absolute()
+        self.output_dir = absolute(output_dir)
         self.network = network
         self.transformation = transformation
         self.options = dict(options or {})
@@ -156,15 +156,18 @@ class SavePairHandler:
             if name in pair:
                 save_image(pair[name], self.output_dir / f"{name}.nii.gz")
         transforms = self.save_transforms(pair)
-        report = self.report(pair, ddf) | {"transforms": transforms}
-        light = ""
-        if self.inspect is not None:
+        report = self.report(pair) | {"transforms": transforms}
+        note = ""
+        if self.inspect is None:
+            report["metrics"] = field_metrics(ddf.cpu(), Grid.of(pair["image"]).spacing)
+        else:
             verdict, page = self.inspect(pair)
             page.save(self.output_dir / QA_PAGE)
+            report["metrics"] = {name: verdict.metrics[name] for name in FIELD_METRICS}
             report["qa"] = verdict.report()
-            light = f"; QA {verdict.light}, see {QA_PAGE}"
+            note = f"; QA {verdict.status}, see {QA_PAGE}"
         (self.output_dir / "report.json").write_text(json.dumps(without_nan(report), indent=1, default=str))
-        print(f"registered: results in {self.output_dir}{light}")
+        print(f"registered: results in {self.output_dir}{note}")
 
     def save_transforms(self, pair: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Writes what there is of transforms; what they are, for the report."""
@@ -180,7 +183,7 @@ class SavePairHandler:
         if self.transformation is None or "theta" not in pair:
             return written
         theta, start = (torch.as_tensor(pair[key]) for key in ("theta", "initial_alignment"))
-        transform = world_transform(self.transformation, theta[None], affine_of(pair["image"]), start)
+        transform = world_transform(self.transformation, theta[None], Grid.of(pair["image"]), start)
         write_transform(transform, self.output_dir / TRANSFORM)
         written[TRANSFORM] = {"maps": "fixed to moving points", "frame": "LPS mm"}
         if self.inverse:
@@ -189,8 +192,8 @@ class SavePairHandler:
             written[INVERSE] = {"maps": "moving to fixed points", "frame": "LPS mm", "residual_mm": residual}
         return written
 
-    def report(self, pair: Mapping[str, Any], ddf: torch.Tensor) -> dict[str, Any]:
-        """What was done, with what, and how regular the field is."""
+    def report(self, pair: Mapping[str, Any]) -> dict[str, Any]:
+        """What was done, and with what."""
         inputs = {}
         for key in ("moving_image", "fixed_image", "moving_label"):
             if f"{key}_original" in pair:
@@ -202,7 +205,7 @@ class SavePairHandler:
                     "shape": list(image.shape[1:]),
                     "affine": np.asarray(image.meta["original_affine"]).tolist(),
                 }
-        field = ddf[None].cpu()
+        grid, refinement = Grid.of(pair["image"]), refinement_of(pair["pred"])
         return {
             "versions": {
                 "istn-monai": get_package_version("istn_monai"),
@@ -213,13 +216,7 @@ class SavePairHandler:
             "options": self.options,
             "inputs": inputs,
             "initial_alignment": torch.as_tensor(pair["initial_alignment"]).tolist(),
-            "registration_grid": {"shape": list(ddf.shape[1:]), "affine": affine_of(pair["image"]).tolist()},
+            "registration_grid": {"shape": list(grid.spatial_size), "affine": grid.affine.tolist()},
             "frame": "affines and initial_alignment in RAS mm; initial_alignment maps fixed to moving world points",
-            "refinement": {
-                name: torch.as_tensor(value).tolist()
-                for name, value in getattr(pair.get("pred"), "meta", {}).get("refinement", {}).items()
-            },
-            "max_displacement_voxels": ddf.norm(dim=0).max().item(),
-            "folding_fraction": folding_fraction(field).item(),
-            "sdlogj": sd_log_jacobian(field).item(),
+            "refinement": {} if refinement is None else asdict(refinement.report),
         }

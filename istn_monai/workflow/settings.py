@@ -1,89 +1,40 @@
-"""The bundle's settings: which there are, whether an override is one of them, and what a checkpoint was made with.
+"""The bundle's settings: which there are, whether an override is one of them, and what a checkpoint says of them.
 
-MONAI takes any override, also a mistyped one, without a word. :func:`check_settings` is the first thing that the
-bundle's ``initialize`` calls, and refuses what nothing would read.
+MONAI takes any override, also a mistyped one, without a word, and an expression in a config cannot reach the parser
+that evaluates it. :func:`running` finds the parser in the call stack, here alone; ``tests/test_settings.py`` fails if
+a version of MONAI hides it.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
-from torch import nn
 
-SETTINGS: dict[str, str] = {
-    "bundle_root": "the bundle's folder; found from the config file by default",
-    "dataset_dir": "folder of the data; none makes the embedded synthetic set",
-    "data_list_file": "datalist in dataset_dir (or an absolute path)",
-    "synthetic_dir": "where the embedded synthetic set is made",
-    "run_name": "names the default output_dir",
-    "output_dir": "folder for results",
-    "ckpt_dir": "folder of the checkpoints model.pt (best) and last.pt",
-    "device": "cpu, cuda:0, ...",
-    "seed": "of all random numbers",
-    "transformation": "affine or bspline",
-    "control_spacing": "of bspline: mm, one number for each level, coarse to fine",
-    "max_displacement": "of bspline: bound of a level as a fraction of its control spacing; none for no bound",
-    "loss": "u, s, e or i: STN-u, STN-s, ISTN-e, ISTN-i",
-    "similarity": "MONAI loss that compares two images in all terms; none is the paper's mean squared error",
-    "regularization": "MONAI loss of the ddf; none by default",
-    "regularization_weight": "its factor",
-    "spatial_size": "voxels of the registration grid",
-    "spacing": "its voxel size in mm",
-    "soi_labels": "groups of label values, one for each SoI channel; none takes labels as real-valued maps, [] none",
-    "soi_points": "groups of landmark names, one for each further SoI channel; [['*']] is all in one; none for none",
-    "points_map": "what a landmark becomes: heatmap (Gaussian) or distance (truncated distance map)",
-    "points_width": "mm from a landmark at which its map has fallen to a half",
-    "initial_alignment": "world, center, moments or rigid",
-    "in_channels": "channels of an image",
-    "itn_def": "the image transformer network",
-    "stn_def": "the spatial transformer network",
-    "checkpoint_file": "the network that is loaded; ckpt_dir/model.pt by default",
-    "augment": "random affine, elastic and intensity changes in training",
-    "cache_rate": "fraction of the training pairs kept in memory",
-    "cache_dir": "folder that keeps prepared pairs for later runs; none keeps them in memory",
-    "num_workers": "processes that load data",
-    "max_epochs": "of training",
-    "batch_size": "pairs in a training batch",
-    "learning_rate": "at the start; follows a cosine to 0",
-    "training_dtype": "of the networks in training: float32 or bfloat16, which is faster where the hardware knows it",
-    "val_interval": "epochs between validations",
-    "moving_image": "file to be warped (inference)",
-    "fixed_image": "file whose grid is the result's (inference)",
-    "moving_label": "label map to be warped along (inference)",
-    "qa": "writes the QA page: qa.png of a pair, qa.html of an evaluation; False leaves it out",
-    "evaluated_labels": "as soi_labels, of what evaluation compares; soi_labels by default",
-    "evaluated_split": "split of the datalist to evaluate",
-    "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
-    "refine_learning_rate": "of Adam on the transformation's parameters; larger fits more and is less smooth",
-}
-#: top-level ids that MONAI itself reads, and those for a host or for :mod:`istn_monai.registration` alone
+from istn_monai.folders import BEST
+from istn_monai.network_settings import NetworkSettings, none_or
+from istn_monai.options import SETTINGS
+from istn_monai.transforms.registration_grid import AUTO
+from istn_monai.weights import read_weights
+
+#: top-level ids that MONAI itself reads, those that only make sense to a host, and what a plan says of itself
 MONAI_IDS = {
     "imports", "initialize", "run", "finalize", "training", "evaluation", "inference", "refinement",
     "train", "validate", "evaluate", "dataset", "dataloader", "evaluator", "inferer", "preprocessing",
-    "postprocessing", "handlers", "network_def", "network", "displayable_configs", "check", "_meta_", "_mode_",
-    "save_execute_config", "tracking_uri", "experiment_name", "is_not_rank0",
+    "postprocessing", "handlers", "network_def", "network", "settings", "displayable_configs", "_meta_", "_mode_",
+    "save_execute_config", "tracking_uri", "experiment_name", "_plan_",
 }  # fmt: skip
+NETWORK_SETTINGS = tuple(field.name for field in fields(NetworkSettings))
+RUN_SUFFIX = re.compile(r"_[usei]_[a-z+]+")  # of a run's folder: its loss and its transformation
 
 
-def none_or(value: Any) -> Any:
-    """None for the words "none" and "null": on MONAI's command line ``--key None`` is as if it were not there."""
-    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
-
-
-def architecture(network: nn.Module) -> str:
-    """Short hash of a network's architecture, from its ``repr``."""
-    return hashlib.sha256(repr(network).replace("(components)", "(parts)").encode()).hexdigest()[:12]
-
-
-def caller_of_type(kind: type) -> Any:
+def running(kind: type) -> Any:
     """The innermost object of a type that is ``self`` in the call stack, or None.
 
     Expressions in a MONAI config cannot reach the parser or the workflow that evaluates them; both are in the stack.
@@ -102,17 +53,20 @@ def find_bundle_root() -> str:
 
     ``configs/`` lies in the bundle's folder; so a command works from any directory without ``--bundle_root``.
     """
-    workflow = caller_of_type(ConfigWorkflow)
+    workflow = running(ConfigWorkflow)
     folder = Path.cwd() if workflow is None else Path(workflow.config_root_path).absolute()
     return str(folder.parent if folder.name == "configs" else folder)
 
 
-def check_settings() -> None:
-    """ValueError if the config under evaluation has a top-level key that nothing reads: a mistyped override.
+def check_settings(parser: ConfigParser | None = None) -> None:
+    """ValueError if a config has a top-level key that nothing reads: a mistyped override.
 
     A key counts as read if it is one of ``SETTINGS``, one that MONAI reads, or if another entry refers to it with @.
+
+    Args:
+        parser: of the config; None is the one under evaluation.
     """
-    parser = caller_of_type(ConfigParser)
+    parser = running(ConfigParser) if parser is None else parser
     if parser is None:
         return
     config = parser.get()
@@ -124,36 +78,62 @@ def check_settings() -> None:
             raise ValueError(f"unknown setting {key!r}: {hint}Settings are: {', '.join(sorted(SETTINGS))}")
 
 
-class Settings:
-    """The settings that a network was built and trained with, kept in its checkpoint.
+def given_settings() -> dict[str, Any]:
+    """The network's settings in the config under evaluation, as they stand there; null is not given, "none" is."""
+    parser = running(ConfigParser)
+    config = {} if parser is None else parser.get()
+    return {name: config[name] for name in NETWORK_SETTINGS if config.get(name) is not None}
+
+
+def given(name: str, default: Any = None) -> Any:
+    """An entry of the config under evaluation as it stands there, or a default where it is missing or null.
+
+    ``@itn_def`` would be the network, where its JSON is wanted; and an entry that an overlay may bring, or not, cannot
+    be referred to.
+    """
+    parser = running(ConfigParser)
+    value = None if parser is None else parser.get().get(name)
+    return default if value is None else none_or(value)
+
+
+def trained_settings(file: str) -> NetworkSettings:
+    """The network's settings that a checkpoint was trained with, and those of the config that do not contradict them.
+
+    Without a checkpoint, as in a bundle that is still to be trained, those of the config alone.
 
     Args:
-        network: settings without which its weights mean nothing; a checkpoint with others is refused.
-        training: how it was trained; continuing with others is refused, using its weights is not.
+        file: checkpoint.
+
+    Raises:
+        ValueError: if the config contradicts the weights, naming both.
     """
+    given = given_settings()
+    if given.get("spatial_size") == AUTO:
+        del given["spatial_size"]
+    if not Path(file).expanduser().is_file():
+        return NetworkSettings(**given)
+    weights = read_weights(file)
+    settings = weights.settings
+    if settings is None:
+        return NetworkSettings(**given)
+    if weights.description.get("format") == 1:  # which did not say the networks' definitions
+        definitions = {name: given.pop(name) for name in ("itn_def", "stn_def") if name in given}
+        settings = replace(settings, **definitions)
+    return settings.overridden(given, str(weights.file))
 
-    def __init__(self, network: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> None:
-        # through JSON, so that tuples, lists and MONAI's own containers compare equal
-        self.network: dict[str, Any] = json.loads(json.dumps(network, default=str))
-        self.training: dict[str, Any] = json.loads(json.dumps(training or {}, default=str))
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain dictionaries, for a checkpoint."""
-        return {"network": self.network, "training": self.training}
+def run_folder(run_name: str, loss: str | None, transformation: str | None) -> str:
+    """The folder of a training run, ``runs/NAME_LOSS_TRANSFORMATION``.
 
-    def check(self, checkpoint: Mapping[str, Any], file: str | Path, resume: bool = False) -> None:
-        """ValueError, naming file and settings, if a checkpoint's settings are not these.
+    To evaluate a run its name is enough, as long as there is one of that name.
 
-        Args:
-            checkpoint: has what :meth:`state_dict` gave under "settings"; without it there is nothing to compare.
-            file: its place, for the error.
-            resume: whether the settings of training must agree as well.
-        """
-        theirs = checkpoint.get("settings", {})
-        for kind, mine in (("network", self.network), ("training", self.training if resume else {})):
-            other = theirs.get(kind, {})
-            differing = [key for key in mine if key in other and other[key] != mine[key]]
-            if differing:
-                what = "; ".join(f"{key}: {other[key]!r} in the checkpoint, {mine[key]!r} now" for key in differing)
-                remedy = "choose another ckpt_dir (or output_dir)" if resume else "give the settings it was made with"
-                raise ValueError(f"{file} was made with other settings ({what}): {remedy}")
+    Raises:
+        ValueError: if there are several and loss or transformation are not given.
+    """
+    if loss is not None and transformation is not None:
+        return f"runs/{run_name}_{loss}_{transformation}"
+    folders = sorted(Path("runs").glob(f"{run_name}_{loss or '*'}_{transformation or '*'}/models/{BEST}"))
+    names = [file.parts[1] for file in folders if RUN_SUFFIX.fullmatch(file.parts[1].removeprefix(run_name))]
+    if len(names) > 1:
+        raise ValueError(f"run_name {run_name!r} is that of several runs, {names}: give loss and transformation")
+    return f"runs/{names[0]}" if names else f"runs/{run_name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,12 @@ from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.utils import CommonKeys
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from istn_monai.geometry.sampling import warp
-from istn_monai.losses import annotated, where
+from istn_monai.losses import DiceMSELoss, annotated, where
 from istn_monai.networks import ISTNOutput
 from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
-from istn_monai.workflow.settings import Settings
 
 
 def cosine_to_zero(step: int, steps: int) -> float:
@@ -25,8 +26,23 @@ def cosine_to_zero(step: int, steps: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
+def cosine_schedule(optimizer: torch.optim.Optimizer, epochs: int, batches: int) -> LambdaLR:
+    """A learning rate that falls to 0 along a cosine over all batches of all epochs."""
+    return LambdaLR(optimizer, functools.partial(cosine_to_zero, steps=epochs * batches))
+
+
+def default_similarity(loss: str) -> DiceMSELoss | None:
+    """Dice and squared error for what is compared with structures; None, the squared error, for images ("u")."""
+    return None if loss == "u" else DiceMSELoss()
+
+
+def loss_of(output: Mapping[str, Any]) -> float:
+    """The loss of an engine's output."""
+    return output[CommonKeys.LOSS].item()
+
+
 def channels_last(network: nn.Module) -> nn.Module:
-    """The network with its convolutions' weights in channels-last order: a third faster on CPUs, with the same results.
+    """The network with its convolutions' weights in channels-last order: a third faster on CPUs, the same numbers.
 
     Weights are moved in place, as by ``Module.to``, which wants to be told 2-D or 3-D; images need no change.
     """
@@ -74,17 +90,16 @@ class KeepBestHandler:
 class LoadHandler:
     """Loads a checkpoint into the network before an engine starts; see :func:`load_checkpoint`."""
 
-    def __init__(self, file: str | Path, network: nn.Module, settings: Settings) -> None:
+    def __init__(self, file: str | Path, network: nn.Module) -> None:
         self.file = file
         self.network = network
-        self.settings = settings
 
     def attach(self, engine: Engine) -> None:
         """Attaches to an evaluator."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        load_checkpoint(self.file, self.network, self.settings, engine.state.device)
+        load_checkpoint(self.file, self.network, engine.state.device)
 
 
 class ProgressHandler:
@@ -93,4 +108,4 @@ class ProgressHandler:
     def attach(self, engine: Engine) -> None:
         """Attaches to a trainer."""
         bar = ProgressBar(desc="training")
-        bar.attach(engine, output_transform=lambda output: {"loss": output[CommonKeys.LOSS].item()})
+        bar.attach(engine, output_transform=lambda output: {"loss": loss_of(output)})

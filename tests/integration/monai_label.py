@@ -95,12 +95,13 @@ def check_pairs(server: Server, check: Checks, pairs: list[tuple[str, str]]) -> 
                 continue
             found.append(dice(reply.values, fixed))
             whole = reply.values.dtype == np.uint8 and set(np.unique(reply.values)) == {0, 1, 2}
-            objective, named = reply.params["objective"], {"seconds", "folding", "warnings"} <= set(reply.params)
-            better = objective["end"] < objective["start"] if steps else objective["end"] == objective["start"]
+            start, end = (reply.params[f"objective_{when}"] for when in ("start", "end"))
+            named = {"seconds", "folding", "displacement_mm", "warnings"} <= set(reply.params)
+            better = end < start if steps else end == start
             check(
                 on_grid_of(reply, fixed) and whole and named and better,
                 f"{moving} to {fixed}, {steps} steps: on the fixed grid, Dice {found[-1]:.3f}, objective "
-                f"{objective['start']:.2e} to {objective['end']:.2e}, {reply.params['seconds']:.1f} s, "
+                f"{start:.2e} to {end:.2e}, {reply.params['seconds']:.1f} s, "
                 f"folding {reply.params['folding']:.4f}, warnings {reply.params['warnings']}",
             )
     one_pass, refined = (float(np.mean(found)) for found in scores.values())
@@ -205,8 +206,8 @@ def check_repeated(server: Server, check: Checks, pair: tuple[str, str]) -> None
     seconds, growth = time.perf_counter() - begin, server.memory() - before
 
     def same(number: int, reply: Reply) -> bool:
-        objective = reply.params.get("objective")
-        return np.array_equal(reply.values, first[number].values) and objective == first[number].params["objective"]
+        objective = reply.params.get("objective_end")
+        return np.array_equal(reply.values, first[number].values) and objective == first[number].params["objective_end"]
 
     check(all(same(*reply) for reply in replies), f"{REQUESTS} requests in a row: the same answers, {seconds:.0f} s")
     check(growth < MAX_GROWTH, f"memory {before:.0f} MB, after {REQUESTS} more requests {growth:+.1f} MB")

@@ -1,0 +1,261 @@
+"""The settings of a network: what it takes to build it, and what goes with its weights into a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pydoc import locate
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.networks import blocks, nets
+from torch import nn
+
+from istn_monai.alignment import INITIAL_ALIGNMENTS
+from istn_monai.geometry.composite import TRANSFORMATIONS, spatial_transformation
+from istn_monai.geometry.transformation import Transformation, checked_size, per_axis
+from istn_monai.layers import SoftClamp, with_central_statistics
+from istn_monai.losses import VARIANTS
+from istn_monai.networks import ISTN, BackboneITN, DisplacementNetwork
+from istn_monai.stn import PyramidSTN
+from istn_monai.transforms.checks import check_choice, check_soi_labels
+from istn_monai.transforms.landmarks import check_soi_points
+
+#: what may differ at inference: the weights do not depend on it
+FREE = ("spatial_size", "initial_alignment")
+UNET_CHANNELS, UNET_DIVISOR = (8, 16, 32, 64, 128, 8), 16
+TRANSFORMATION_ID = "@transformation_def"
+#: packages whose networks a checkpoint may name
+TRUSTED = ("istn_monai.", "monai.networks.", "torch.nn.")
+
+
+def none_or(value: Any) -> Any:
+    """None for the words "none" and "null": on MONAI's command line ``--key None`` is as if it were not there."""
+    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Settings that check themselves, build the network, and describe it in its checkpoint.
+
+    The words "none" and "null" become None, tuples become lists, so that settings compare equal however they were
+    typed.
+
+    Attributes:
+        loss: "u", "s", "e" or "i". With "u" and "s" there is no ITN; the STN sees the images.
+        transformation: "affine" or "bspline".
+        control_spacing: of "bspline", in mm, one for each level, coarse to fine.
+        max_displacement: of "bspline": bound of a level as a fraction of its control spacing; None for no bound.
+        spatial_size: voxels of the registration grid in training. Other sizes work at inference.
+        spacing: voxel size of the registration grid in mm.
+        soi_labels: groups of label values, one for each SoI channel; None for real-valued maps; [] for landmarks alone.
+        soi_points: groups of landmark names, one for each further SoI channel; None for none.
+        in_channels: channels of an image.
+        initial_alignment: how moving images are brought to fixed ones before the network, see
+            :func:`istn_monai.alignment.initial_alignment`.
+        itn_def: MONAI's JSON of another ITN, ``{"_target_": ..., ...}``; None for the default, a BasicUNet. It may
+            refer to ``@spatial_dims``, ``@in_channels`` and ``@soi_channels``.
+        stn_def: likewise of another STN than :class:`istn_monai.PyramidSTN`; may refer to ``@spatial_dims``,
+            ``@stn_channels``, ``@transformation`` and ``@transformation_def``.
+
+    Raises:
+        ValueError: naming the setting, what was expected and what came.
+
+    Example:
+        >>> settings = NetworkSettings(spatial_size=(16, 24, 16), control_spacing=8, soi_labels=[[1, 2]])
+        >>> settings.soi_channels, settings.network().istn.transformation.spatial_size
+        (1, (16, 24, 16))
+    """
+
+    loss: str = "i"
+    transformation: str = "bspline"
+    control_spacing: float | Sequence[float] = (24, 12, 6)
+    max_displacement: float | None = 0.4
+    spatial_size: Sequence[int] = (48, 64, 48)
+    spacing: float | Sequence[float] = 1
+    soi_labels: Sequence[Sequence[int]] | None = ((1,), (2,))
+    soi_points: Sequence[Sequence[str]] | None = None
+    in_channels: int = 1
+    initial_alignment: str = "center"
+    itn_def: Mapping[str, Any] | None = None
+    stn_def: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain_json(none_or(getattr(self, field.name))))
+        check_choice("loss", self.loss, VARIANTS)
+        check_choice("transformation", self.transformation, TRANSFORMATIONS)
+        check_choice("initial_alignment", self.initial_alignment, INITIAL_ALIGNMENTS)
+        check_soi_labels(self.soi_labels, self.soi_points)
+        check_soi_points(self.soi_points)
+        checked_size(self.spatial_size)
+        per_axis("spacing", self.spacing, self.spatial_dims)
+        if not isinstance(self.in_channels, int) or isinstance(self.in_channels, bool) or self.in_channels < 1:
+            raise ValueError(f"in_channels must be a whole number of at least 1, got {self.in_channels!r}")
+        self.spatial_transformation()  # checks what is its own
+        for name in ("itn_def", "stn_def"):
+            object.__setattr__(self, name, self.resolved(name, getattr(self, name)))
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return len(self.spatial_size)
+
+    @property
+    def has_itn(self) -> bool:
+        """Whether there is an ITN: STN-u and STN-s are trained without one."""
+        return self.loss not in ("u", "s")
+
+    @property
+    def soi_channels(self) -> int:
+        """K: how many SoI channels labels and landmarks make, in this order."""
+        return (1 if self.soi_labels is None else len(self.soi_labels)) + len(self.soi_points or ())
+
+    @property
+    def stn_channels(self) -> int:
+        """Channels that the STN sees, moving and fixed together."""
+        return 2 * (self.soi_channels if self.has_itn else self.in_channels)
+
+    @property
+    def mask_labels(self) -> Sequence[Sequence[int]] | None:
+        """The label groups if the representations are masks of them; None if they are real-valued maps."""
+        return None if self.soi_points else self.soi_labels
+
+    def spatial_transformation(self) -> Transformation:
+        """The transformation on the grid of training."""
+        return spatial_transformation(
+            self.transformation, self.spatial_size, self.spacing, self.control_spacing, self.max_displacement
+        )
+
+    def network(self) -> DisplacementNetwork:
+        """The network with random weights; the weights depend on nothing else than these settings."""
+        transformation = self.spatial_transformation()
+        dims = self.spatial_dims
+        itn = self.built(self.itn_def, transformation) if self.has_itn and self.itn_def else None
+        if self.has_itn and itn is None:
+            unet = nets.BasicUNet(dims, self.in_channels, self.soi_channels, features=UNET_CHANNELS)
+            itn = BackboneITN(unet, UNET_DIVISOR, SoftClamp())
+        if itn is not None:
+            itn = with_central_statistics(itn, self.in_channels, self.spatial_size)
+        stn = self.built(self.stn_def, transformation) if self.stn_def else None
+        stn = PyramidSTN(dims, self.stn_channels, transformation) if stn is None else stn
+        stn = with_central_statistics(stn, self.stn_channels, self.spatial_size)
+        return DisplacementNetwork(ISTN(itn, stn, transformation), self.in_channels)
+
+    def built(self, definition: Mapping[str, Any], transformation: Transformation) -> nn.Module:
+        """The network that a resolved definition describes."""
+        config = {"definition": definition, TRANSFORMATION_ID[1:]: transformation}
+        network = ConfigParser(config).get_parsed_content("definition")
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"itn_def and stn_def must describe a torch.nn.Module, got {definition!r}")
+        return network
+
+    def resolved(self, name: str, definition: Any) -> Any:
+        """A definition in which references and expressions have become numbers and words."""
+        if definition is None:
+            return None
+        if not isinstance(definition, Mapping) or "_target_" not in definition:
+            raise ValueError(f'{name} must be JSON as in MONAI\'s configs, {{"_target_": ...}}, got {definition!r}')
+        ids = {key: getattr(self, key) for key in ("spatial_dims", "in_channels", "soi_channels", "stn_channels")}
+        ids |= {"transformation": self.transformation, "spatial_size": self.spatial_size, "spacing": self.spacing}
+        text = json.dumps(definition).replace('"_target_"', '"target"').replace(TRANSFORMATION_ID, "<transformation>")
+        content = ConfigParser({**ids, "definition": json.loads(text)}).get_parsed_content("definition")
+        text = json.dumps(content).replace('"target"', '"_target_"').replace("<transformation>", TRANSFORMATION_ID)
+        return json.loads(text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def of_state_dict(cls, state: Mapping[str, Any]) -> NetworkSettings:
+        """What :meth:`state_dict` gave, from a file: names are checked, no definition may run code.
+
+        Raises:
+            ValueError: for an unknown setting, or a definition that is not a network of MONAI, torch or this package.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(state) - known)
+        if unknown:
+            raise ValueError(f"unknown settings {unknown}: was it written by a newer version? This one knows {known}")
+        for name in ("itn_def", "stn_def"):
+            check_definition(state.get(name), name)
+        return cls(**state)
+
+    def overridden(self, given: Mapping[str, Any], file: str) -> NetworkSettings:
+        """These settings with those that a user gave at inference.
+
+        Args:
+            given: settings by name; what is None was not given.
+            file: whose settings these are, for the error.
+
+        Raises:
+            ValueError: if one contradicts the weights, naming both values.
+        """
+        wanted = {name: value for name, value in given.items() if value is not None}
+        other = replace(self, **wanted)
+        wrong = [name for name in wanted if name not in FREE and not self.agrees(other, name)]
+        if wrong:
+            what = "; ".join(f"{name} {getattr(self, name)!r} in training, {wanted[name]!r} now" for name in wrong)
+            raise ValueError(f"{file} was trained with other settings ({what}): leave them out")
+        return replace(self, **{name: value for name, value in wanted.items() if name in FREE})
+
+    def agrees(self, other: NetworkSettings, name: str) -> bool:
+        """Whether a setting means the same in both."""
+        mine, theirs = getattr(self, name), getattr(other, name)
+        if name == "loss":  # u and s, e and i, have one architecture each
+            return self.has_itn == other.has_itn
+        if name in ("control_spacing", "max_displacement") and self.transformation == "affine":
+            return True
+        if name == "itn_def" and not self.has_itn:
+            return True
+        if name in ("spacing", "control_spacing"):
+            return numbers(mine) == numbers(theirs)
+        return mine == theirs
+
+
+def numbers(value: Any) -> Any:
+    """A number, or a list of one number several times, as the number."""
+    values = [numbers(item) for item in value] if isinstance(value, list) else [float(value)]
+    return values[0] if all(item == values[0] for item in values) else values
+
+
+def plain_json(value: Any) -> Any:
+    """Through JSON, so that tuples, lists and MONAI's own containers compare equal."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a network's settings must be JSON (numbers, words, lists), got {value!r}") from error
+
+
+def check_definition(definition: Any, name: str) -> None:
+    """ValueError if JSON from a file could run code: an expression, or anything but a network of a known package."""
+    if isinstance(definition, Mapping):
+        if "_target_" in definition:
+            check_target(definition["_target_"], name)
+        others = [key for key in definition if str(key).startswith("_") and key != "_target_"]
+        if others:
+            raise ValueError(f"{name} of the checkpoint has keys that are not used there: {others}")
+        definition = list(definition.values())
+    if isinstance(definition, list):
+        for item in definition:
+            check_definition(item, name)
+    elif isinstance(definition, str) and definition[:1] in ("$", "%", "@") and definition != TRANSFORMATION_ID:
+        raise ValueError(f"{name} of the checkpoint has an expression, {definition!r}, which is not run")
+
+
+def check_target(target: Any, name: str) -> None:
+    """ValueError unless a name is that of a ``torch.nn.Module`` that MONAI, torch or this package defines.
+
+    What is found counts, not how it is spelled: ``torch.nn.functional.torch.os.system`` begins well.
+    """
+    found = None
+    if isinstance(target, str):
+        known = target.startswith(TRUSTED)
+        found = locate(target) if known else getattr(nets, target, None) or getattr(blocks, target, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith(TRUSTED)):
+        raise ValueError(
+            f"{name} of the checkpoint names {target!r}, which is not a network of MONAI, torch.nn or istn_monai: give "
+            f"{name} yourself if you trust it"
+        )

@@ -1,0 +1,177 @@
+"""Weights that say what they are: a checkpoint is a flat state dictionary with a description of its network inside.
+
+The description is JSON under the key ``istn_monai`` of the state dictionary's ``_metadata``, where PyTorch keeps the
+versions of modules. So ``torch.load(file, weights_only=True)`` gives what any tool takes for a plain state dictionary
+(``load_state_dict``, MONAI's ``monai.bundle.load`` and ``ckpt_export``), and the description travels with the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.utils import get_package_version
+from torch import Tensor, nn
+
+from istn_monai.folders import BEST
+from istn_monai.network_settings import NetworkSettings
+
+KEY = "istn_monai"
+FORMAT = 2  # 1 was a dictionary with "model" and "settings"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a checkpoint holds.
+
+    Attributes:
+        file: where it lies.
+        state: the state dictionary.
+        description: "settings" of the network, "training", "result", "versions"; empty for a plain state dictionary.
+        progress: what is needed to go on with a training; empty in ``model.pt``.
+    """
+
+    file: Path
+    state: Mapping[str, Tensor]
+    description: Mapping[str, Any] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> NetworkSettings | None:
+        """The network's settings; None if the file does not say.
+
+        Raises:
+            ValueError: naming the file, if they cannot be used.
+        """
+        if "settings" not in self.description:
+            return None
+        try:
+            return NetworkSettings.of_state_dict(self.description["settings"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.file}: {error}") from error
+
+    @property
+    def validation(self) -> float | None:
+        """Best validation Dice, if the file says."""
+        return self.description.get("result", {}).get("validation_dice")
+
+    def load_into(self, network: nn.Module) -> None:
+        """Loads the weights.
+
+        Raises:
+            ValueError: naming the file, if they are those of another network.
+        """
+        try:
+            network.load_state_dict(self.state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            hint = "" if self.description.get("format") == FORMAT else (
+                " (it does not say its itn_def and stn_def: give them if they are not the default ones)"
+            )  # fmt: skip
+            lines = " ".join(str(error).split())
+            raise ValueError(
+                f"{self.file} does not fit the network that its settings describe{hint}: {lines[:300]}"
+            ) from error
+
+
+def read_weights(file: str | os.PathLike, device: Any = "cpu") -> Weights:
+    """Reads a checkpoint without running any code in it.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: naming the file, if it is not a checkpoint.
+    """
+    path = Path(file).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; train first, or set ckpt_dir to the folder with {BEST}")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{path} is not a checkpoint that can be read safely: {why[:200]}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} is not a checkpoint, a state dictionary, but a {type(content).__name__}")
+    state = content.get("model", content)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} is not a checkpoint: it must hold tensors by name, got {sorted(content)[:5]}")
+    progress = {key: value for key, value in content.items() if key in ("optimizer", "lr_scheduler", "trainer")}
+    return Weights(path, state, description_of(content, state, path), progress if state is not content else {})
+
+
+def description_of(content: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, in today's form whatever its format."""
+    text = getattr(state, "_metadata", {}).get(KEY)
+    if text is not None:
+        try:
+            return dict(json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} has a description that is not JSON: {error}") from error
+    if isinstance(content.get("settings"), Mapping):
+        return first_format(content)
+    return {}
+
+
+def first_format(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a checkpoint of format 1, which told ISTNs from STNs by what they represent."""
+    network = dict(content["settings"].get("network", {}))
+    training = dict(content["settings"].get("training", {}))
+    representation, _ = network.pop("representation", "itn"), network.pop("architecture", None)
+    network["loss"] = training.pop("loss", "i" if representation == "itn" else "u")
+    if "initial_alignment" in training:
+        network["initial_alignment"] = training["initial_alignment"]
+    result = {"validation_dice": content.get("validation"), "epoch": content.get("epoch")}
+    known = {key: value for key, value in result.items() if value is not None}
+    return {"format": 1, "settings": network, "training": training, "result": known}
+
+
+def described(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """A module's state dictionary with a description inside."""
+    versions = {"istn-monai": get_package_version("istn_monai"), "monai": get_package_version("monai")}
+    versions["torch"] = torch.__version__
+    metadata = state._metadata  # type: ignore[attr-defined]
+    metadata[KEY] = json.dumps({"format": FORMAT, "versions": versions, **description}, default=str)
+    return state
+
+
+def save_atomically(content: Mapping[str, Any], file: Path) -> None:
+    """Writes a checkpoint beside its place, then moves it there: an interruption leaves the old one whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    torch.save(content, part)
+    os.replace(part, file)
+
+
+def information(weights: Weights) -> str:
+    """What a checkpoint is, in some ten lines."""
+    lines = {"file": str(weights.file), "weights": f"{sum(v.numel() for v in weights.state.values()):,} numbers"}
+    settings = weights.settings
+    if settings is None:
+        return table(lines | {"description": "none: a plain state dictionary"})
+    itn = "none" if not settings.has_itn else (settings.itn_def or {}).get("_target_", "BasicUNet")
+    levels = f", control spacing {settings.control_spacing} mm" if settings.transformation == "bspline" else ""
+    training, result = weights.description.get("training", {}), weights.description.get("result", {})
+    lines["network"] = f"loss {settings.loss}, ITN {itn}, STN {(settings.stn_def or {}).get('_target_', 'PyramidSTN')}"
+    lines["transformation"] = f"{settings.transformation}{levels}"
+    lines["grid"] = f"{settings.spacing} mm; trained on {'x'.join(map(str, settings.spatial_size))} voxels"
+    points = "" if settings.soi_points is None else f", landmarks {settings.soi_points}"
+    lines["structures"] = f"labels {'real-valued maps' if settings.soi_labels is None else settings.soi_labels}{points}"
+    lines["alignment"] = settings.initial_alignment
+    lines["images"] = f"{settings.in_channels} channel(s), {training.get('normalization', '0.5 to 99.5 % to [0, 1]')}"
+    lines["trained on"] = str(training.get("datalist", "not said"))
+    lines["result"] = ", ".join(f"{key} {shown(value)}" for key, value in result.items()) or "not said"
+    lines["versions"] = ", ".join(f"{k} {v}" for k, v in weights.description.get("versions", {}).items()) or "not said"
+    return table(lines)
+
+
+def shown(value: Any) -> str:
+    """A number with four digits, anything else as it is."""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def table(lines: Mapping[str, str]) -> str:
+    """Names and values, one line each."""
+    return "\n".join(f"{name:15} {value}" for name, value in lines.items())

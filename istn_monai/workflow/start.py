@@ -1,0 +1,101 @@
+"""What must hold before a training, an evaluation or an inference begins: one call for each, first in ``run``.
+
+The checks come from the cheapest to the dearest, and each resolves the entries of the config that it needs. Under
+``python -m monai.bundle`` a foreseen failure ends the program in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from istn_monai.folders import write_run
+from istn_monai.io.datalist import Item
+from istn_monai.io.paths import check_output_dir
+from istn_monai.transforms.checks import check_soi_labels, reads_labels
+from istn_monai.transforms.landmarks import check_soi_points
+from istn_monai.workflow.datalist_checks import check_datalist, check_points
+from istn_monai.workflow.datasets import as_pairs, is_hosted
+from istn_monai.workflow.distributed import check_started, rank
+from istn_monai.workflow.errors import one_line
+from istn_monai.workflow.host_training import publish
+from istn_monai.workflow.results import check_pair_files
+from istn_monai.workflow.settings import check_settings, running
+
+
+def resolver() -> Callable[[str], Any]:
+    """What gives the value of an entry of the config under evaluation."""
+    parser = running(ConfigParser)
+    if parser is None:
+        raise RuntimeError("this is for the configs of the bundle: call it from an expression of one")
+    return parser.get_parsed_content
+
+
+def check_training() -> None:
+    """Refuses, before any work, a training that would go wrong."""
+    with one_line():
+        check_settings()
+        check_started("multi_gpu_train.json")
+        value = resolver()
+        settings = value("settings")
+        check_soi_points(settings.soi_points, value("points_map"), value("points_width"))
+        check_output_dir(value("output_dir"))
+        training = value("train#dataset#data")
+        validation = value("validate#dataset#data")
+        data = {"training": as_pairs(training), "validation": as_pairs(validation, training)}
+        announce("training", training, data["training"])
+        labels = reads_labels(settings.soi_labels)
+        check_datalist(
+            data, settings.spatial_dims, settings.soi_labels, in_channels=settings.in_channels, read_labels=labels
+        )
+        check_points({"training": training, "validation": validation}, settings.spatial_dims, settings.soi_points)
+        check_output_dir(value("ckpt_dir"), "ckpt_dir")
+        value("checkpoints")
+        if rank() == 0 and not is_hosted(training):
+            write_run(value("output_dir"), training.file)
+
+
+def check_evaluation() -> None:
+    """Refuses, before any work, an evaluation that would go wrong."""
+    with one_line():
+        check_settings()
+        check_started("multi_gpu_evaluate.json")
+        value = resolver()
+        check_output_dir(value("output_dir"))
+        value("checkpoint")
+        settings, labels, split = value("settings"), value("read_labels"), value("evaluated_split")
+        check_soi_labels(labels, settings.soi_points)
+        data = value("evaluate#dataset#data")
+        announce(f"evaluating {split}", data, data)
+        check_datalist(
+            {split: data}, settings.spatial_dims, labels, in_channels=settings.in_channels,
+            read_labels=reads_labels(labels),
+        )  # fmt: skip
+
+
+def check_inference() -> None:
+    """Refuses, before any work, an inference that would go wrong."""
+    with one_line():
+        check_settings()
+        value = resolver()
+        files: Mapping[str, Any] = {"moving_image": None, "fixed_image": None} | value("pair")
+        check_pair_files(value("output_dir"), **files)
+        value("settings")
+
+
+def announce(what: str, data: Sequence[Item], pairs: Sequence[Item]) -> None:
+    """Says which data are used, so that a forgotten setting is seen at once."""
+    if rank() == 0:
+        source = "data that the host gives" if is_hosted(data) else f"{data.file}"  # type: ignore[attr-defined]
+        print(f"istn-monai: {what}: {len(pairs)} pairs of {source}", flush=True)
+
+
+def finish_training(checkpoints: Any, data: Sequence[Item], bundle_root: str) -> None:
+    """Says where the best network is, and puts it into the served bundle if a host gave the data."""
+    if rank() > 0:
+        return
+    print(checkpoints.report())
+    if is_hosted(data):
+        print(publish(checkpoints, bundle_root))
