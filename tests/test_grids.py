@@ -123,7 +123,7 @@ def test_overlap_is_seen_from_both_sides():
 @pytest.mark.parametrize("dims", DIMS)
 def test_a_registration_grid_is_nibabels_closest_canonical_orientation(dims):
     if dims == 2:
-        pytest.skip("nibabel's images have three axes; tests/test_world.py has 2-D by hand")
+        pytest.skip("nibabel's images have three axes; tests/test_resampling.py has 2-D by hand")
     fixed = Grid(SIZE[3], oblique(3))
     grid = registration_grid(fixed, (12, 10, 8), (1.0, 2.0, 3.0))
     image = nib.as_closest_canonical(nib.Nifti1Image(np.zeros(SIZE[3], np.float32), oblique(3)))
