@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.data`: reading and drawing datalists."""
+"""Tests of `istn_monai.io.datalist`, `pairing` and `workflow.datasets`: reading and drawing datalists."""
 
 from __future__ import annotations
 

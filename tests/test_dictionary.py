@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.dictionary`: the transforms of a pair, one by one and in the bundle's order."""
+"""Tests of `istn_monai.transforms`: the transforms of a pair, one by one and in the bundle's order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.hosts`: what a request may name, where the moving image comes from, and what the reply says."""
+"""Tests of `istn_monai.workflow.host_requests`: what a request may name, what is moved, what the reply says."""
 
 from __future__ import annotations
 

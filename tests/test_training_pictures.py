@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.training_pictures`: pictures of pairs for TensorBoard, and the curves of a training."""
+"""Tests of `istn_monai.workflow.curves`: pictures of pairs for TensorBoard, and the curves of a training."""
 
 from __future__ import annotations
 
