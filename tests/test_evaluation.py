@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
 from istn_monai.io.landmarks import Points, write_points
-from istn_monai.metrics import box_of
+from istn_monai.metrics import FIELD_METRICS, box_of
 from istn_monai.networks import DisplacementNetwork
 from istn_monai.workflow.evaluation import (
     TABLE_TITLES,
@@ -170,6 +170,14 @@ def test_folding_is_counted():
     ddf[:, 0, 10:] = -5.0  # everything beyond row 10 comes from five rows before: rows fold there
     metrics = pair_metrics(pair_of_labels(labels_at((8, 8, 9)), labels_at((8, 8, 9))), ddf, [[1, 2]])
     assert metrics["folding"] == pytest.approx(2 / SHAPE[0]) and metrics["sdlogj"] > 0
+
+
+def test_a_field_is_measured_in_mm_of_its_grid_and_by_the_names_of_everywhere():
+    label = labels_at((8, 8, 9))
+    metrics = pair_metrics(pair_of_labels(label, label, spacing=1.5), zero_ddf() + 2, [[1, 2]])
+    assert set(FIELD_METRICS) <= set(metrics)
+    assert metrics["displacement_mm"] == metrics["max_displacement_mm"] == pytest.approx(2 * 1.5 * 3**0.5)
+    assert metrics["displacement"] == pytest.approx(2 * 3**0.5 / min(SHAPE))
 
 
 def test_small_functions():

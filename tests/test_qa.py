@@ -18,7 +18,7 @@ from helpers import DATA_DIR, ball, random_checkpoint, write_json, write_nifti
 from monai.bundle import run
 from PIL import Image
 
-from istn_monai.metrics import FIELD_METRICS
+from istn_monai.metrics import FIELD_METRICS, jacobian_determinant
 from istn_monai.qa.cohort import Entry, jpeg, write_cohort
 from istn_monai.qa.measures import RegisteredPair, ambiguity, measure, soft_overlap
 from istn_monai.qa.page import page_picture
@@ -189,6 +189,34 @@ def test_an_empty_representation_and_a_folded_field_can_be_drawn():
     assert verdict.status == RED
     pink = (np.asarray(page_picture(empty, verdict)).astype(int) == [255, 0, 212]).all(-1)
     assert pink.sum() > 50
+
+
+def test_the_jacobian_determinant_is_computed_once_for_metrics_and_page(monkeypatch):
+    calls = []
+
+    def counted(ddf):
+        calls.append(1)
+        return jacobian_determinant(ddf)
+
+    for module in ("metrics", "qa.measures"):
+        monkeypatch.setattr(f"istn_monai.{module}.jacobian_determinant", counted)
+    pair = made_pair((30, 26))
+    page_picture(pair, traffic_light(measure(pair)))
+    assert len(calls) == 1
+
+
+def test_a_status_has_one_color_everywhere(tmp_path):
+    """The cohort's badges and the page's dots, by hand."""
+    colors = {"green": "#2e9e5b", "amber": "#f0a30a", "red": "#d93025"}
+    reports = [traffic_light(GOOD | change).report() for change in ({}, {"sdlogj": 0.6}, {"ambiguity": 0.9})]
+    entries = [Entry(report["status"], "", report) for report in reports]
+    text = write_cohort(entries, tmp_path / "qa.html").read_text(encoding="utf-8")
+    pair = made_pair((30, 26))
+    for status, change in zip(STATUSES, ({}, {"sdlogj": 0.6}, {"ambiguity": 0.9}), strict=True):
+        assert f'background:{colors[status]}">{status}<' in text
+        page = np.asarray(page_picture(pair, traffic_light(GOOD | change))).astype(int)
+        own = [int(colors[status][k : k + 2], 16) for k in (1, 3, 5)]
+        assert (page[:150, :150] == own).all(-1).sum() > 200  # the large dot in the header
 
 
 def test_no_figure_of_pyplot_is_made():
