@@ -267,6 +267,8 @@ def main() -> None:
         return
     try:
         fire.Fire(COMMANDS, name="istn-monai")
+    except SystemExit as end:  # fire answers --help with 2 where a command also needs arguments
+        sys.exit(0 if "--help" in sys.argv else end.code)
     except Exception as error:
         from istn_monai.workflow.errors import exit_with_cause
 

@@ -1,0 +1,162 @@
+"""Tests of `istn_monai.weights`: flat state dictionaries that say what they are; bad files; old ones."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import BUNDLE, rand
+
+from istn_monai import NetworkSettings
+from istn_monai.weights import described, information, read_weights, save_atomically
+
+SETTINGS = NetworkSettings(spatial_size=(16, 24), control_spacing=8, soi_labels=[[1]], initial_alignment="moments")
+TRAINING = {"datalist": "pairs.json 12345678", "batch_size": 2}
+SHIPPED = BUNDLE / "models" / "model.pt"
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    torch.manual_seed(0)
+    description = {"settings": SETTINGS.state_dict(), "training": TRAINING, "result": {"validation_dice": 0.75}}
+    save_atomically(described(SETTINGS.network().state_dict(), description), tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+def test_a_checkpoint_is_a_plain_state_dictionary_to_other_tools(file):
+    content = torch.load(file, weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in content.values())
+    network = SETTINGS.network()
+    network.load_state_dict(content)
+    assert set(content) == set(network.state_dict())
+
+
+def test_a_checkpoint_says_all_that_it_takes_to_use_it(file):
+    weights = read_weights(file)
+    assert weights.settings == SETTINGS and weights.validation == 0.75
+    assert weights.description["training"] == TRAINING and weights.description["versions"]["torch"] == torch.__version__
+    network = weights.settings.network().eval()
+    weights.load_into(network)
+    same = SETTINGS.network().eval()
+    same.load_state_dict(torch.load(file, weights_only=True))
+    image = rand(1, 2, 16, 24)
+    assert torch.equal(network(image), same(image))
+
+
+def test_the_description_stays_when_tools_save_what_they_loaded(file, tmp_path):
+    torch.save(torch.load(file, weights_only=True), tmp_path / "copy.pt")
+    assert read_weights(tmp_path / "copy.pt").settings == SETTINGS
+
+
+def test_a_plain_state_dictionary_has_no_description(tmp_path):
+    torch.save(torch.nn.Linear(2, 3).state_dict(), tmp_path / "plain.pt")
+    assert read_weights(tmp_path / "plain.pt").settings is None
+    assert "plain state dictionary" in information(read_weights(tmp_path / "plain.pt"))
+
+
+def test_checkpoints_of_the_first_format_say_the_same(tmp_path):
+    old = {
+        "model": SETTINGS.network().state_dict(),
+        "settings": {
+            "network": {
+                "representation": "itn", "transformation": "bspline", "control_spacing": 8, "max_displacement": 0.4,
+                "spatial_size": [16, 24], "spacing": 1, "soi_labels": [[1]], "soi_points": None, "in_channels": 1,
+                "architecture": "78b99c9ddef2",
+            },
+            "training": {"loss": "e", "initial_alignment": "moments", "batch_size": 2},
+        },
+        "validation": 0.6,
+        "epoch": 3,
+    }  # fmt: skip
+    torch.save(old, tmp_path / "old.pt")
+    weights = read_weights(tmp_path / "old.pt")
+    assert weights.settings.loss == "e" and weights.settings.initial_alignment == "moments"
+    assert weights.settings.spatial_size == [16, 24] and weights.validation == 0.6
+    assert weights.description["training"] == {"initial_alignment": "moments", "batch_size": 2}
+    weights.load_into(weights.settings.network())
+    old["settings"]["network"]["representation"] = "image"
+    del old["settings"]["training"]
+    torch.save(old, tmp_path / "older.pt")
+    assert read_weights(tmp_path / "older.pt").settings.loss == "u"
+
+
+def test_the_shipped_weights_are_told_in_ten_lines():
+    lines = information(read_weights(SHIPPED)).splitlines()
+    assert 8 <= len(lines) <= 12
+    text = "\n".join(lines)
+    for said in ("48x64x48", "[[1], [2]]", "bspline", "center", "BasicUNet"):
+        assert said in text
+
+
+# --- bad files -------------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self):
+        return (Path("ran").touch, ())
+
+
+def one_line(call, file) -> str:
+    with pytest.raises(ValueError) as error:
+        call()
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("content", [Payload(), {"model": {"weight": torch.ones(1)}, "extra": Payload()}])
+def test_a_pickle_payload_is_refused_and_does_not_run(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, tmp_path / "evil.pt")
+    assert "not a checkpoint that can be read safely" in one_line(lambda: read_weights("evil.pt"), tmp_path / "evil.pt")
+    (tmp_path / "evil2.pt").write_bytes(pickle.dumps(content))
+    one_line(lambda: read_weights("evil2.pt"), tmp_path / "evil2.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_truncated_checkpoint_is_named(file):
+    content = file.read_bytes()
+    for length in (10, 1000, len(content) // 2, len(content) - 10):
+        file.write_bytes(content[:length])
+        one_line(lambda: read_weights(file), file)
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"model": 3}, {"a": 1}, {}, {"model": {}}])
+def test_something_else_is_no_checkpoint(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    one_line(lambda: read_weights(tmp_path / "x.pt"), tmp_path / "x.pt")
+
+
+def test_weights_of_a_foreign_network_do_not_fit(file, tmp_path):
+    foreign = described(torch.nn.Linear(2, 3).state_dict(), {"settings": SETTINGS.state_dict()})
+    torch.save(foreign, tmp_path / "foreign.pt")
+    weights = read_weights(tmp_path / "foreign.pt")
+    text = one_line(lambda: weights.load_into(weights.settings.network()), tmp_path / "foreign.pt")
+    assert "does not fit the network that its settings describe" in text
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"loss": "x"}, "loss must be one of"),
+        ({"spatial_size": "auto"}, "spatial_size must be"),
+        ({"unheard": 1}, "unknown settings"),
+        ({"itn_def": {"_target_": "os.system", "command": "touch ran"}}, "itn_def of the checkpoint"),
+    ],
+)
+def test_a_description_that_cannot_be_used_names_the_file(tmp_path, monkeypatch, settings, said):
+    monkeypatch.chdir(tmp_path)
+    state = described(torch.nn.Linear(2, 3).state_dict(), {"settings": SETTINGS.state_dict() | settings})
+    torch.save(state, tmp_path / "x.pt")
+    assert said in one_line(lambda: read_weights(tmp_path / "x.pt").settings, tmp_path / "x.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_description_that_is_no_json_names_the_file(tmp_path):
+    state = torch.nn.Linear(2, 3).state_dict()
+    state._metadata["istn_monai"] = "{"
+    torch.save(state, tmp_path / "x.pt")
+    one_line(lambda: read_weights(tmp_path / "x.pt"), tmp_path / "x.pt")
