@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from torch import Tensor
 
 from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.transformation import Transformation
+from istn_monai.network_settings import NetworkSettings
 from istn_monai.networks import ISTN, ITN, ISTNOutput
 from istn_monai.stn import STN
+from istn_monai.weights import described, save_atomically
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 #: real data sets, outside the project; see the README
@@ -100,16 +102,15 @@ def write_json(path: Path, content) -> Path:
 
 def random_checkpoint(folder: Path, settings: dict) -> dict:
     """Random weights whose heads move points by some millimeters, and the settings with the place they are at."""
-    parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "inference.json"))
-    parser.update(settings)
+    names = {field.name for field in fields(NetworkSettings)}
+    described_by = NetworkSettings(**{name: value for name, value in settings.items() if name in names})
     torch.manual_seed(0)
-    network = parser.get_parsed_content("network_def")
+    network = described_by.network()
     for head in network.istn.stn.heads:
         for parameter in head.parameters():
             torch.nn.init.normal_(parameter, std=0.6)
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": network.state_dict()}, folder / "model.pt")
+    state = described(network.state_dict(), {"settings": described_by.state_dict()})
+    save_atomically(state, folder / "model.pt")
     return settings | {"ckpt_dir": str(folder)}
 
 

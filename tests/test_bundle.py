@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from helpers import BUNDLE, config
-from monai.bundle import ConfigParser, ConfigWorkflow, run, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, load, run, verify_metadata, verify_net_in_out
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from istn_monai import NetworkSettings
+from istn_monai.options import SETTINGS
 from istn_monai.synthetic.pairs import synthesize
+from istn_monai.weights import read_weights
 from istn_monai.workflow.results import OUTPUTS
-from istn_monai.workflow.settings import SETTINGS
 
 CONFIGS = BUNDLE / "configs"
 SMALL = {"spatial_size": [32, 32, 32], "control_spacing": [16, 8], "device": "cpu", "batch_size": 2, "max_epochs": 2}
@@ -56,7 +60,10 @@ def test_training_leaves_checkpoints_curves_and_pictures(trained):
     assert (output / "training.png").stat().st_size > 5000 and (output / "training.csv").exists()
     checkpoint = torch.load(output / "models" / "last.pt", weights_only=True)
     assert checkpoint["trainer"]["iteration"] == 4
-    assert checkpoint["settings"]["network"]["spatial_size"] == [32, 32, 32]
+    weights = read_weights(output / "models" / "model.pt")
+    assert weights.settings.spatial_size == [32, 32, 32] and weights.validation is not None
+    assert weights.description["training"]["normalization"] == "NormalizeIntensityRanged(lower=0.5, upper=99.5)"
+    assert json.loads((output / "run.json").read_text())["datalist"].endswith("pairs.json")
 
 
 def test_training_goes_on_and_refuses_other_settings(trained, tmp_path):
@@ -180,12 +187,22 @@ def test_metadata_follows_the_schema(data_dir):
     verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema))
 
 
-def test_configs_share_one_network():
-    train, inference = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
-    shared = ["spatial_size", "spacing", "soi_labels", "transformation", "control_spacing", "max_displacement", "loss"]
-    shared += ["in_channels", "initial_alignment", "itn_def", "stn_def", "transformation_def", "network_def"]
-    assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
-    assert train["settings"]["network"] == inference["settings"]["network"]
+def test_the_training_config_has_the_defaults_of_the_settings_and_the_shipped_weights_share_them():
+    parser = ConfigParser()
+    parser.read_config(config("train"))
+    assert parser.get_parsed_content("settings") == NetworkSettings()
+    shipped = read_weights(CONFIGS.parent / "models" / "model.pt").settings
+    assert replace(shipped, loss="i") == NetworkSettings()
+
+
+def test_monai_loads_all_variables_and_writes_nothing(tmp_path, monkeypatch):
+    shutil.copytree(CONFIGS.parent, tmp_path / "bundles" / "istn")
+    before = {file: file.read_bytes() for file in (tmp_path / "bundles").rglob("*") if file.is_file()}
+    monkeypatch.chdir(tmp_path)
+    network = load("istn", bundle_dir=str(tmp_path / "bundles"), source="github")
+    expected = torch.load(CONFIGS.parent / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize("overlay", ["hippocampus", "brain", "synth2d", "paper"])
@@ -230,9 +247,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(toy, trained, tmp_path)
             run_id="evaluation",
             config_file=config("train", "evaluate"),
             **settings
-            | {"itn_def#activation": "relu", "output_dir": str(tmp_path), "ckpt_dir": str(output / "models")},
+            | {"itn_def": {"_target_": "istn_monai.ITN", "spatial_dims": 3}}
+            | {"output_dir": str(tmp_path), "ckpt_dir": str(output / "models")},
         )
-    assert "architecture" in messages(failure.value) and "model.pt" in messages(failure.value)
+    assert "itn_def None in training" in messages(failure.value) and "model.pt" in messages(failure.value)
 
 
 def test_none_is_a_word(toy, tmp_path):
@@ -244,7 +262,7 @@ def test_none_is_a_word(toy, tmp_path):
     }
     workflow = ConfigWorkflow(config("train"), workflow_type="train", **settings)
     workflow.initialize()
-    assert workflow.parser.get_parsed_content("soi_channels") == 1
+    assert workflow.parser.get_parsed_content("settings").soi_channels == 1
     assert isinstance(workflow.parser.get_parsed_content("train#loss").similarity, torch.nn.MSELoss)
 
 
@@ -271,7 +289,7 @@ def test_inference_without_files_or_with_wrong_ones(toy, trained, tmp_path):
         ({}, "moving_image is not set"),
         ({"moving_image": "/nowhere.nii.gz", "fixed_image": fixed}, "/nowhere.nii.gz"),
         ({"moving_image": fixed, "fixed_image": fixed, "ckpt_dir": "/nowhere"}, "no checkpoint at /nowhere"),
-        ({"moving_image": fixed, "fixed_image": fixed, "spatial_size": [32, 32, 40]}, "other settings"),
+        ({"moving_image": fixed, "fixed_image": fixed, "spacing": 2}, "other settings"),
         ({"moving_image": fixed, "fixed_image": fixed, "moving_labl": fixed}, "moving_labl"),
     ]
     for files, message in cases:
@@ -302,9 +320,9 @@ def test_landmarks_alone_train_and_evaluate(toy_without_labels, tmp_path, varian
     groups = {"soi_points": [["root*"], ["branching*", "tip*"]], "data_list_file": "landmarks.json", "loss": variant}
     settings = SMALL | groups | {"dataset_dir": str(toy_without_labels), "output_dir": str(tmp_path), "max_epochs": 1}
     run(run_id="training", config_file=config("train", "landmarks"), **settings)
-    kept = torch.load(tmp_path / "models" / "last.pt", weights_only=True)
-    assert kept["settings"]["network"]["soi_points"] == groups["soi_points"]
-    assert all(torch.isfinite(weight).all() for weight in kept["model"].values())
+    kept = read_weights(tmp_path / "models" / "last.pt")
+    assert kept.settings.soi_points == groups["soi_points"]
+    assert all(torch.isfinite(weight).all() for weight in kept.state.values())
     run(run_id="evaluation", config_file=config("train", "landmarks", "evaluate"), **settings, refine_steps=2)
     summary = json.loads((tmp_path / "evaluation.json").read_text())["summary"]
     assert {"tre", "tre_median", "folding"} <= set(summary["refined"]) and "dice_merged" not in summary["refined"]
@@ -339,8 +357,6 @@ def test_no_structure_at_all_is_refused(toy, tmp_path):
 
 def test_the_qa_page_takes_landmark_channels_for_maps():
     """A Gaussian's gray levels are no ambiguity about a structure."""
-    for points, expected in (("none", [[1], [2]]), ([["*"]], None)):
-        parser = ConfigParser()
-        parser.read_config(str(CONFIGS / "inference.json"))
-        parser["soi_points"] = points
-        assert parser.get_parsed_content("shown_groups") == expected
+    assert NetworkSettings().mask_labels == [[1], [2]]
+    assert NetworkSettings(soi_points=[["*"]]).mask_labels is None
+    assert NetworkSettings(soi_labels=None).mask_labels is None

@@ -46,7 +46,6 @@ def exported(export, bundle: Path, settings: dict, name: str, **options) -> str:
         ckpt_file=str(bundle / "models" / "model.pt"),
         meta_file=str(bundle / "configs" / "metadata.json"),
         config_file=str(bundle / "configs" / "inference.json"),
-        key_in_ckpt="model",
         **options,
         **settings,
     )

@@ -122,6 +122,10 @@ class NormalizeIntensityRanged(MapTransform):
         self.lower = lower
         self.upper = upper
 
+    def __repr__(self) -> str:
+        """Class and percentiles, for a checkpoint's description."""
+        return f"{type(self).__name__}(lower={self.lower}, upper={self.upper})"
+
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         """Each key ``(C, *S)`` to the same in [0, 1], float32."""
         result = dict(data)
