@@ -7,10 +7,13 @@ from pathlib import Path
 import monai.bundle
 import pytest
 import torch
-from helpers import BUNDLE, random_checkpoint, write_subjects
+from helpers import BUNDLE, random_checkpoint, write_json, write_subjects
 from monai.bundle import ConfigParser
 
-from istn_monai.workflow.host_training import is_hosted, output_folder
+from istn_monai import NetworkSettings
+from istn_monai.weights import read_weights
+from istn_monai.workflow.datasets import read_pairs
+from istn_monai.workflow.host_training import output_folder
 
 SMALL = {"spatial_size": [16, 16, 16], "control_spacing": [8, 4], "device": "cpu"}
 
@@ -54,7 +57,7 @@ def bundle(tmp_path, monkeypatch) -> Path:
 
 
 def weights(file: Path) -> dict[str, torch.Tensor]:
-    return torch.load(file)["model"]
+    return read_weights(file).state
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -99,8 +102,8 @@ def root(error: BaseException) -> BaseException:
 
 
 def test_the_command_line_is_not_a_host(tmp_path):
-    parser = ConfigParser({"train": {"dataset": {"data": "$[1]"}}, "x": "$hosted()"}, globals={"hosted": is_hosted})
-    assert parser.get_parsed_content("x") is False and not is_hosted()
-    parser = ConfigParser({"train": {"dataset": {"data": [1]}}, "x": "$hosted()"}, globals={"hosted": is_hosted})
-    assert parser.get_parsed_content("x") is True
-    assert output_folder(str(tmp_path), "mine_i_affine") == "runs/mine_i_affine"
+    file = write_json(tmp_path / "pairs.json", {"training": [{"moving_image": "a.nii", "fixed_image": "b.nii"}]})
+    own, settings = read_pairs(str(tmp_path), file.name, "training"), NetworkSettings(loss="i", transformation="affine")
+    assert output_folder(own, str(tmp_path), "mine", settings) == "runs/mine_i_affine"
+    folder = output_folder([{"image": "a.nii", "label": "b.nii"}], str(tmp_path), "mine", settings)
+    assert folder.startswith(str(tmp_path / "runs"))

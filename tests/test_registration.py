@@ -281,12 +281,15 @@ def test_a_pair_is_registered_inside_a_compose(registered):
         register({"atlas": files["moving_image"]})
 
 
-def test_an_overlay_gives_the_settings(tmp_path):
+def test_weights_know_their_settings_and_an_overlay_may_say_them_again(tmp_path):
     settings = random_checkpoint(tmp_path, SETTINGS[2, "affine"])
-    overlay = {key: value for key, value in settings.items() if key != "ckpt_dir"}
-    file = write_json(tmp_path / "mine.json", overlay | {"max_epochs": 3, "augment": True, "spacing": 2})
-    registration = Registration(None, 0, config=file, ckpt_dir=settings["ckpt_dir"], spacing=1.5)
-    assert registration.content("transformation_def").spatial_size == (32, 24)
-    assert registration.content("spacing") == 1.5  # what is given by itself wins
+    file = write_json(tmp_path / "mine.json", settings | {"max_epochs": 3, "augment": True})
+    for given in ({"model": tmp_path}, {"ckpt_dir": str(tmp_path)}, {"model": tmp_path, "config": file}):
+        registration = Registration(refine_steps=0, device="cpu", **given)
+        assert registration.settings.spatial_size == [32, 24] and registration.settings.transformation == "affine"
+        assert registration.network.istn.transformation.spatial_size == (32, 24)
+    with pytest.raises(Exception) as error:
+        Registration(tmp_path, 0, spacing=7)
+    assert "spacing" in str(foreseen_cause(error.value)) and "in training, 7 now" in str(foreseen_cause(error.value))
     with pytest.raises(FileNotFoundError, match="config: no such file: .*theirs.json"):
         Registration(None, 0, config=tmp_path / "theirs.json")

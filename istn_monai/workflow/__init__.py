@@ -10,7 +10,7 @@ __getattr__, __all__ = lazy(
     {
         "checkpoints": ["Checkpoints", "load_checkpoint"],
         "curves": ["PairImageHandler", "TrainingCurveHandler"],
-        "datasets": ["cached_dataset", "datalist_name", "pair_item", "read_pairs"],
+        "datasets": ["cached_dataset", "datalist_name", "pair_item", "read_pairs", "validation_pairs"],
         "distributed": ["process_device", "rank", "start", "stop", "world_size"],
         "evaluation": ["Evaluation"],
         "host_requests": ["Replyd", "RequestPaird"],

@@ -55,6 +55,13 @@ def read_pairs(dataset_dir: str | None, data_list_file: str, split: str, synthet
     return Pairs(read_datalist(file, [split], IMAGE_KEYS)[split], file)
 
 
+def validation_pairs(training: Sequence[Item]) -> list[Item]:
+    """The validation pairs of the datalist that training pairs are from; none beside data that a host gave."""
+    if not isinstance(training, Pairs):
+        return []
+    return Pairs(read_datalist(training.file, ["validation"], IMAGE_KEYS)["validation"], training.file)
+
+
 def datalist_name(data: Sequence[Item]) -> str | None:
     """The name of the datalist that pairs are from; None for data that a host gave."""
     return data.name if isinstance(data, Pairs) else None
