@@ -34,8 +34,8 @@ from scipy.stats import wilcoxon
 from torch import Tensor, nn
 
 from istn_monai import ISTN
+from istn_monai.inferer import RefineInferer
 from istn_monai.io.datalist import read_datalist
-from istn_monai.refinement import RefineInferer
 from istn_monai.transforms.preprocessing import ConcatPaird
 from istn_monai.workflow.evaluation import Evaluation
 

@@ -11,7 +11,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.geometry.frames` (RAS and LPS), :mod:`~istn_monai.geometry.world_transform`
 - :mod:`istn_monai.layers`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
   :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.refinement`: test-time refinement for the
-  one pair in hand; :mod:`istn_monai.alignment`: initial alignment; :mod:`istn_monai.metrics`
+  one pair in hand; :mod:`istn_monai.inferer`: refinement as a MONAI inferer; :mod:`istn_monai.alignment`: initial
+  alignment; :mod:`istn_monai.metrics`
 - :mod:`istn_monai.io`: files in, files out.
   :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.landmarks`,
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
@@ -58,7 +59,8 @@ __getattr__, __all__ = lazy(
         "stn": ["STN", "PyramidSTN"],
         "networks": ["ISTN", "ITN", "BackboneITN", "DisplacementNetwork", "ISTNOutput"],
         "losses": ["DiceMSELoss", "ISTNLoss"],
-        "refinement": ["RefineInferer", "Refiner"],
+        "refinement": ["Refiner"],
+        "inferer": ["RefineInferer"],
         "io.landmarks": ["Points", "read_points", "write_points"],
         "io.itk_transforms": ["read_transform", "write_transform"],
         "transforms.preprocessing": [

@@ -11,6 +11,7 @@ from istn_monai.geometry.sampling import warp as warp
 from istn_monai.geometry.transformation import Transformation as Transformation
 from istn_monai.geometry.world_transform import WorldTransform as WorldTransform
 from istn_monai.geometry.world_transform import world_transform as world_transform
+from istn_monai.inferer import RefineInferer as RefineInferer
 from istn_monai.io.itk_transforms import read_transform as read_transform
 from istn_monai.io.itk_transforms import write_transform as write_transform
 from istn_monai.io.landmarks import Points as Points
@@ -25,7 +26,6 @@ from istn_monai.networks import ITN as ITN
 from istn_monai.networks import BackboneITN as BackboneITN
 from istn_monai.networks import DisplacementNetwork as DisplacementNetwork
 from istn_monai.networks import ISTNOutput as ISTNOutput
-from istn_monai.refinement import RefineInferer as RefineInferer
 from istn_monai.refinement import Refiner as Refiner
 from istn_monai.registration import RegisterISTNd as RegisterISTNd
 from istn_monai.registration import Registration as Registration

@@ -5,6 +5,7 @@ Commands import what they use when they run: ``--help`` and ``--version`` need n
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,18 @@ from istn_monai import __version__
 from istn_monai.options import with_settings
 
 
+def load_libraries() -> None:
+    """Imports torch and MONAI without garbage collections, which take a third of the time and find nothing.
+
+    What was loaded is left out of later collections too.
+    """
+    gc.disable()
+    import monai  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+
+
 def plan(data: str, output: str | None = None, overwrite: bool = False) -> str:
     """Reads the fingerprint of a data set and writes settings for it, each with its reason.
 
@@ -24,6 +37,7 @@ def plan(data: str, output: str | None = None, overwrite: bool = False) -> str:
         output: JSON file to write; by default NAME_plan.json in the current folder.
         overwrite: replace an existing plan.
     """
+    load_libraries()
     from istn_monai.planning import write_plan
 
     made, file = write_plan(data, output, overwrite)
@@ -41,6 +55,7 @@ def train(data: str, bundle_root: str | None = None, **settings: Any) -> str:
         data: a plan (.json); or a folder or datalist, for which a plan is made first.
         bundle_root: folder of the bundle; the package's own by default.
     """
+    load_libraries()
     from istn_monai.folders import bundle_folder
     from istn_monai.planning import plan_of
     from istn_monai.registration import train_network
@@ -70,6 +85,7 @@ def evaluate(
         config: JSON file with further settings.
         bundle_root: folder of the bundle; the package's own by default.
     """
+    load_libraries()
     from istn_monai.folders import bundle_folder, to_evaluate
     from istn_monai.registration import evaluate_datalist
 
@@ -110,6 +126,7 @@ def register(
         config: JSON file with further settings.
         bundle_root: folder of the bundle; that of the model, or the package's own, by default.
     """
+    load_libraries()
     from istn_monai.registration import Registration, register_datalist, register_files
     from istn_monai.workflow.distributed import connected
 
@@ -146,6 +163,7 @@ def represent(
         config: JSON file with further settings.
         bundle_root: folder of the bundle; that of the model, or the package's own, by default.
     """
+    load_libraries()
     from istn_monai.registration import Registration, represent_file
 
     return f"written: {represent_file(Registration(model, 0, config, bundle_root, **settings), image, output)}"
@@ -171,6 +189,7 @@ def apply(
         interpolation: linear, nearest, or label (linear one-hot, then the largest).
         frame: RAS or LPS, of landmarks in a .csv that does not say it in a column; the result is in the same.
     """
+    load_libraries()
     from istn_monai.apply import apply_transform
 
     return f"written: {apply_transform(transform, input, output, reference, inverse, interpolation, frame)}"
@@ -182,6 +201,7 @@ def info(model: str | None = None) -> str:
     Args:
         model: folder of a training run or of a bundle, or a checkpoint; the shipped weights by default.
     """
+    load_libraries()
     from istn_monai.folders import bundle_folder, find_weights
     from istn_monai.weights import information, read_weights
 
@@ -210,6 +230,7 @@ def pairs(
         seed: of the draw.
         landmarks: folder with landmark files (.csv, .fcsv, .mrk.json), or landmark maps, of the images' names.
     """
+    load_libraries()
     from istn_monai.pairing import make_datalist
 
     return f"written: {make_datalist(images, output, labels, train, val, test, seed, landmarks)}"
@@ -239,6 +260,7 @@ def synthesize(
         image_format: nii.gz, or png in 2-D.
         overwrite: replace a set of this command that was made with other settings.
     """
+    load_libraries()
     from istn_monai.synthetic.pairs import synthesize as write_synthetic_pairs
 
     file = write_synthetic_pairs(

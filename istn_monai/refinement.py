@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from monai.data import MetaTensor
-from monai.inferers import Inferer
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from istn_monai.geometry.sampling import sample_moved
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.networks import ISTN
 
-logger = logging.getLogger(__name__)
 TARGETS = ("theta", "stn")
 LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
 COARSE_STEPS = {"theta": 25, "stn": 0}
@@ -64,45 +62,16 @@ class Refinement(NamedTuple):
         ddf: ``(B, D, *S)`` in voxels.
         reports: one for each pair.
         theta_start: ``(B, P)``, where it began.
+        moving: the images or representations ``(B, K, *S)`` that were registered, not warped.
+        fixed: likewise.
     """
 
     theta: Tensor
     ddf: Tensor
     reports: list[RefinementReport]
     theta_start: Tensor
-
-
-class PairRefinement(NamedTuple):
-    """What the refinement of one pair left beside its ddf.
-
-    Attributes:
-        theta: refined parameters ``(P,)``.
-        theta_start: parameters ``(P,)`` before, of one pass of the network.
-        report: what the refinement did.
-    """
-
-    theta: Tensor
-    theta_start: Tensor
-    report: RefinementReport
-
-
-def refinement_of(pred: Any) -> PairRefinement | None:
-    """What :class:`RefineInferer` wrote into the metadata of a ddf; None if a network alone made the ddf.
-
-    Args:
-        pred: ``(D, *S)``, the ddf of one pair: an item of the inferer's batch.
-
-    Raises:
-        ValueError: the metadata are those of a batch.
-    """
-    meta = getattr(pred, "meta", {})
-    if "refinement" not in meta:
-        return None
-    theta, theta_start = (torch.as_tensor(meta[name]) for name in ("theta", "theta_start"))
-    if theta.ndim != 1:
-        raise ValueError(f"pred must be the ddf (D, *S) of one pair, got metadata with theta {tuple(theta.shape)}")
-    values = {name: torch.as_tensor(value).tolist() for name, value in meta["refinement"].items()}
-    return PairRefinement(theta, theta_start, RefinementReport(**values | {"trace": tuple(values["trace"])}))
+    moving: Tensor
+    fixed: Tensor
 
 
 class Refiner:
@@ -179,10 +148,9 @@ class Refiner:
         singles = [
             self.refine_stn(network, m, f) for m, f in zip(moving.split(1), fixed.split(1), strict=True)
         ]  # weights are shared by a batch, so each pair needs a copy of its own
-        thetas, ddfs, reports, starts = zip(*singles, strict=True)
-        return Refinement(
-            torch.cat(thetas), torch.cat(ddfs), [report for one in reports for report in one], torch.cat(starts)
-        )
+        thetas, ddfs, reports, starts, *_ = zip(*singles, strict=True)
+        every = [report for one in reports for report in one]
+        return Refinement(torch.cat(thetas), torch.cat(ddfs), every, torch.cat(starts), moving, fixed)
 
     def register(
         self, transformation: Transformation, moving: Tensor, fixed: Tensor, theta: Tensor | None = None
@@ -235,8 +203,7 @@ class Refiner:
     ) -> Refinement:
         """Adam on ``parameters``, which ``theta_of`` turns into theta ``(B, P)``."""
         begin = time.perf_counter()
-        optimizer = torch.optim.Adam(parameters, self.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(self.steps, 1))
+        optimizer = Adam(parameters)
         track = BestIterates(self.patience, self.tolerance, self.steps)
         for step in range(self.steps + 1):
             late = self.max_seconds is not None and time.perf_counter() - begin > self.max_seconds
@@ -247,14 +214,40 @@ class Refiner:
                 track.update(step, theta.detach(), values.detach())
             if step == self.steps or late or not track.active.any():
                 break
-            optimizer.zero_grad()
-            values.sum().backward()
-            optimizer.step()
-            schedule.step()
+            gradients = torch.autograd.grad(values.sum(), parameters)
+            optimizer.step(gradients, self.learning_rate * cosine_to_zero(step, self.steps))
         with torch.no_grad():
             ddf = transformation(track.theta)
         seconds = time.perf_counter() - begin
-        return Refinement(track.theta, ddf, track.reports(seconds), track.theta_start)
+        return Refinement(track.theta, ddf, track.reports(seconds), track.theta_start, moving, fixed)
+
+
+def cosine_to_zero(step: int, steps: int) -> float:
+    """Factor of the learning rate, from 1 at the start to 0 at the end; the end may move when training goes on."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+class Adam:
+    """PyTorch's Adam as a function, with its defaults.
+
+    The class ``torch.optim.Adam`` imports the compiler, which takes longer than the steps of a small pair.
+
+    Args:
+        parameters: what is optimized, in place.
+    """
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.parameters = parameters
+        self.means, self.squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+        self.steps = [torch.tensor(0.0) for _ in parameters]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
+        """One step along gradients of the parameters."""
+        adam(
+            self.parameters, list(gradients), self.means, self.squares, [], self.steps, foreach=False, fused=False,
+            amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate, weight_decay=0.0, eps=1e-8, maximize=False,
+        )  # fmt: skip
 
 
 class BestIterates:
@@ -293,48 +286,3 @@ class BestIterates:
         columns = (self.steps, self.start, self.best, at_bound, self.trace)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [RefinementReport(int(s), seconds, start, end, bound, tuple(t)) for s, start, end, bound, t in rows]
-
-
-class RefineInferer(Inferer):
-    """MONAI inferer that refines the network's prediction at test time; see :class:`Refiner`.
-
-    Takes the place of ``SimpleInferer``, which it equals for 0 steps, and returns the ddf; hosts that pass more
-    arguments are served too. The ddf's metadata hold the refined ``theta`` ``(B, P)``, the ``theta_start`` of one pass,
-    and ``refinement``, what :class:`RefinementReport` says of each pair; :func:`refinement_of` reads them.
-
-    Args:
-        refiner: None is ``Refiner(**options)``.
-        options: arguments of the refiner, e.g. ``steps`` and ``target``.
-
-    Example:
-        >>> from istn_monai import ISTN, STN, AffineTransformation, DisplacementNetwork
-        >>> affine = AffineTransformation((16, 20))
-        >>> network = DisplacementNetwork(ISTN(None, STN(2, 2, affine), affine))
-        >>> ddf = RefineInferer(steps=5)(torch.rand(1, 2, 16, 20), network)
-        >>> ddf.shape, ddf.meta["refinement"]["objective_end"] <= ddf.meta["refinement"]["objective_start"]
-        (torch.Size([1, 2, 16, 20]), tensor([True]))
-    """
-
-    def __init__(self, refiner: Refiner | None = None, **options: Any) -> None:
-        super().__init__()
-        self.refiner = Refiner(**options) if refiner is None else refiner
-
-    def __repr__(self) -> str:
-        """The refiner's main options, for a report."""
-        refiner = self.refiner
-        return f"RefineInferer(steps={refiner.steps}, target={refiner.target}, learning_rate={refiner.learning_rate:g})"
-
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """``(B, 2C, *S)`` and a :class:`istn_monai.DisplacementNetwork` (or ISTN) to the ddf ``(B, D, *S)``."""
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        result = self.refiner(getattr(network, "istn", network), image)
-        reports = [asdict(report) for report in result.reports]
-        for report in result.reports:
-            logger.info("refined: %s", report.numbers())
-        columns = {name: torch.tensor([report[name] for report in reports]) for name in reports[0]}
-        # a batch's metadata is split along its first axis, also the affine that a MetaTensor must have
-        affine = torch.eye(4, dtype=torch.float64).expand(len(image), 4, 4)
-        meta = {"theta": result.theta, "theta_start": result.theta_start, "refinement": columns}
-        ddf = MetaTensor(result.ddf, affine=affine, meta=meta)
-        ddf.is_batch = True  # so that hosts that take ``ddf[0]`` get the metadata of one pair as well
-        return ddf

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import DATA_DIR, ball, random_checkpoint, write_json, write_nifti
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from monai.bundle import run
 from PIL import Image
 
 from istn_monai.metrics import FIELD_METRICS, jacobian_determinant
 from istn_monai.qa.cohort import Entry, jpeg, write_cohort
 from istn_monai.qa.measures import RegisteredPair, ambiguity, measure, soft_overlap
-from istn_monai.qa.page import page_picture
+from istn_monai.qa.page import draw_page, page_picture
 from istn_monai.qa.panels import planes_of
 from istn_monai.qa.rules import AMBER, GREEN, RED, RULES, STATUSES, UNKNOWN, traffic_light
 from istn_monai.refinement import RefinementReport
@@ -225,6 +226,16 @@ def test_no_figure_of_pyplot_is_made():
     pair = made_pair((30, 26))
     page_picture(pair, traffic_light(measure(pair)))
     assert pyplot.get_fignums() == before
+
+
+def test_the_objective_is_drawn_without_formulas_but_with_its_power_of_ten(monkeypatch):
+    """Setting formulas is slow; the power is still there to be read."""
+    monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", None)
+    pair = made_pair((30, 26))
+    trace = [3e-4 / (1 + step) for step in range(len(pair.refinement["trace"]))]
+    figure = draw_page(replace(pair, refinement=dict(pair.refinement) | {"trace": trace}), traffic_light(measure(pair)))
+    FigureCanvasAgg(figure).draw()
+    assert "×10⁻⁴" in [axes.yaxis.get_offset_text().get_text() for axes in figure.axes]
 
 
 def test_the_package_imports_without_matplotlib():

@@ -20,7 +20,8 @@ from istn_monai import (
     PyramidSTN,
     Warp,
 )
-from istn_monai.refinement import RefineInferer, Refiner, refinement_of
+from istn_monai.inferer import RefineInferer, refinement_of
+from istn_monai.refinement import Refiner
 
 SIZE = (24, 20, 18)
 

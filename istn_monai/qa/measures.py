@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from istn_monai.geometry.grids import Grid, map_points, within
 from istn_monai.geometry.sampling import voxel_grid, warp
+from istn_monai.inferer import refinement_of
 from istn_monai.metrics import Metrics, field_metrics, jacobian_determinant
-from istn_monai.refinement import RefinementReport, refinement_of
+from istn_monai.refinement import RefinementReport
 from istn_monai.transforms.keys import IMAGE_KEYS
 
 TINY = 1e-6  # keeps fractions of nothing finite

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
@@ -15,7 +16,7 @@ from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import pull_back_points, warp_intensities, warp_label_map
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.geometry.world_transform import world_transform
-from istn_monai.refinement import refinement_of
+from istn_monai.inferer import refinement_of
 from istn_monai.transforms.keys import ORIGINAL_KEYS, Pair
 
 
@@ -97,17 +98,22 @@ class Representd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
         image = data["image"]
-        device = next(self.network.parameters()).device
-        istn = self.network.istn
         refinement = refinement_of(data.get("pred"))
         if refinement is not None:
             result["theta"] = refinement.theta
-        if "request" in data:  # a host loads the weights into a network of its own: this one's mean nothing
+            representations = refinement.moving_representation, refinement.fixed_representation
+        elif "request" in data:  # a host loads the weights into a network of its own: this one's mean nothing
             return result
-        with torch.no_grad():
-            representations = istn.represent(image.as_tensor()[None].to(device))
-            if refinement is None:
-                result["theta"] = istn.stn(torch.cat(representations, dim=1))[0]
+        else:
+            representations, result["theta"] = self.of_network(image)
         for name, representation in zip(("moving", "fixed"), representations, strict=True):
-            result[f"{name}_representation"] = with_affine(representation[0].cpu(), affine_of(image), image)
+            result[f"{name}_representation"] = with_affine(representation.cpu(), affine_of(image), image)
         return result
+
+    @torch.no_grad()
+    def of_network(self, image: MetaTensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """M' and F' ``(K, *S)``, and theta ``(P,)``, of one pass of the network."""
+        istn = self.network.istn
+        batch = image.as_tensor()[None].to(next(istn.parameters()).device)
+        moving, fixed = istn.represent(batch)
+        return (moving[0], fixed[0]), istn.stn(torch.cat([moving, fixed], dim=1))[0]

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.inferer import refinement_of
 from istn_monai.io.datalist import IMAGE_SUFFIXES
 from istn_monai.metrics import field_metrics, without_nan
 from istn_monai.qa.measures import refinement_metrics
 from istn_monai.qa.rules import traffic_light
-from istn_monai.refinement import refinement_of
 from istn_monai.transforms.keys import ORIGINAL_KEYS, PAIR_KEYS, Pair
 
 STUDIES = "MONAI_LABEL_STUDIES"  # MONAI Label's server sets it to its studies folder

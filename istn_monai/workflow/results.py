@@ -21,12 +21,12 @@ from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import affine_of
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
+from istn_monai.inferer import refinement_of
 from istn_monai.io.images import save_image
 from istn_monai.io.itk_transforms import write_displacement, write_transform
 from istn_monai.io.paths import absolute, check_output_dir
 from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
 from istn_monai.qa.inspector import PairInspector
-from istn_monai.refinement import refinement_of
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
 DISPLACEMENT, TRANSFORM, INVERSE = "displacement.nii.gz", "transform.h5", "inverse_transform.h5"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from istn_monai.geometry.sampling import warp
 from istn_monai.losses import DiceMSELoss, annotated, where
 from istn_monai.networks import ISTNOutput
+from istn_monai.refinement import cosine_to_zero
 from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
-
-
-def cosine_to_zero(step: int, steps: int) -> float:
-    """Factor of the learning rate, from 1 at the start to 0 at the end; the end may move when training goes on."""
-    return 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, epochs: int, batches: int) -> LambdaLR:

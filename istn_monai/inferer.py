@@ -1,0 +1,106 @@
+"""Refinement as a MONAI inferer, and what it leaves in the metadata of a displacement field."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from istn_monai.refinement import RefinementReport, Refiner
+
+logger = logging.getLogger(__name__)
+
+
+class PairRefinement(NamedTuple):
+    """What the refinement of one pair left beside its ddf.
+
+    Attributes:
+        theta: refined parameters ``(P,)``.
+        theta_start: parameters ``(P,)`` before, of one pass of the network.
+        report: what the refinement did.
+        moving_representation: M' ``(K, *S)``, not warped.
+        fixed_representation: F' ``(K, *S)``.
+    """
+
+    theta: Tensor
+    theta_start: Tensor
+    report: RefinementReport
+    moving_representation: Tensor
+    fixed_representation: Tensor
+
+
+def refinement_of(pred: Any) -> PairRefinement | None:
+    """What :class:`RefineInferer` wrote into the metadata of a ddf; None if a network alone made the ddf.
+
+    Args:
+        pred: ``(D, *S)``, the ddf of one pair: an item of the inferer's batch.
+
+    Raises:
+        ValueError: the metadata are those of a batch.
+    """
+    meta = getattr(pred, "meta", {})
+    if "refinement" not in meta:
+        return None
+    theta, theta_start = (torch.as_tensor(meta[name]) for name in ("theta", "theta_start"))
+    if theta.ndim != 1:
+        raise ValueError(f"pred must be the ddf (D, *S) of one pair, got metadata with theta {tuple(theta.shape)}")
+    values = {name: torch.as_tensor(value).tolist() for name, value in meta["refinement"].items()}
+    report = RefinementReport(**values | {"trace": tuple(values["trace"])})
+    return PairRefinement(theta, theta_start, report, meta["moving_representation"], meta["fixed_representation"])
+
+
+class RefineInferer(Inferer):
+    """MONAI inferer that refines the network's prediction at test time; see :class:`Refiner`.
+
+    Takes the place of ``SimpleInferer``, which it equals for 0 steps, and returns the ddf; hosts that pass more
+    arguments are served too. The ddf's metadata hold the refined ``theta`` ``(B, P)``, the ``theta_start`` of one pass,
+    both representations, and ``refinement``, what :class:`istn_monai.refinement.RefinementReport` says of each pair;
+    :func:`refinement_of` reads them.
+
+    Args:
+        refiner: None is ``Refiner(**options)``.
+        options: arguments of the refiner, e.g. ``steps`` and ``target``.
+
+    Example:
+        >>> from istn_monai import ISTN, STN, AffineTransformation, DisplacementNetwork
+        >>> affine = AffineTransformation((16, 20))
+        >>> network = DisplacementNetwork(ISTN(None, STN(2, 2, affine), affine))
+        >>> ddf = RefineInferer(steps=5)(torch.rand(1, 2, 16, 20), network)
+        >>> ddf.shape, ddf.meta["refinement"]["objective_end"] <= ddf.meta["refinement"]["objective_start"]
+        (torch.Size([1, 2, 16, 20]), tensor([True]))
+    """
+
+    def __init__(self, refiner: Refiner | None = None, **options: Any) -> None:
+        super().__init__()
+        self.refiner = Refiner(**options) if refiner is None else refiner
+
+    def __repr__(self) -> str:
+        """The refiner's main options, for a report."""
+        refiner = self.refiner
+        return f"RefineInferer(steps={refiner.steps}, target={refiner.target}, learning_rate={refiner.learning_rate:g})"
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """``(B, 2C, *S)`` and a :class:`istn_monai.DisplacementNetwork` (or ISTN) to the ddf ``(B, D, *S)``."""
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        result = self.refiner(getattr(network, "istn", network), image)
+        reports = [asdict(report) for report in result.reports]
+        for report in result.reports:
+            logger.info("refined: %s", report.numbers())
+        columns = {name: torch.tensor([report[name] for report in reports]) for name in reports[0]}
+        # a batch's metadata is split along its first axis, also the affine that a MetaTensor must have
+        affine = torch.eye(4, dtype=torch.float64).expand(len(image), 4, 4)
+        meta = {
+            "theta": result.theta,
+            "theta_start": result.theta_start,
+            "refinement": columns,
+            "moving_representation": result.moving,
+            "fixed_representation": result.fixed,
+        }
+        ddf = MetaTensor(result.ddf, affine=affine, meta=meta)
+        ddf.is_batch = True  # so that hosts that take ``ddf[0]`` get the metadata of one pair as well
+        return ddf
