@@ -23,15 +23,15 @@ class PairRefinement(NamedTuple):
         theta: refined parameters ``(P,)``.
         theta_start: parameters ``(P,)`` before, of one pass of the network.
         report: what the refinement did.
-        moving_representation: M' ``(K, *S)``, not warped.
-        fixed_representation: F' ``(K, *S)``.
+        moving_representation: M' ``(K, *S)``, not warped; None if another inferer did not keep it.
+        fixed_representation: F' ``(K, *S)``, likewise.
     """
 
     theta: Tensor
     theta_start: Tensor
     report: RefinementReport
-    moving_representation: Tensor
-    fixed_representation: Tensor
+    moving_representation: Tensor | None = None
+    fixed_representation: Tensor | None = None
 
 
 def refinement_of(pred: Any) -> PairRefinement | None:
@@ -50,8 +50,9 @@ def refinement_of(pred: Any) -> PairRefinement | None:
     if theta.ndim != 1:
         raise ValueError(f"pred must be the ddf (D, *S) of one pair, got metadata with theta {tuple(theta.shape)}")
     values = {name: torch.as_tensor(value).tolist() for name, value in meta["refinement"].items()}
+    representations = (meta.get(f"{side}_representation") for side in ("moving", "fixed"))
     report = RefinementReport(**values | {"trace": tuple(values["trace"])})
-    return PairRefinement(theta, theta_start, report, meta["moving_representation"], meta["fixed_representation"])
+    return PairRefinement(theta, theta_start, report, *representations)
 
 
 class RefineInferer(Inferer):

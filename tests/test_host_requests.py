@@ -212,7 +212,7 @@ def served(folder: Path, settings: dict, **values) -> dict:
     for transform in parser.get_parsed_content("preprocessing").transforms:
         data = transform(data)
     network = parser.get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(Path(settings["ckpt_dir"]) / "model.pt")["model"])
+    network.load_state_dict(torch.load(Path(settings["ckpt_dir"]) / "model.pt"))
     with torch.no_grad():
         data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0]
     for transform in parser.get_parsed_content("postprocessing").transforms:

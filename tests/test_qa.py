@@ -232,8 +232,10 @@ def test_the_objective_is_drawn_without_formulas_but_with_its_power_of_ten(monke
     """Setting formulas is slow; the power is still there to be read."""
     monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", None)
     pair = made_pair((30, 26))
-    trace = [3e-4 / (1 + step) for step in range(len(pair.refinement["trace"]))]
-    figure = draw_page(replace(pair, refinement=dict(pair.refinement) | {"trace": trace}), traffic_light(measure(pair)))
+    trace = [3e-4 / (1 + step) for step in range(len(pair.refinement.trace))]
+    figure = draw_page(
+        replace(pair, refinement=replace(pair.refinement, trace=tuple(trace))), traffic_light(measure(pair))
+    )
     FigureCanvasAgg(figure).draw()
     assert "×10⁻⁴" in [axes.yaxis.get_offset_text().get_text() for axes in figure.axes]
 

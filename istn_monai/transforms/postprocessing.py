@@ -101,11 +101,13 @@ class Representd(Transform):
         refinement = refinement_of(data.get("pred"))
         if refinement is not None:
             result["theta"] = refinement.theta
+        if refinement is not None and refinement.moving_representation is not None:
             representations = refinement.moving_representation, refinement.fixed_representation
         elif "request" in data:  # a host loads the weights into a network of its own: this one's mean nothing
             return result
         else:
-            representations, result["theta"] = self.of_network(image)
+            representations, theta = self.of_network(image)
+            result.setdefault("theta", theta)
         for name, representation in zip(("moving", "fixed"), representations, strict=True):
             result[f"{name}_representation"] = with_affine(representation.cpu(), affine_of(image), image)
         return result
