@@ -126,8 +126,8 @@ def common_kinds(items: dict[str, list[Item]], datalist: Path) -> tuple[str, ...
         if len(lacking) < sum(map(len, items.values())):
             if lacking:
                 raise ValueError(
-                    f"datalist {datalist}: {len(lacking)} pairs lack {' or '.join(keys)} that others have, the first is "
-                    f"{lacking[0]}; add them or take these pairs out"
+                    f"datalist {datalist}: {len(lacking)} pairs lack {' or '.join(keys)} that others have, the "
+                    f"first is {lacking[0]}; add them or take these pairs out"
                 )
             kinds.append(kind)
     if not kinds:
@@ -176,7 +176,9 @@ def sub_folder(folder: Path, names: Sequence[str]) -> Path | None:
     """The one sub-folder that has one of these names; ValueError if there are two."""
     found = [folder / name for name in names if (folder / name).is_dir()]
     if len(found) > 1:
-        raise ValueError(f"{folder} has both {' and '.join(path.name for path in found)}: remove one, or give a datalist")
+        raise ValueError(
+            f"{folder} has both {' and '.join(path.name for path in found)}: remove one, or give a datalist"
+        )
     return found[0] if found else None
 
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
 from istn_monai.alignment import translation
 from istn_monai.dataset_folder import DataSet
+from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.grids import registration_grid
+from istn_monai.geometry.resampling import area_averaged
+from istn_monai.geometry.sampling import warp
 from istn_monai.io.datalist import Item
-from istn_monai.subjects import MAP, Files, Key, Structure, Subject, measured, union
+from istn_monai.refinement import Refiner
+from istn_monai.subjects import MAP, PERCENTILES, Files, Key, Structure, Subject, measured, union
 from istn_monai.transforms.keys import SIDES
 
 MOST_SUBJECTS, MOST_PAIRS = 60, 20
+FITTED_PAIRS, FITTED_VOXELS, FITTED_STEPS = 5, 32, 60
 ALIGNMENTS = ("world", "center", "moments")  # those that cost nothing; "rigid" takes seconds for each pair
 
 
@@ -117,6 +127,56 @@ class Fingerprint:
         """The farthest that an image's content lies from its middle, mm ``(D,)``."""
         return np.max([subject.reach(subject.content) for subject in self.subjects.values()], axis=0)
 
+    def affine_dice(self, alignment: str, keys: Sequence[Key]) -> float:
+        """Mean Dice over a few pairs after their structures' own affine registration; nan without labels."""
+        pairs = spread(self.read_pairs, FITTED_PAIRS) if self.first.labels is not None else []
+        return (
+            float(np.mean([fitted_dice(moving, fixed, alignment, keys) for moving, fixed in pairs]))
+            if pairs
+            else float("nan")
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON."""
+        spacings = self.spacings()
+        subjects = list(self.subjects.values())
+        sizes = np.array([subject.on_axes(subject.grid.spatial_size) for subject in subjects]).astype(int)
+        return {
+            "subjects": self.number,
+            "subjects_read": len(subjects),
+            "pairs": self.pairs,
+            "spatial_dims": self.spatial_dims,
+            "channels": self.first.channels,
+            "orientations": dict(Counter(subject.orientation for subject in subjects)),
+            "spacing_mm": quantiles(spacings),
+            "size_voxels": quantiles(sizes),
+            "intensities": dict(zip(map(str, PERCENTILES), percentiles(subjects), strict=True)),
+            "structures": {str(key): self.described(key) for key in [*self.keys(int), *self.keys(str)]},
+        }
+
+    def described(self, key: Key) -> dict[str, Any]:
+        """A structure, as JSON."""
+        apart = {name: round(self.apart(name, [key]), 2) for name in ALIGNMENTS if self.distances[name].get(key)}
+        overlaps = {name: round(self.overlap(name, key), 3) for name in ALIGNMENTS if self.overlaps[name].get(key)}
+        return {
+            "presence": round(self.presence(key), 3),
+            "volume": round(self.volume(key), 1),
+            "thickness_mm": round(self.thickness(key), 2),
+            "centroids_apart_mm": apart,
+            "dice": overlaps,
+        }
+
+
+def quantiles(values: np.ndarray) -> dict[str, list[float]]:
+    """Smallest, median and largest of ``(N, D)`` along each axis."""
+    named = {"smallest": values.min(0), "median": np.median(values, axis=0), "largest": values.max(0)}
+    return {name: [round(float(value), 4) for value in row] for name, row in named.items()}
+
+
+def percentiles(subjects: Sequence[Subject]) -> list[float]:
+    """Medians over subjects of their intensities' percentiles."""
+    return [float(f"{value:.4g}") for value in np.median([subject.percentiles for subject in subjects], axis=0)]
+
 
 def shift(alignment: str, moving: Subject, fixed: Subject) -> Tensor:
     """The translation ``(D,)`` of ``T0``, fixed to moving world, as in :mod:`istn_monai.alignment`."""
@@ -141,6 +201,18 @@ def spread(values: Sequence[Any], number: int) -> list[Any]:
     return [values[int(index)] for index in np.linspace(0, len(values) - 1, number).round()]
 
 
+@contextmanager
+def quiet_readers() -> Iterator[None]:
+    """Without MONAI's warnings, one for each file, that a decoder for DICOM on a GPU is not installed."""
+    logger = logging.getLogger("monai.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def fingerprint(data: DataSet) -> Fingerprint:
     """Reads the subjects of a data set once, or some of them if there are many, and measures them.
 
@@ -162,8 +234,9 @@ def fingerprint(data: DataSet) -> Fingerprint:
     if len(chosen) < len(everybody):
         print(f"reading {len(chosen)} of {len(everybody)} subjects, evenly spread")
     subjects: dict[Files, Subject] = {}
-    for files in tqdm(chosen, desc="reading data", unit="subject", leave=False):
-        subjects[files] = measured(files, next(iter(subjects.items()), None))
+    with quiet_readers():
+        for files in tqdm(chosen, desc="reading data", unit="subject", leave=False):
+            subjects[files] = measured(files, next(iter(subjects.items()), None))
     if any(subject.is_map for subject in subjects.values()) and data.kinds[0] == "label":
         subjects = {files: measured(files, None, as_map=True) if not subject.is_map else subject
                     for files, subject in subjects.items()}  # fmt: skip
@@ -210,3 +283,22 @@ def dice(moving: Subject, fixed: Subject, offset: Tensor) -> Mapping[Key, float]
         MAP if fixed.is_map else int(key): 2 * shared.get(key, 0) / (sizes[0][key] / voxel + sizes[1][key])
         for key in keys
     }
+
+
+def fitted_dice(moving: Subject, fixed: Subject, alignment: str, keys: Sequence[Key]) -> float:
+    """Soft Dice of the merged structures of a pair after their own affine registration, on a coarse grid."""
+    if moving.labels is None or fixed.labels is None:
+        return float("nan")
+    wanted = [1] if fixed.is_map else [key for key in keys if isinstance(key, int)]
+    longest = max(fixed.grid.extent)
+    size = tuple(max(4, round(FITTED_VOXELS * side / longest)) for side in fixed.grid.extent)
+    grid = registration_grid(fixed.grid, size, longest / FITTED_VOXELS)
+    start = translation(shift(alignment, moving, fixed))
+    images = []
+    for (values, own), placed in ((moving.labels, start), (fixed.labels, translation(start.new_zeros(len(size))))):
+        mask = torch.from_numpy(np.isin(values, wanted)).float()[None, None]
+        images.append(area_averaged(mask, own.aligned(placed), grid))
+    ddf = Refiner(steps=FITTED_STEPS).register(AffineTransformation(size, grid.spacing), *images).ddf
+    warped, target = warp(images[0], ddf), images[1]
+    # of partial volumes: 1 for equal ones
+    return float(2 * torch.minimum(warped, target).sum() / (warped.sum() + target.sum()))

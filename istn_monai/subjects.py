@@ -82,6 +82,11 @@ class Subject:
     labels: tuple[np.ndarray, Grid] | None
     is_map: bool
 
+    @property
+    def orientation(self) -> str:
+        """Of the file's axes, such as RAS."""
+        return "".join(nib.aff2axcodes(self.grid.affine.numpy()))
+
     def anchor(self, alignment: str) -> Tensor:
         """The world point ``(D,)`` that an initial alignment joins with that of the other image."""
         points = {"center": self.grid.center, "moments": self.mass}
@@ -127,13 +132,15 @@ def measured(files: Files, other: tuple[Files, Subject] | None, as_map: bool = F
         is_map = as_map or is_real_valued(plain(label).numpy()[0])
         labels, own = label_structures(label, is_map)
         structures |= own
-    if files.points is not None:
+    if files.points is not None and (files.label is None or is_points(files.points)):  # one map is enough
         structures |= point_structures(files.points, image)
     values = plain(image).numpy()[0]
     return Subject(
         grid=Grid.of(image),
         channels=len(image),
-        percentiles=tuple(np.percentile(values[tuple(slice(None, None, 1 + n // 128) for n in values.shape)], PERCENTILES)),
+        percentiles=tuple(
+            np.percentile(values[tuple(slice(None, None, 1 + n // 128) for n in values.shape)], PERCENTILES)
+        ),
         mass=center_of_mass(image),
         content=content_grid(image).corners(),
         structures=structures,
@@ -207,5 +214,3 @@ def point_structures(file: str, image: MetaTensor) -> dict[Key, Structure]:
         raise ValueError(f"{file} has {points.positions.shape[1]}-D landmarks, its image is {image.ndim - 1}-D")
     named = zip(points.labels, points.positions, strict=True)
     return {label: Structure(0.0, 0.0, position, position[:, None]) for label, position in named}
-
-
