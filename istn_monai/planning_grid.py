@@ -80,28 +80,26 @@ def millimeters(values: Iterable[float]) -> str:
 def choose_structures(found: Fingerprint) -> Structures:
     """Groups of labels and of landmarks."""
     labels: list[list[int]] | str | None = None
-    names = [str(key) for key in found.keys(str) if key != MAP and found.presence(key) >= PRESENT]
+    points: list[list[str]] | None = None
+    names = [str(key) for key in found.keys(str) if key != MAP]
     values = [int(key) for key in found.keys(int)]
-    points, words = None, []
+    words = []
     if names:
-        points = [[name] for name in names] if len(names) <= MOST_CHANNELS // 2 else [["*"]]
-        words.append(f"{len(names)} landmarks in nearly all images, " + ("one each" if len(points) > 1 else "in one"))
-    if MAP in found.keys(str) and not values:
-        if found.is_map:
-            labels = "none"
-        else:
-            points = [["*"]]
-        words.append("real-valued maps: one channel as it is")
-    elif values:
+        always = [name for name in names if found.presence(name) >= PRESENT]
+        alone = len(always) == len(names) <= MOST_CHANNELS // 2
+        points = [[name] for name in names] if alone else [["*"]]
+        words.append(f"{len(names)} landmarks, " + ("one channel each" if alone else "all in one channel"))
+    if values:
         labels, text = label_groups(found, values, MOST_CHANNELS - len(points or []))
         words.append(text)
-    if labels is None and points is None:
-        raise ValueError(
-            f"no landmark name is in {PRESENT:.0%} of the subjects, only {found.keys(str)}: landmarks correspond by "
-            "name; rename them"
-        )
+    elif found.is_map:
+        labels = "none"
+        words.append("real-valued maps: one channel as it is")
+    elif not names:
+        points = [["*"]]
+        words.append("landmark maps: one channel as it is")
     keys: list[Key] = [value for group in labels for value in group] if isinstance(labels, list) else []
-    keys += names + ([MAP] if MAP in found.keys(str) else [])
+    keys += found.keys(str)
     return Structures(tuple(keys), labels, points, "; ".join(words))
 
 

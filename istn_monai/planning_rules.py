@@ -78,7 +78,7 @@ def choices(found: Fingerprint) -> tuple[Choice, ...]:
     training = choose_training(found, grid, batch.value, transformation[0].value)
     first = found.first
     settings = [
-        Choice("in_channels", first.channels, f"all {len(found.subjects)} images that were read have as many"),
+        Choice("in_channels", first.channels, "of all images that were read"),
         Choice("soi_labels", soi.labels if soi.labels is not None else [], soi.reason),
         *([Choice("soi_points", soi.points, soi.reason)] if soi.points else []),
         alignment,
@@ -155,15 +155,13 @@ def choose_training(found: Fingerprint, grid: RegistrationGrid, batch: int, tran
     steps = STEPS[transformation] * slower
     epochs = max(5, min(400, round(steps * batch / pairs)))
     words = f"{math.ceil(pairs / batch) * epochs} steps: {STEPS[transformation]} on a small grid, fewer on a large one"
-    interval = max(1, round(epochs / 40))
     augment = pairs < ENOUGH_PAIRS
     fast = bfloat16_is_fast()
     return [
         Choice("max_epochs", epochs, words),
-        *([Choice("val_interval", interval, "some 40 validations")] if interval > 1 else []),
         Choice("augment", augment, f"{pairs} training pairs; from {ENOUGH_PAIRS} on it is not needed"),
         Choice("training_dtype", "bfloat16" if fast else "float32",
-               f"this machine computes {'fast' if fast else 'not fast'} in bfloat16"),
+               f"this machine has {'' if fast else 'no '}hardware for bfloat16"),
     ]  # fmt: skip
 
 
