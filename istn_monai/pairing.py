@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,27 @@ def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = IMAGE_S
     if not files:
         raise ValueError(f"{name}: no {what} ({', '.join(suffixes)}) in {path}")
     return files
+
+
+def without_channel(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Images by their subjects: nnU-Net calls the image of ``case`` ``case_0000``.
+
+    Example:
+        >>> without_channel({"a_0000": Path("a_0000.nii.gz")}), without_channel({"a": Path("a.png")})
+        ({'a': PosixPath('a_0000.nii.gz')}, {'a': PosixPath('a.png')})
+    """
+    channels = [re.fullmatch(r"(.+)_(\d{4})", name) for name in files]
+    subjects = {found[1] for found in channels if found}
+    if not all(channels) or not any(found and found[2] == "0000" for found in channels):
+        return dict(files)
+    if len(subjects) == 1 and len(files) > 1:  # case_0000, case_0001: numbers of subjects
+        return dict(files)
+    if len(subjects) < len(files):
+        names = sorted(files)[:3]
+        raise ValueError(
+            f"images: several files of one subject, such as {', '.join(names)}: nnU-Net's channels must be one file"
+        )
+    return {name[: -len("_0000")]: file for name, file in files.items()}
 
 
 def fewest_subjects(pairs: int) -> int:
@@ -108,7 +130,7 @@ def make_datalist(
     counts = dict(zip(SPLITS, (train, validation, test), strict=True))
     if not all(isinstance(n, int) and n >= 0 for n in counts.values()) or not sum(counts.values()):
         raise ValueError(f"train, validation and test must be whole numbers of at least 0, not all 0, got {counts}")
-    image_of = image_files(images, "images")
+    image_of = without_channel(image_files(images, "images"))
     files_of = {"image": image_of}
     others = (
         ("label", "labels", labels, IMAGE_SUFFIXES),

@@ -1,0 +1,170 @@
+"""Settings for a data set from its fingerprint, each with its reason: the plan that a training begins with.
+
+As in nnU-Net, rules take the place of trying; they are in :mod:`istn_monai.planning_grid` and
+:mod:`istn_monai.planning_rules`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from istn_monai.dataset_folder import DataSet, data_set, is_datalist, name_of, read_json, source_of
+from istn_monai.fingerprint import Fingerprint, fingerprint
+from istn_monai.io.paths import absolute, check_output_dir
+from istn_monai.planning_grid import Choice
+from istn_monai.planning_rules import Estimate, choices, estimate
+
+NOTES = "_plan_"  # the key of what a plan says of itself; all others are settings
+WIDTHS = (18, 34, 64)  # columns of the table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of a training with their reasons.
+
+    Attributes:
+        choices: the settings.
+        estimate: of memory and time.
+        fingerprint: what was measured, as JSON.
+        origin: of what data, see :attr:`istn_monai.dataset_folder.DataSet.origin`.
+    """
+
+    choices: tuple[Choice, ...]
+    estimate: Estimate
+    fingerprint: Mapping[str, Any]
+    origin: Mapping[str, str]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By name, an overlay of the bundle's train.json."""
+        return {choice.name: choice.value for choice in self.choices}
+
+    def content(self) -> dict[str, Any]:
+        """The plan file's JSON: settings at the top, and under ``_plan_`` what explains them."""
+        notes = {
+            "made_from": dict(self.origin),
+            "reasons": {choice.name: choice.reason for choice in self.choices},
+            "estimate": asdict(self.estimate),
+            "fingerprint": dict(self.fingerprint),
+        }
+        return {**self.settings, NOTES: notes}
+
+    def table(self) -> str:
+        """Setting, value and reason, at most 120 columns."""
+        rows = [("setting", "value", "reason"), tuple("-" * width for width in WIDTHS)]
+        rows += [(choice.name, json.dumps(choice.value), choice.reason) for choice in self.choices]
+        return "\n".join([*map(row_text, rows), "", *textwrap.wrap(self.estimate.text(), sum(WIDTHS))])
+
+
+def row_text(row: Sequence[str]) -> str:
+    """A row of the table; long cells go on in the next line."""
+    cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, WIDTHS, strict=True)]
+    lines = []
+    for number in range(max(map(len, cells))):
+        parts = [cell[number] if number < len(cell) else "" for cell in cells]
+        lines.append("  ".join(part.ljust(width) for part, width in zip(parts, WIDTHS, strict=True)).rstrip())
+    return "\n".join(lines)
+
+
+def make_plan(data: DataSet) -> Plan:
+    """Reads a data set and decides its settings."""
+    found = fingerprint(data)
+    decided = choices(found)
+    where = (
+        Choice("dataset_dir", str(data.datalist.parent), "where the datalist is; its paths are relative to it"),
+        Choice("data_list_file", data.datalist.name, pairs_text(data, found)),
+        Choice("run_name", data.name, "the data's name; results go to runs/NAME_LOSS_TRANSFORMATION"),
+    )
+    return Plan((*where, *decided), estimate(decided, found), found.summary(), data.origin)
+
+
+def pairs_text(data: DataSet, found: Fingerprint) -> str:
+    """How many pairs there are, and where from."""
+    counts = ", ".join(f"{number} {split}" for split, number in found.pairs.items())
+    drawn = data.source.is_dir() and data.datalist.parent != data.source
+    how = "drawn at random, no subject in two splits" if drawn else "as given"
+    return f"pairs of {found.number} subjects ({counts}), {how}"
+
+
+def default_output(source: Path) -> Path:
+    """NAME_plan.json in the current folder."""
+    return absolute(f"{name_of(source)}_plan.json")
+
+
+def write_plan(
+    data: str | os.PathLike, output: str | os.PathLike | None = None, overwrite: bool = False
+) -> tuple[Plan, Path]:
+    """Plans the training of a data set and writes the plan.
+
+    Of a folder without pairs.json the pairs are drawn, and written beside the plan as NAME_pairs.json. The folder
+    itself is only read.
+
+    Args:
+        data: a folder with images and labels or landmarks, or a datalist (.json).
+        output: JSON file to write; None is NAME_plan.json in the current folder.
+        overwrite: replace an existing plan.
+
+    Returns:
+        The plan and its file.
+
+    Raises:
+        FileExistsError: if the output is there already.
+        FileNotFoundError: for a missing folder or file.
+        ValueError: for data that no network can be trained on.
+    """
+    source = source_of(data)
+    file = default_output(source) if output is None else absolute(output)
+    if file == source:
+        raise ValueError(f"output {file} is the data set itself; choose another name")
+    if file.exists() and not overwrite:
+        raise FileExistsError(
+            f"output exists and is left alone: {file}; choose another, or set overwrite to replace it"
+        )
+    check_output_dir(file.parent, "the plan's folder")
+    plan = make_plan(data_set(source, drawn_pairs(source, file)))
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        part.write_text(json.dumps(plan.content(), indent=1) + "\n")
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+    return plan, file
+
+
+def drawn_pairs(source: Path, plan: Path) -> Path:
+    """Where the pairs of a folder are written, beside its plan."""
+    return plan.with_name(f"{name_of(source)}_pairs.json")
+
+
+def plan_of(data: str | os.PathLike) -> Path:
+    """The plan for what a user gives to a training.
+
+    Args:
+        data: settings (.json), taken as they are; or a datalist or a folder, for which a plan is made in the current
+            folder, or taken from there if it was made from the same data: a repeated training goes on.
+
+    Raises:
+        FileExistsError: if a plan of other data is in the way.
+    """
+    source = source_of(data)
+    if source.is_file() and not is_datalist(source):
+        return source
+    file = default_output(source)
+    if not file.exists():
+        plan, file = write_plan(source, file, overwrite=True)  # processes of one training write the same
+        print(f"{plan.table()}\nwritten: {file}")
+        return file
+    known = read_json(file).get(NOTES, {}).get("made_from")
+    if known != data_set(source, drawn_pairs(source, file)).origin:
+        raise FileExistsError(
+            f"{file} was made from other data than {source} has now: to train with it, give it in the place of the "
+            f"data; for a new one, istn-monai plan {source} --overwrite"
+        )
+    print(f"using {file}, made from the same data; for a new one: istn-monai plan {source} --overwrite")
+    return file
