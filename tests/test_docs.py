@@ -11,8 +11,8 @@ import pytest
 
 from istn_monai import __version__
 from istn_monai.__main__ import COMMANDS
+from istn_monai.options import SETTINGS
 from istn_monai.registration import Registration
-from istn_monai.workflow.settings import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -62,33 +62,33 @@ def test_configs_named_in_the_documents_exist():
 OWN_DATA = (ROOT / "docs" / "own-data.md").read_text()
 OWN_COMMANDS = [
     line
-    for block in re.findall(r"```bash\n(.*?)```", OWN_DATA, re.DOTALL)
+    for block in re.findall(r"```bash\n(.*?)```", OWN_DATA + README, re.DOTALL)
     for line in block.splitlines()
-    if "--" in line
+    if line.startswith("istn-monai ")
 ]
 
 
-def test_commands_for_own_data_exist():
-    assert len(OWN_COMMANDS) >= 5
+def test_the_way_from_a_folder_to_a_registration_is_ten_lines_at_most():
+    block = re.search(r"## Train on your images\n\n```bash\n(.*?)```", README, re.DOTALL).group(1).splitlines()
+    assert len(block) <= 10
+    assert [line.split()[1] for line in block] == ["plan", "train", "evaluate", "register", "info"]
+    assert not [line for line in block if "--" in line and "--model" not in line]
+
+
+def test_commands_of_the_documents_exist():
+    assert len(OWN_COMMANDS) >= 10
     for line in OWN_COMMANDS:
-        named = set(re.findall(r"--(\w+)", line))
-        if line.startswith("istn-monai"):
-            known = set(inspect.signature(COMMANDS[line.split()[1]]).parameters) | {"config"}
-        else:
-            assert re.match(r"python -m monai.bundle run (training|evaluation) ", line)
-            known = {"config_file"}
-        assert named <= known | set(SETTINGS), line
-    for name in re.findall(r"\$BUNDLE/configs/(\w+\.json)", OWN_DATA):
-        assert (ROOT / "bundle" / "configs" / name).is_file()
+        known = set(inspect.signature(COMMANDS[line.split()[1]]).parameters)
+        assert set(re.findall(r"--(\w+)", line)) <= known | set(SETTINGS), line
 
 
 def test_settings_for_own_data_exist():
     settings = json.loads(re.search(r"```json\n(.*?)```", OWN_DATA, re.DOTALL).group(1))
     assert settings.keys() <= set(SETTINGS)
     folder = f"runs/{settings['run_name']}_{settings['loss']}_{settings['transformation']}"
-    assert folder in OWN_DATA and f"--ckpt_dir {folder}/models" in OWN_DATA
+    assert folder in OWN_DATA and f"--model {folder}" in OWN_DATA
     explained = set(re.findall(r"`(\w+)`", "".join(re.findall(r"\*\*(.*?)\*\*", OWN_DATA))))
-    assert settings.keys() - {"dataset_dir", "run_name", "control_spacing", "max_epochs"} <= explained
+    assert settings.keys() - {"dataset_dir", "data_list_file", "run_name", "control_spacing", "max_epochs"} <= explained
 
 
 def test_citation_and_changelog_know_the_version():
