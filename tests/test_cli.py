@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import write_subjects
+
+from istn_monai import __version__
+
+ROOT = Path(__file__).parents[1]
 
 
-def istn_monai(*arguments: object) -> subprocess.CompletedProcess:
+def istn_monai(*arguments: object, folder: Path = ROOT) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "istn_monai", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +80,14 @@ def test_help_names_the_commands():
         (("apply", "absent.h5", "a.nii.gz", "b.nii.gz"), "no such transform"),
         (("represent", "absent.nii.gz", "b.nii.gz"), "image: no such file"),
         (("evaluate", "absent.json", "out"), "datalist not found"),
+        (("register", "a.nii.gz", "b.nii.gz", "--model", "/absent"), "model: no such file or folder: /absent"),
+        (("register", "a.nii.gz", "b.nii.gz", "--model", "docs"), "model: no model.pt or models/model.pt in"),
+        (("register", "a.nii.gz", "b.nii.gz", "--model", "README.md"), "is not a checkpoint that can be read safely"),
+        (("info", "setup.cfg"), "is not a checkpoint that can be read safely"),
+        (("represent", "a.nii.gz", "b.nii.gz", "--spacing", 3), "spacing 1 in training, 3 now"),
+        (("evaluate", "--model", "bundle"), "does not say what it was trained on: give a datalist"),
+        (("train", "/absent"), "/absent"),
+        (("plan", "docs"), "docs"),
     ],
 )
 def test_a_failure_is_one_line_and_an_exit_code(arguments, reason):
@@ -91,6 +106,31 @@ def test_an_error_in_the_bundle_ends_with_its_reason(tmp_path):
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("istn-monai: unknown setting 'moving_imag': did you mean 'moving_image'?")
+
+
+def test_version_and_info():
+    assert istn_monai("--version").stdout == f"istn-monai {__version__}\n"
+    done = istn_monai("info")
+    assert done.returncode == 0 and "trained on 48x64x48 voxels" in done.stdout
+
+
+def test_from_a_folder_to_a_registration_without_any_setting(tmp_path):
+    """The whole way of a newcomer, in a folder of their own; the data are only read."""
+    write_subjects(tmp_path / "mine", 8)
+    (tmp_path / "work").mkdir()
+    before = sorted((tmp_path / "mine").rglob("*"))
+    images = sorted((tmp_path / "mine" / "images").iterdir())
+    small = ("--max_epochs", 1, "--device", "cpu")
+    for arguments in (("train", "../mine", *small), ("train", "../mine", *small), ("evaluate", "--refine_steps", 2)):
+        done = istn_monai(*arguments, folder=tmp_path / "work")
+        assert done.returncode == 0, done.stderr[-2000:]
+    run = next((tmp_path / "work" / "runs").iterdir())
+    assert {"models", "run.json", "training.csv", "evaluation.json", "qa.html"} <= {file.name for file in run.iterdir()}
+    register = ("register", images[0], images[1], "--model", run, "--refine_steps", 2)
+    done = istn_monai(*register, folder=tmp_path / "work")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "work" / "registration" / "transform.h5").is_file()
+    assert sorted((tmp_path / "mine").rglob("*")) == before
 
 
 def test_the_package_imports_without_itk():
