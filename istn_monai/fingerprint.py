@@ -202,10 +202,12 @@ def shift(alignment: str, moving: Subject, fixed: Subject) -> Tensor:
     return moving.anchor(alignment) - fixed.anchor(alignment)
 
 
-def files_of(item: Item, side: str, kinds: Sequence[str]) -> Files:
-    """The files of one side of a pair."""
-    label, points = (item.get(f"{side}_{kind}") if kind in kinds else None for kind in ("label", "points"))
-    return Files(item[f"{side}_image"], label, points)
+def pair_files(item: Item, kinds: Sequence[str]) -> tuple[Files, Files]:
+    """The files of the moving and of the fixed subject of a pair."""
+    known = {key: file for key, file in item.items() if key.endswith(("image", *kinds))}
+    moving, fixed = (Files(known[f"{side}_image"], known.get(f"{side}_label"), known.get(f"{side}_points"))
+                     for side in SIDES)  # fmt: skip
+    return moving, fixed
 
 
 def spread(values: Sequence[Any], number: int) -> list[Any]:
@@ -243,10 +245,7 @@ def fingerprint(data: DataSet) -> Fingerprint:
     Raises:
         ValueError: naming a file that cannot be read, or that does not fit its image or the others.
     """
-    pairs = {
-        split: [tuple(files_of(item, side, data.kinds) for side in SIDES) for item in items]
-        for split, items in data.items.items()
-    }
+    pairs = {split: [pair_files(item, data.kinds) for item in items] for split, items in data.items.items()}
     everybody = list(dict.fromkeys(files for split in pairs.values() for pair in split for files in pair))
     measured_pairs = spread(pairs["training"], MOST_PAIRS)
     first = list(dict.fromkeys(files for pair in measured_pairs for files in pair))
@@ -261,7 +260,7 @@ def fingerprint(data: DataSet) -> Fingerprint:
     if any(subject.is_map for subject in subjects.values()) and data.kinds[0] == "label":
         subjects = {files: measured(files, None, as_map=True) if not subject.is_map else subject
                     for files, subject in subjects.items()}  # fmt: skip
-    read = [pair for split in pairs.values() for pair in split if all(files in subjects for files in pair)]
+    read = [pair for split in pairs.values() for pair in split if subjects.keys() >= set(pair)]
     result = Fingerprint(
         subjects,
         len(everybody),

@@ -186,8 +186,8 @@ def base_spacing(found: Fingerprint) -> np.ndarray:
 def spacings(found: Fingerprint) -> list[tuple[float, ...]]:
     """From fine to coarse: axes of coarse voxels stay as they are until the others are as coarse."""
     base = base_spacing(found)
-    steps = [np.maximum(base, base.min() * factor) for factor in COARSENING]
-    return list(dict.fromkeys(tuple(float(f"{value:.3g}") for value in step) for step in steps))
+    steps = [np.maximum(base, base.min() * factor).round(6).tolist() for factor in COARSENING]
+    return list(dict.fromkeys(map(tuple, steps)))
 
 
 def size_for(reach: np.ndarray, spacing: Sequence[float]) -> tuple[int, ...]:

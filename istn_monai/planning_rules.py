@@ -64,7 +64,7 @@ class Estimate:
         """A sentence."""
         return (
             f"Estimated for training: {self.memory_gb:.1f} GB of memory, and about {self.minutes:.0f} minutes on one "
-            "CPU core in float32 (a simple model of voxels and steps; a GPU or bfloat16 is much faster)."
+            "CPU core in float32 (a simple model of voxels and steps; less with bfloat16 or on a GPU)."
         )
 
 

@@ -87,9 +87,10 @@ def test_a_folder_is_only_read_and_its_pairs_lie_beside_the_plan(tmp_path, elsew
     assert {entry.name for entry in elsewhere.iterdir()} == {"mine_plan.json", "mine_pairs.json"}
     assert plan.settings["dataset_dir"] == str(elsewhere) and plan.settings["data_list_file"] == "mine_pairs.json"
     pairs = json.loads((elsewhere / "mine_pairs.json").read_text())
-    people = [{Path(value).name for item in pairs[split] for value in item.values()} for split in pair_counts(7) and
-              ("training", "validation", "testing")]  # fmt: skip
-    assert sum(map(len, people)) == len(set().union(*people)), "a subject is in two splits"
+    people = {}
+    for split in ("training", "validation", "testing"):
+        people[split] = {Path(file).name for item in pairs[split] for file in item.values()}
+    assert sum(map(len, people.values())) == len(set().union(*people.values())) == 7, "a subject is in two splits"
 
 
 @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ def test_the_table_names_each_setting_within_120_columns(tmp_path):
     plan, _ = write_plan(subject_folder(tmp_path / ("long_name_" * 15)))
     lines = plan.table().splitlines()
     assert max(map(len, lines)) <= 120
-    assert {name for name in plan.settings} <= {line.split()[0] for line in lines if line[:1].strip()}
+    assert set(plan.settings) <= {line.split()[0] for line in lines if line[:1].strip()}
     assert "estimated" in plan.table().lower() and "GB" in plan.table()
 
 
