@@ -116,17 +116,17 @@ def common_kinds(items: dict[str, list[Item]], datalist: Path) -> tuple[str, ...
     """What all pairs have of labels and points; ValueError if that is nothing, or if only some have them."""
     kinds = []
     for kind in KINDS[1:]:
-        keys = {f"{side}_{kind}" for side in SIDES}
+        keys = [f"{side}_{kind}" for side in SIDES]
         lacking = [
             f"{split}[{index}]"
             for split, pairs in items.items()
             for index, item in enumerate(pairs)
-            if not item.keys() >= keys
+            if not item.keys() >= set(keys)
         ]
         if len(lacking) < sum(map(len, items.values())):
             if lacking:
                 raise ValueError(
-                    f"datalist {datalist}: {len(lacking)} pairs lack {' or '.join(sorted(keys, reverse=True))} that others have, the "
+                    f"datalist {datalist}: {len(lacking)} pairs lack {' or '.join(keys)} that others have, the "
                     f"first is {lacking[0]}; add them or take these pairs out"
                 )
             kinds.append(kind)

@@ -22,6 +22,7 @@ import istn_monai.subjects as subjects
 from istn_monai.alignment import initial_alignment, translation
 from istn_monai.dataset_folder import data_set, name_of, pair_counts, source_of
 from istn_monai.fingerprint import ALIGNMENTS, MOST_SUBJECTS, Fingerprint, fingerprint, shift, spread
+from istn_monai.geometry.grids import Grid, registration_grid
 from istn_monai.io.images import read_image
 from istn_monai.io.landmarks import Points, write_points
 from istn_monai.network_settings import NetworkSettings
@@ -29,6 +30,7 @@ from istn_monai.options import SETTINGS
 from istn_monai.planning import NOTES, Plan, plan_of, write_plan
 from istn_monai.planning_grid import MOST_VOXELS, groups_by_size, plain, size_for, spacings
 from istn_monai.planning_rules import rounded
+from istn_monai.transforms.registration_grid import kept, on_grid
 
 SHAPE = (20, 26, 22)
 
@@ -292,20 +294,22 @@ def test_the_table_names_each_setting_within_120_columns(tmp_path):
 
 
 def test_structures_far_from_the_middle_are_on_the_grid_of_every_pair(tmp_path):
-    """World coordinates are right, grids are not: fixed and moving structures lie at different ends."""
+    """Of large images, of which the grid covers the surroundings of small structures alone; they lie at either end."""
     labels, affines = [], []
     for index in range(6):
-        place = 12 + 14 * (index % 2)
-        labels.append(ball((20, 40, 18), (9, place, 9), 4))
+        place = 200 + 230 * (index % 2)
+        labels.append(ball((600, 620), (300, place), 2))
         affine = np.eye(4)
-        affine[1, 3] = -place
+        affine[1, 3] = 5 * index - place
         affines.append(affine)
-    folder = label_folder(tmp_path / "mine", labels, affines)
-    settings = settings_of(folder)
-    assert settings["initial_alignment"] == "world"
-    reach = measure(folder).structure_reach("world", [1])
-    half = np.array(settings["spatial_size"]) * settings["spacing"] / 2
-    assert (reach <= half).all()
+    plan, _ = write_plan(label_folder(tmp_path / "mine", labels, affines))
+    settings = plan.settings
+    assert settings["initial_alignment"] == "world" and settings["spatial_size"][0] < 600
+    for item in data_set(source_of("mine_pairs.json"), Path("unused.json")).items["training"]:
+        grid = registration_grid(Grid.of(read_image(item["fixed_image"])), settings["spatial_size"], 1)
+        for side in ("moving", "fixed"):
+            label = read_image(item[f"{side}_label"])
+            assert kept(label, on_grid(label, grid)) == pytest.approx(1, abs=0.01)
 
 
 def test_large_images_with_thick_structures_are_covered_coarsely_and_thin_structures_finely(tmp_path):
