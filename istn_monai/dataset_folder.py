@@ -121,7 +121,7 @@ def common_kinds(items: dict[str, list[Item]], datalist: Path) -> tuple[str, ...
             f"{split}[{index}]"
             for split, pairs in items.items()
             for index, item in enumerate(pairs)
-            if not all(key in item for key in keys)
+            if not item.keys() >= set(keys)
         ]
         if len(lacking) < sum(map(len, items.values())):
             if lacking:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from istn_monai.alignment import translation
 from istn_monai.dataset_folder import DataSet
 from istn_monai.geometry.affine import AffineTransformation
-from istn_monai.geometry.grids import registration_grid
+from istn_monai.geometry.grids import Grid, registration_grid
 from istn_monai.geometry.resampling import area_averaged
 from istn_monai.geometry.sampling import warp
 from istn_monai.io.datalist import Item
@@ -98,6 +98,23 @@ class Fingerprint:
         values = [value for key in keys for value in self.distances[alignment].get(key, [])]
         return float(np.percentile(values, percentile)) if values else float("nan")
 
+    def mirrored(self, key: Key, among: Sequence[Key]) -> Key | None:
+        """The structure on the other side of the body: of like volume, and where this one's mirror image is.
+
+        Bodies are mirrored along the first world axis, left and right, about the middle of all structures.
+        """
+        centers = {other: self.first.structures[other].center for other in among if other in self.first.structures}
+        if key not in centers:
+            return None
+        middle = torch.stack(list(centers.values())).median(0).values[0]
+        image = centers[key].clone()
+        image[0] = 2 * middle - image[0]
+        alike = [other for other in centers if other != key and 1 / 1.5 < self.volume(other) / self.volume(key) < 1.5]
+        nearest = min(alike, key=lambda other: float((centers[other] - image).norm()), default=None)
+        if nearest is None or float((centers[nearest] - image).norm()) > self.thickness(key):
+            return None
+        return nearest
+
     def spacings(self) -> np.ndarray:
         """``(N, D)`` in mm along R, A, S."""
         return np.array([subject.on_axes(subject.grid.spacing) for subject in self.subjects.values()])
@@ -124,18 +141,19 @@ class Fingerprint:
                 reaches.append(fixed.reach(box - shift(alignment, moving, fixed)[:, None]))
         return np.max(reaches, axis=0)
 
-    def image_reach(self) -> np.ndarray:
-        """The farthest that an image's content lies from its middle, mm ``(D,)``."""
-        return np.max([subject.reach(subject.content) for subject in self.subjects.values()], axis=0)
+    def image_reach(self, percentile: float) -> np.ndarray:
+        """How far an image's content lies from its middle, percentile over subjects, mm ``(D,)``."""
+        reaches = [subject.reach(subject.content) for subject in self.subjects.values()]
+        return np.percentile(reaches, percentile, axis=0)
 
-    def affine_dice(self, alignment: str, keys: Sequence[Key]) -> float:
-        """Mean Dice over a few pairs after their structures' own affine registration; nan without labels."""
+    def affine_dice(self, alignment: str, groups: Sequence[Sequence[Key]]) -> float:
+        """Dice after the structures' own affine registration, of the worst group, mean over a few pairs.
+
+        nan without labels.
+        """
         pairs = spread(self.read_pairs, FITTED_PAIRS) if self.first.labels is not None else []
-        return (
-            float(np.mean([fitted_dice(moving, fixed, alignment, keys) for moving, fixed in pairs]))
-            if pairs
-            else float("nan")
-        )
+        reached = [fitted_dice(moving, fixed, alignment, groups) for moving, fixed in pairs]
+        return float(np.mean(reached)) if pairs else float("nan")
 
     def summary(self) -> dict[str, Any]:
         """As JSON."""
@@ -184,10 +202,12 @@ def shift(alignment: str, moving: Subject, fixed: Subject) -> Tensor:
     return moving.anchor(alignment) - fixed.anchor(alignment)
 
 
-def files_of(item: Item, side: str, kinds: Sequence[str]) -> Files:
-    """The files of one side of a pair."""
-    label, points = (item.get(f"{side}_{kind}") if kind in kinds else None for kind in ("label", "points"))
-    return Files(item[f"{side}_image"], label, points)
+def pair_files(item: Item, kinds: Sequence[str]) -> tuple[Files, Files]:
+    """The files of the moving and of the fixed subject of a pair."""
+    known = {key: file for key, file in item.items() if key.endswith(("image", *kinds))}
+    moving, fixed = (Files(known[f"{side}_image"], known.get(f"{side}_label"), known.get(f"{side}_points"))
+                     for side in SIDES)  # fmt: skip
+    return moving, fixed
 
 
 def spread(values: Sequence[Any], number: int) -> list[Any]:
@@ -225,10 +245,7 @@ def fingerprint(data: DataSet) -> Fingerprint:
     Raises:
         ValueError: naming a file that cannot be read, or that does not fit its image or the others.
     """
-    pairs = {
-        split: [tuple(files_of(item, side, data.kinds) for side in SIDES) for item in items]
-        for split, items in data.items.items()
-    }
+    pairs = {split: [pair_files(item, data.kinds) for item in items] for split, items in data.items.items()}
     everybody = list(dict.fromkeys(files for split in pairs.values() for pair in split for files in pair))
     measured_pairs = spread(pairs["training"], MOST_PAIRS)
     first = list(dict.fromkeys(files for pair in measured_pairs for files in pair))
@@ -243,7 +260,7 @@ def fingerprint(data: DataSet) -> Fingerprint:
     if any(subject.is_map for subject in subjects.values()) and data.kinds[0] == "label":
         subjects = {files: measured(files, None, as_map=True) if not subject.is_map else subject
                     for files, subject in subjects.items()}  # fmt: skip
-    read = [pair for split in pairs.values() for pair in split if all(files in subjects for files in pair)]
+    read = [pair for split in pairs.values() for pair in split if subjects.keys() >= set(pair)]
     result = Fingerprint(
         subjects,
         len(everybody),
@@ -288,20 +305,26 @@ def dice(moving: Subject, fixed: Subject, offset: Tensor) -> Mapping[Key, float]
     }
 
 
-def fitted_dice(moving: Subject, fixed: Subject, alignment: str, keys: Sequence[Key]) -> float:
-    """Soft Dice of the merged structures of a pair after their own affine registration, on a coarse grid."""
-    if moving.labels is None or fixed.labels is None:
-        return float("nan")
-    wanted = [1] if fixed.is_map else [key for key in keys if isinstance(key, int)]
+def fitted_dice(moving: Subject, fixed: Subject, alignment: str, groups: Sequence[Sequence[Key]]) -> float:
+    """Soft Dice of a pair after the affine registration of its structures on a coarse grid, of the worst group."""
     longest = max(fixed.grid.extent)
     size = tuple(max(4, round(FITTED_VOXELS * side / longest)) for side in fixed.grid.extent)
     grid = registration_grid(fixed.grid, size, longest / FITTED_VOXELS)
     start = translation(shift(alignment, moving, fixed))
-    images = []
-    for (values, own), placed in ((moving.labels, start), (fixed.labels, translation(start.new_zeros(len(size))))):
-        mask = torch.from_numpy(np.isin(values, wanted)).float()[None, None]
-        images.append(area_averaged(mask, own.aligned(placed), grid))
+    images = [group_masks(moving, groups, start, grid), group_masks(fixed, groups, torch.eye(len(start)), grid)]
     ddf = Refiner(steps=FITTED_STEPS).register(AffineTransformation(size, grid.spacing), *images).ddf
-    warped, target = warp(images[0], ddf), images[1]
-    # of partial volumes: 1 for equal ones
-    return float(2 * torch.minimum(warped, target).sum() / (warped.sum() + target.sum()))
+    warped, target = (image.flatten(2) for image in (warp(images[0], ddf), images[1]))
+    # of partial volumes: 1 for equal ones, and little less where interpolation has blurred one
+    overlap = 2 * (warped * target).sum(2) / (warped.square() + target.square()).sum(2).clamp(min=1e-6)
+    return float(overlap.min())
+
+
+def group_masks(subject: Subject, groups: Sequence[Sequence[Key]], start: Tensor, grid: Grid) -> Tensor:
+    """The groups of a subject's labels ``(1, K, *grid.spatial_size)`` after ``T0``."""
+    if subject.labels is None:
+        raise ValueError("a subject without labels has no masks")
+    values, own = subject.labels
+    # a map is its own group
+    masks = [values == 1] if subject.is_map else [np.isin(values, list(group)) for group in groups]
+    stacked = torch.from_numpy(np.stack(masks)).float()[None]
+    return area_averaged(stacked, own.aligned(start.double()), grid)

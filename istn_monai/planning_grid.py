@@ -23,6 +23,7 @@ PRESENT, OVERLAP = 0.95, 0.5  # fraction of subjects, and Dice: with less, not a
 VOXELS_THICK, FEWEST_THICK = 3, 2  # that a structure should be, and must be where there are many
 SIZE_RATIO = 4  # of volumes in a group: the largest structure outweighs the others in the loss
 MARGIN = 10.0  # mm around the structures
+MOST_IMAGES = 90  # percentile of the images that a grid covers: not of a single whole head among crops
 
 
 @dataclass(frozen=True)
@@ -118,16 +119,15 @@ def label_groups(found: Fingerprint, values: Sequence[int], most: int) -> tuple[
             [value] for value in present
         ], f"{len(present)} structures in nearly all subjects, one channel each{left_out}"
     spacing = max(whole_image_grid(found))
-    kept = [
-        value
-        for value in present
-        if found.thickness(value) >= FEWEST_THICK * spacing and best_overlap(found, value) >= OVERLAP
-    ]
+    thick = [value for value in present if found.thickness(value) >= FEWEST_THICK * spacing]
+    near = {value for value in thick if best_overlap(found, value) >= OVERLAP}
+    kept = [value for value in thick if value in near or found.mirrored(value, thick) in near]
     kept = kept or sorted(sorted(present, key=lambda value: -best_overlap(found, value))[:most])
     groups = groups_by_size({value: found.volume(value) for value in kept}, most)
     text = (
         f"{len(kept)} of {len(values)} structures: those in nearly all subjects, {FEWEST_THICK * spacing:.3g} mm thick "
-        f"or more, that overlap after the initial alignment (Dice {OVERLAP} or more); grouped by volume, large first; "
+        f"or more, that overlap after the initial alignment (Dice {OVERLAP} or more, on one side of the body); "
+        "grouped by volume, large first; "
         f"left out: {listed([value for value in values if value not in kept])}"
     )
     return groups, text
@@ -186,8 +186,8 @@ def base_spacing(found: Fingerprint) -> np.ndarray:
 def spacings(found: Fingerprint) -> list[tuple[float, ...]]:
     """From fine to coarse: axes of coarse voxels stay as they are until the others are as coarse."""
     base = base_spacing(found)
-    steps = [np.maximum(base, base.min() * factor) for factor in COARSENING]
-    return list(dict.fromkeys(tuple(float(f"{value:.3g}") for value in step) for step in steps))
+    steps = [np.maximum(base, base.min() * factor).round(6).tolist() for factor in COARSENING]
+    return list(dict.fromkeys(map(tuple, steps)))
 
 
 def size_for(reach: np.ndarray, spacing: Sequence[float]) -> tuple[int, ...]:
@@ -209,15 +209,15 @@ def finest(found: Fingerprint, reach: np.ndarray) -> int | None:
 
 def whole_image_grid(found: Fingerprint) -> tuple[float, ...]:
     """The finest spacing at which a grid may cover the images; the coarsest of all if there is none."""
-    index = finest(found, found.image_reach())
+    index = finest(found, found.image_reach(MOST_IMAGES))
     return spacings(found)[-1 if index is None else index]
 
 
 def choose_grid(found: Fingerprint, soi: Structures, alignment: str) -> RegistrationGrid:
     """Covers the images if structures are thick enough at the spacing which that needs; else the structures alone."""
-    whole = found.image_reach()
     # beyond the images there is nothing to register
-    needed = np.minimum(found.structure_reach(alignment, soi.keys) + MARGIN, whole)
+    needed = np.minimum(found.structure_reach(alignment, soi.keys) + MARGIN, found.image_reach(100))
+    whole = np.maximum(needed, found.image_reach(MOST_IMAGES))
     steps = spacings(found)
     at_whole, at_soi = finest(found, whole), finest(found, needed)
     last = len(steps) - 1

@@ -32,7 +32,7 @@ MOST_LEVELS = 4
 REFERENCE_VOXELS = 48 * 64 * 48
 STEPS = {"bspline": 4000, "affine": 1000}  # of training, on a grid of REFERENCE_VOXELS; half of it at least
 ENOUGH_PAIRS = 1000  # that need no augmentation
-AFFINE_DICE = 0.95  # that the structures' own affine registration reaches if their shapes are the same
+AFFINE_DICE = 0.97  # that the structures' own affine registration reaches if their shapes are the same
 
 
 def rounded(value: float) -> float:
@@ -64,7 +64,7 @@ class Estimate:
         """A sentence."""
         return (
             f"Estimated for training: {self.memory_gb:.1f} GB of memory, and about {self.minutes:.0f} minutes on one "
-            "CPU core in float32 (a simple model of voxels and steps; a GPU or bfloat16 is much faster)."
+            "CPU core in float32 (a simple model of voxels and steps; less with bfloat16 or on a GPU)."
         )
 
 
@@ -99,7 +99,7 @@ def choices(found: Fingerprint) -> tuple[Choice, ...]:
 
 def choose_transformation(found: Fingerprint, soi: Structures, alignment: str, grid: RegistrationGrid) -> list[Choice]:
     """Affine where structures differ by no more than that; else B-spline levels."""
-    reached = found.affine_dice(alignment, soi.keys)
+    reached = found.affine_dice(alignment, soi.labels if isinstance(soi.labels, list) else [])
     words = f"after the structures' own affine registration Dice is {reached:.2f} ({AFFINE_DICE} would be enough)"
     if reached >= AFFINE_DICE:
         words = f"the structures' own affine registration reaches Dice {reached:.2f}: their shapes are the same"
