@@ -160,6 +160,14 @@ def test_volume_thickness_and_place_of_a_structure_are_in_mm():
     assert size == [12, 6, 15]
 
 
+def test_a_structure_is_measured_without_those_that_its_box_holds(tmp_path):
+    label = 2 * ball(SHAPE, (9, 12, 10), 6) - ball(SHAPE, (9, 12, 10), 4)
+    _, found = subjects.label_structures(meta(label[None]), is_map=False)
+    assert {value: structure.volume for value, structure in found.items()} == {
+        value: np.count_nonzero(label == value) for value in (1, 2)
+    }
+
+
 def test_spacings_are_those_of_the_axes_of_the_registration_grid(tmp_path):
     """Files whose axes are I, R, A."""
     affine = np.array([[0.0, 2, 0, 0], [0, 0, 3, 0], [-1, 0, 0, 0], [0, 0, 0, 1.0]])
@@ -348,6 +356,18 @@ def test_levels_are_as_fine_as_the_structure_and_reach_as_far_as_it_moves(tmp_pa
     assert 5 <= levels[-1] <= 8 and levels[0] >= 16
 
 
+def test_the_coarsest_level_is_half_as_wide_as_the_structure_even_if_it_hardly_moves(tmp_path):
+    labels = []
+    for index in range(6):
+        label = np.zeros((48, 48, 24), np.uint8)
+        label[6:42, 21:27, 8:16] = 1
+        label[6:12, 10:21, 8:16] = label[36:42, 27:38, 8:16] = 1  # a Z, and its mirror image: one centroid
+        labels.append(label if index % 2 else label[::-1])
+    plan, _ = write_plan(label_folder(tmp_path / "mine", labels))
+    assert plan.settings["transformation"] == "bspline" and plan.settings["control_spacing"][0] >= 18
+    assert measure(tmp_path / "mine").apart("center", [1]) < 1
+
+
 def test_structures_of_one_shape_are_registered_affinely(tmp_path):
     labels = [ball((32, 32, 32), (14 + index % 3, 16, 17 - index % 2), 7) for index in range(6)]
     settings = settings_of(label_folder(tmp_path / "mine", labels))
@@ -432,8 +452,13 @@ def test_an_existing_plan_is_left_alone_unless_it_may_be_replaced(tmp_path, else
     assert isinstance(plan, Plan) and json.loads(file.read_text())["run_name"] == "mine"
 
 
-def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path, elsewhere, monkeypatch):
-    folder = subject_folder(tmp_path / "mine")
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path, elsewhere, monkeypatch, drawn):
+    folder = tmp_path / "mine"
+    files = write_subjects(folder, 6, SHAPE)
+    if not drawn:  # what fails is the plan itself
+        pairs = {"training": [pair_of(files[0], files[1])], "validation": [pair_of(files[2], files[3])]}
+        write_json(folder / "pairs.json", pairs)
     monkeypatch.setattr("istn_monai.planning.os.replace", lambda *files: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_plan(folder)
