@@ -3,8 +3,8 @@
     python benchmarks/any_grid.py DATA
 
 DATA has the folder ``hippocampus``. For the first test pairs the merged Dice of the moving label is compared with that
-on the grid of training, 48 x 64 x 48, after one pass and refined; "padded" doubles both images along each axis with zeros.
-Writes ``results/any_grid.json``.
+on the grid of training, 48 x 64 x 48, after one pass and refined; "padded" doubles both images along each axis with
+zeros. Writes ``results/any_grid.json``.
 """
 
 from __future__ import annotations

@@ -36,9 +36,10 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.workflow.host_training`, :mod:`~istn_monai.workflow.start`
 - :mod:`istn_monai.pairing`: random pairs of a folder of subjects; :mod:`istn_monai.synthetic`: the paper's toy
   (:mod:`~istn_monai.synthetic.vessels`, :mod:`~istn_monai.synthetic.pairs`)
-- settings for a data set: :mod:`istn_monai.dataset_folder` (a folder or a datalist), :mod:`istn_monai.subjects` and
-  :mod:`istn_monai.fingerprint` (what it is), :mod:`istn_monai.planning_grid`, :mod:`istn_monai.planning_rules` and
-  :mod:`istn_monai.planning` (settings from it)
+- :mod:`istn_monai.planning`: settings for a data set from what it is.
+  :mod:`~istn_monai.planning.dataset` (a folder or a datalist), :mod:`~istn_monai.planning.subjects`,
+  :mod:`~istn_monai.planning.fingerprint`, :mod:`~istn_monai.planning.grid` and :mod:`~istn_monai.planning.rules` (what
+  is chosen, and why), :mod:`~istn_monai.planning.plan`
 - :mod:`istn_monai.registration`: pairs of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``;
   :mod:`istn_monai.apply`: a written transform on other files; :mod:`istn_monai.__main__`: the commands
 """

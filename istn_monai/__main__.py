@@ -38,7 +38,7 @@ def plan(data: str, output: str | None = None, overwrite: bool = False) -> str:
         overwrite: replace an existing plan.
     """
     load_libraries()
-    from istn_monai.planning import write_plan
+    from istn_monai.planning.plan import write_plan
 
     made, file = write_plan(data, output, overwrite)
     return f"{made.table()}\nwritten: {file}; train with: istn-monai train {file}"
@@ -57,7 +57,7 @@ def train(data: str, bundle_root: str | None = None, **settings: Any) -> str:
     """
     load_libraries()
     from istn_monai.folders import bundle_folder
-    from istn_monai.planning import plan_of
+    from istn_monai.planning.plan import plan_of
     from istn_monai.registration import train_network
 
     train_network(bundle_folder(bundle_root), plan_of(data), **settings)

@@ -1,4 +1,4 @@
-"""Tests of planning: what a data set is (`istn_monai.dataset_folder`, `fingerprint`), and settings from it."""
+"""Tests of planning: what a data set is (`istn_monai.planning.dataset`, `fingerprint`), and settings from it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from PIL import Image
 
-import istn_monai.subjects as subjects
+import istn_monai.planning.subjects as subjects
 from istn_monai.alignment import initial_alignment, translation
-from istn_monai.dataset_folder import data_set, name_of, pair_counts, source_of
-from istn_monai.fingerprint import ALIGNMENTS, MOST_SUBJECTS, Fingerprint, fingerprint, shift, spread
 from istn_monai.geometry.grids import Grid, registration_grid
 from istn_monai.io.images import read_image
 from istn_monai.io.landmarks import Points, write_points
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.options import SETTINGS
-from istn_monai.planning import NOTES, Plan, plan_of, write_plan
-from istn_monai.planning_grid import MOST_VOXELS, groups_by_size, plain, size_for, spacings
-from istn_monai.planning_rules import rounded
+from istn_monai.planning.dataset import data_set, name_of, pair_counts, source_of
+from istn_monai.planning.fingerprint import ALIGNMENTS, MOST_SUBJECTS, Fingerprint, fingerprint, shift, spread
+from istn_monai.planning.grid import MOST_VOXELS, groups_by_size, plain, size_for, spacings
+from istn_monai.planning.plan import NOTES, Plan, plan_of, write_plan
+from istn_monai.planning.rules import rounded
 from istn_monai.transforms.registration_grid import kept, on_grid
 
 SHAPE = (20, 26, 22)
@@ -459,7 +459,7 @@ def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path, elsewhere, monke
     if not drawn:  # what fails is the plan itself
         pairs = {"training": [pair_of(files[0], files[1])], "validation": [pair_of(files[2], files[3])]}
         write_json(folder / "pairs.json", pairs)
-    monkeypatch.setattr("istn_monai.planning.os.replace", lambda *files: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("istn_monai.planning.plan.os.replace", lambda *files: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_plan(folder)
     assert state_of(elsewhere) == {}

@@ -1,6 +1,6 @@
 """The further rules by which a fingerprint becomes settings: transformation and training; and all choices together.
 
-Each of the small functions is one rule, and sees what was decided before it, see :mod:`istn_monai.planning_grid`. Their
+Each of the small functions is one rule, and sees what was decided before it, see :mod:`istn_monai.planning.grid`. Their
 numbers come from the bundle's hand-made settings and from docs/results.md.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from istn_monai.fingerprint import Fingerprint
-from istn_monai.planning_grid import (
+from istn_monai.planning.fingerprint import Fingerprint
+from istn_monai.planning.grid import (
     VOXELS_THICK,
     Choice,
     RegistrationGrid,

@@ -17,14 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from istn_monai.alignment import translation
-from istn_monai.dataset_folder import DataSet
 from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.grids import Grid, registration_grid
 from istn_monai.geometry.resampling import area_averaged
 from istn_monai.geometry.sampling import warp
 from istn_monai.io.datalist import Item
+from istn_monai.planning.dataset import DataSet
+from istn_monai.planning.subjects import MAP, PERCENTILES, Files, Key, Structure, Subject, measured, union
 from istn_monai.refinement import Refiner
-from istn_monai.subjects import MAP, PERCENTILES, Files, Key, Structure, Subject, measured, union
 from istn_monai.transforms.keys import SIDES
 
 MOST_SUBJECTS, MOST_PAIRS = 60, 20

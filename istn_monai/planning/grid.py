@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from istn_monai.fingerprint import ALIGNMENTS, Fingerprint
-from istn_monai.subjects import MAP, Key
+from istn_monai.planning.fingerprint import ALIGNMENTS, Fingerprint
+from istn_monai.planning.subjects import MAP, Key
 
 MOST_CHANNELS = 8
 #: voxels of a grid at most: a training step takes some two seconds on a CPU core

@@ -1,7 +1,7 @@
 """Settings for a data set from its fingerprint, each with its reason: the plan that a training begins with.
 
-As in nnU-Net, rules take the place of trying; they are in :mod:`istn_monai.planning_grid` and
-:mod:`istn_monai.planning_rules`.
+As in nnU-Net, rules take the place of trying; they are in :mod:`istn_monai.planning.grid` and
+:mod:`istn_monai.planning.rules`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from istn_monai.dataset_folder import DataSet, data_set, is_datalist, name_of, read_json, source_of
-from istn_monai.fingerprint import Fingerprint, fingerprint
 from istn_monai.io.paths import absolute, check_output_dir
-from istn_monai.planning_grid import Choice
-from istn_monai.planning_rules import Estimate, choices, estimate
+from istn_monai.planning.dataset import DataSet, data_set, is_datalist, name_of, read_json, source_of
+from istn_monai.planning.fingerprint import Fingerprint, fingerprint
+from istn_monai.planning.grid import Choice
+from istn_monai.planning.rules import Estimate, choices, estimate
 
 NOTES = "_plan_"  # the key of what a plan says of itself; all others are settings
 WIDTHS = (18, 34, 64)  # columns of the table
@@ -32,7 +32,7 @@ class Plan:
         choices: the settings.
         estimate: of memory and time.
         fingerprint: what was measured, as JSON.
-        origin: of what data, see :attr:`istn_monai.dataset_folder.DataSet.origin`.
+        origin: of what data, see :attr:`istn_monai.planning.dataset.DataSet.origin`.
     """
 
     choices: tuple[Choice, ...]
