@@ -459,7 +459,8 @@ def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path, elsewhere, monke
     if not drawn:  # what fails is the plan itself
         pairs = {"training": [pair_of(files[0], files[1])], "validation": [pair_of(files[2], files[3])]}
         write_json(folder / "pairs.json", pairs)
-    monkeypatch.setattr("istn_monai.planning.plan.os.replace", lambda *files: (_ for _ in ()).throw(OSError("disk full")))
+    full = OSError("disk full")
+    monkeypatch.setattr("istn_monai.planning.plan.os.replace", lambda *files: (_ for _ in ()).throw(full))
     with pytest.raises(OSError, match="disk full"):
         write_plan(folder)
     assert state_of(elsewhere) == {}
