@@ -113,8 +113,8 @@ class Training:
     def pair(self, number: int, split: str = "testing") -> dict[str, Tensor]:
         """A pair of the datalist on the registration grid, ``image`` and ``label``, each moving then fixed."""
         content = self.parser.get_parsed_content
-        item = read_datalist(content("datalist_file"), [split])[split][number]
-        steps = [*content("load"), *content("to_grid"), content("join")[0]]
+        item = read_datalist(content("train#dataset#data").file, [split])[split][number]
+        steps = [*content("prepare"), content("join")[0]]
         for step in steps:
             item = step(item)
         return {key: item[key] for key in ("image", "label")}

@@ -80,12 +80,12 @@ def structures(image: Tensor, groups: int) -> Tensor:
 def time_training(parser: ConfigParser, repeats: int, device: str, batches: Sequence[int]) -> list[Row]:
     """Rows of a training step at each precision; ``error`` is that of the first loss, relative to float32's."""
     network = parser.get_parsed_content("network").istn
-    size, spacing = parser.get_parsed_content("spatial_size"), parser.get_parsed_content("spacing")
+    size, spacing = speed.grid_of(parser)
     precisions = [name for name in PRECISIONS if name != "float16" or device.startswith("cuda")]
     rows = []
     for batch in batches:
         image = torch.cat([speed.smooth_pair(size, spacing, 2 * seed) for seed in range(batch)]).to(device)
-        label = structures(image, parser.get_parsed_content("soi_channels"))
+        label = structures(image, parser.get_parsed_content("settings").soi_channels)
         steps = {name: TrainingStep(network, image, label, PRECISIONS[name]) for name in precisions}
         losses = {name: step.loss().item() for name, step in steps.items()}
         for name, times in common.measure(steps, repeats, device).items():
@@ -99,7 +99,7 @@ def time_training(parser: ConfigParser, repeats: int, device: str, batches: Sequ
 def time_large_pair(size: Sequence[int], repeats: int, steps: int, device: str) -> list[Row]:
     """Rows of one pass and refinements of a large pair, by the default network with random weights."""
     torch.manual_seed(SEED)
-    network = speed.bundle(device, shipped_weights=False, spatial_size=list(size)).get_parsed_content("network")
+    network = speed.bundle(device, shipped_weights=False).get_parsed_content("network")
     return speed.time_registration(network, speed.smooth_pair(size).to(device), steps, repeats, device)
 
 
@@ -107,9 +107,7 @@ def outcomes(device: str, steps: int) -> dict[str, Tensor]:
     """What the parts give for one pair on a device, by name."""
     parser = speed.bundle(device)
     network = parser.get_parsed_content("network").istn
-    image = speed.smooth_pair(parser.get_parsed_content("spatial_size"), parser.get_parsed_content("spacing")).to(
-        device
-    )
+    image = speed.smooth_pair(*speed.grid_of(parser)).to(device)
     bspline = BSplineTransformation((64, 48, 56), 1.0, 8.0, max_displacement=None).to(device)
     with torch.no_grad():
         composed = network.transformation(random((1, network.transformation.num_parameters), device))

@@ -188,12 +188,18 @@ def smooth_pair(spatial_size: Sequence[int], spacing: Any = 1.0, seed: int = SEE
     return torch.cat([moving, fixed], dim=1)
 
 
+def grid_of(parser: ConfigParser) -> tuple[Sequence[int], Any]:
+    """Size and spacing of the grid that the network was trained on."""
+    settings = parser.get_parsed_content("settings")
+    return settings.spatial_size, settings.spacing
+
+
 def registration_pairs(parser: ConfigParser, number: int) -> list[dict[str, Any]]:
     """Test pairs of the hippocampus through the bundle's preprocessing; synthetic ones, without labels, if absent."""
     if (DATA / "pairs_100.json").is_file():
         items = read_datalist(DATA / "pairs_100.json", ["testing"])["testing"][:number]
         return [parser.get_parsed_content("preprocessing")(item) for item in items]
-    size, spacing = parser.get_parsed_content("spatial_size"), parser.get_parsed_content("spacing")
+    size, spacing = grid_of(parser)
     return [{"image": smooth_pair(size, spacing, seed=2 * seed)[0]} for seed in range(number)]
 
 
@@ -237,7 +243,7 @@ def register(parser: ConfigParser, pair: Mapping[str, Any], steps: int, device: 
         fields[target] = result.ddf
         metrics[target] = result.reports[0].numbers() | {"seconds": seconds}  # of the whole call, one pass included
     if "fixed_label_original" in pair:
-        soi = parser.get_parsed_content("soi_groups")
+        soi = parser.get_parsed_content("settings").soi_labels
         for method, ddf in fields.items():
             metrics[method]["dice_merged"] = label_metrics(pair, ddf.cpu(), soi)["dice_merged"]
     return metrics

@@ -29,14 +29,15 @@ from common import RESULTS as ALL_RESULTS
 from common import configs, default_device, provenance, write
 from monai.bundle import ConfigParser, run
 from monai.data import Dataset
-from monai.transforms import Compose
+from monai.transforms import Compose, CopyItemsd
 from scipy.stats import wilcoxon
 from torch import Tensor, nn
 
 from istn_monai import ISTN
 from istn_monai.inferer import RefineInferer
 from istn_monai.io.datalist import read_datalist
-from istn_monai.transforms.preprocessing import ConcatPaird
+from istn_monai.transforms.keys import ORIGINAL_KEYS, PAIR_KEYS
+from istn_monai.transforms.preprocessing import ConcatPaird, InitialAlignmentd
 from istn_monai.workflow.evaluation import Evaluation
 
 RESULTS = ALL_RESULTS / "table1"
@@ -145,18 +146,21 @@ class Cell:
     def soi_bound(self) -> dict[str, Any]:
         """Evaluation of the label maps' own registration, from the identity: no network, all of the truth."""
         parser = ConfigParser()
-        parser.read_config(configs("train", *self.case.overlays, "evaluate"))
+        parser.read_config(configs("train", *self.case.overlays))
         parser.update(self.settings)
         content = parser.get_parsed_content
-        steps = [*content("load"), content("keep_originals"), *content("to_grid"), labels_as_images]
-        pairs = read_datalist(content("datalist_file"), ["testing"])["testing"]
-        transformation = content("transformation_def")
+        prepare = list(content("prepare"))
+        aligned = next(n for n, step in enumerate(prepare, 1) if isinstance(step, InitialAlignmentd))
+        keep = CopyItemsd(PAIR_KEYS, names=ORIGINAL_KEYS, allow_missing_keys=True)
+        steps = [*prepare[:aligned], keep, *prepare[aligned:], labels_as_images]
+        pairs = read_datalist(content("train#dataset#data").file, ["testing"])["testing"]
+        transformation = content("settings").spatial_transformation()
         return Evaluation(
             Dataset(pairs, Compose(steps)),
             ISTN(None, Identity(transformation.num_parameters), transformation),
             {"refined": RefineInferer(steps=SOI_STEPS, learning_rate=SOI_RATE)},
             self.settings["output_dir"],
-            content("soi_groups"),
+            content("settings").soi_labels,
         ).run()
 
     def metrics(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from istn_monai.transforms.checks import check_choice, check_soi_labels
 from istn_monai.transforms.landmarks import check_soi_points
 
 #: what may differ at inference: the weights do not depend on it
-FREE = ("spatial_size", "initial_alignment")
+FREE = ("initial_alignment",)
 UNET_CHANNELS, UNET_DIVISOR = (8, 16, 32, 64, 128, 8), 16
 TRANSFORMATION_ID = "@transformation_def"
 #: packages whose networks a checkpoint may name

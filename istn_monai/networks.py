@@ -115,7 +115,7 @@ class ISTN(nn.Module):
         transformation: theta to ddf.
 
     Example:
-        >>> from istn_monai import AffineTransformation
+        >>> from istn_monai import STN, AffineTransformation
         >>> affine = AffineTransformation((24, 30))
         >>> output = ISTN(ITN(2), STN(2, 2, affine), affine)(torch.rand(1, 2, 24, 30))
         >>> output.moving_representation.shape, output.theta.shape, output.ddf.shape
@@ -162,7 +162,7 @@ class DisplacementNetwork(nn.Module):
         in_channels: C, of one image.
 
     Example:
-        >>> from istn_monai import AffineTransformation
+        >>> from istn_monai import STN, AffineTransformation
         >>> affine = AffineTransformation((24, 30))
         >>> DisplacementNetwork(ISTN(None, STN(2, 2, affine), affine))(torch.rand(1, 2, 24, 30)).shape
         torch.Size([1, 2, 24, 30])

@@ -13,6 +13,7 @@ import torch
 from monai.bundle import run
 from test_bundle import SMALL, config, toy, trained  # noqa: F401
 
+from istn_monai.weights import read_weights
 from istn_monai.workflow.distributed import gathered, start
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -39,8 +40,9 @@ def test_two_processes_train_and_evaluate_like_one(toy, tmp_path):  # noqa: F811
     assert output.count("best validation Dice") == 1
     checkpoint = torch.load(tmp_path / "out" / "models" / "last.pt", weights_only=True)
     assert checkpoint["trainer"]["iteration"] == 4  # 4 pairs, 2 for each process, 2 epochs
-    assert checkpoint["settings"]["training"]["processes"] == 2
-    assert not any(key.startswith("module.") for key in checkpoint["model"])
+    weights = read_weights(tmp_path / "out" / "models" / "model.pt")
+    assert weights.description["training"]["processes"] == 2
+    assert not any(key.startswith("module.") for key in weights.state)
     assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 3  # the first process' handlers alone
 
     output = bundle_run("evaluation", config("train", "evaluate", "multi_gpu_evaluate"), settings)

@@ -108,14 +108,11 @@ def trained_settings(file: str) -> NetworkSettings:
         ValueError: if the config contradicts the weights, naming both.
     """
     given = given_settings()
-    if given.get("spatial_size") == AUTO:
-        del given["spatial_size"]
-    if not Path(file).expanduser().is_file():
-        return NetworkSettings(**given)
-    weights = read_weights(file)
-    settings = weights.settings
-    if settings is None:
-        return NetworkSettings(**given)
+    size = given.pop("spatial_size", AUTO)  # of the grid at inference, which the weights do not depend on
+    weights = read_weights(file) if Path(file).expanduser().is_file() else None
+    settings = None if weights is None else weights.settings
+    if weights is None or settings is None:
+        return NetworkSettings(**given | ({} if size == AUTO else {"spatial_size": size}))
     if weights.description.get("format") == 1:  # which did not say the networks' definitions
         definitions = {name: given.pop(name) for name in ("itn_def", "stn_def") if name in given}
         settings = replace(settings, **definitions)
