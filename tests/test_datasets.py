@@ -36,16 +36,16 @@ def test_data_of_a_host_are_no_datalist(tmp_path):
 # --- as_pairs --------------------------------------------------------------------------------------------------------
 
 
-def labelled(number: int, name: str = "case") -> list[dict[str, str]]:
+def labeled(number: int, name: str = "case") -> list[dict[str, str]]:
     return [{"image": f"{name}_{index}.nii", "label": f"{name}_{index}_label.nii"} for index in range(number)]
 
 
 def test_pairs_are_pairs_already():
-    assert as_pairs([PAIR], labelled(3)) == [PAIR]
+    assert as_pairs([PAIR], labeled(3)) == [PAIR]
 
 
-def test_labelled_images_are_paired_with_each_other():
-    pairs = as_pairs(labelled(3))
+def test_labeled_images_are_paired_with_each_other():
+    pairs = as_pairs(labeled(3))
     assert {(pair["moving_image"], pair["fixed_image"]) for pair in pairs} == {
         (f"case_{a}.nii", f"case_{b}.nii") for a in range(3) for b in range(3) if a != b
     }
@@ -53,25 +53,25 @@ def test_labelled_images_are_paired_with_each_other():
 
 
 def test_many_images_get_seven_partners_each_the_same_each_time():
-    pairs = as_pairs(labelled(140))
+    pairs = as_pairs(labeled(140))
     assert len(pairs) == len({tuple(pair.values()) for pair in pairs}) == 980
     assert all(pair["moving_image"] != pair["fixed_image"] for pair in pairs)
     assert len({pair["moving_image"] for pair in pairs}) > 130
-    assert pairs == as_pairs(labelled(140))
+    assert pairs == as_pairs(labeled(140))
 
 
 def test_validation_images_are_paired_with_those_of_training():
-    pairs = as_pairs(labelled(2, "validation"), labelled(5))
+    pairs = as_pairs(labeled(2, "validation"), labeled(5))
     assert [pair["fixed_image"] for pair in pairs] == [f"validation_{n}.nii" for n in (0, 0, 1, 1)]
     assert all(pair["moving_image"].startswith("case") for pair in pairs)
-    assert {pair["fixed_image"] for pair in as_pairs([], labelled(2))} == {"case_0.nii", "case_1.nii"}
+    assert {pair["fixed_image"] for pair in as_pairs([], labeled(2))} == {"case_0.nii", "case_1.nii"}
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_pair_needs_two_images(number):
     for items in (as_pairs, lambda images: as_pairs([], images)):
-        with pytest.raises(ValueError, match=f"two labelled images at least, got {number}"):
-            items(labelled(number))
+        with pytest.raises(ValueError, match=f"two labeled images at least, got {number}"):
+            items(labeled(number))
 
 
 # --- cached_dataset --------------------------------------------------------------------------------------------------

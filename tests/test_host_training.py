@@ -92,7 +92,7 @@ def test_the_first_network_is_kept_through_further_trainings(bundle):
 def test_one_image_is_too_few(bundle):
     with pytest.raises(Exception) as error:
         hosted_training(bundle, write_subjects(bundle.parent / "data", 1), [])
-    assert "two labelled images at least, got 1" in str(root(error.value))
+    assert "two labeled images at least, got 1" in str(root(error.value))
 
 
 def root(error: BaseException) -> BaseException:

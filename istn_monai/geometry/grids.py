@@ -1,7 +1,7 @@
 """World space: grids of voxels, and how they lie to each other.
 
 Convention:
-    World points are in RAS millimetres, as in MONAI's and NIfTI's affines. An affine is ``(D+1, D+1)``, voxel to
+    World points are in RAS millimeters, as in MONAI's and NIfTI's affines. An affine is ``(D+1, D+1)``, voxel to
     world. The initial alignment ``T0`` maps fixed world to moving world points (pull-back); it is applied by editing
     the moving image's affine, ``inverse(T0) @ affine``, after which both images live in the fixed image's world.
     The whole transformation is ``T0 o (id + u)``, u the displacement on the registration grid.

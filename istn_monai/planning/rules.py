@@ -175,7 +175,7 @@ def bfloat16_is_fast() -> bool:
 def estimate(decided: Sequence[Choice], found: Fingerprint) -> Estimate:
     """Memory and time of the settings.
 
-    Measured on grids of 16 000 to 740 000 voxels with the default networks, on a CPU: a training step takes 7
+    Measured on grids of 160 000 to 290 000 voxels with the default networks, on a CPU: a training step takes 7
     microseconds a voxel, and activations some 3.3 kB, and .1 kB for each SoI channel.
     """
     settings = {choice.name: choice.value for choice in decided}

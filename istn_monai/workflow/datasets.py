@@ -91,7 +91,7 @@ def cached_dataset(
     Whole brains and the initial alignment "rigid" take seconds for each pair, in each run.
 
     Args:
-        data: items of a datalist, or labelled images, see :func:`as_pairs`.
+        data: items of a datalist, or labeled images, see :func:`as_pairs`.
         transform: deterministic transforms first, random ones after.
         cache_dir: folder for the results on disk, which other runs with the same pairs and transforms share; a changed
             file or transform is done anew. It holds pickles: use no folder that others may write to. None keeps them
@@ -115,7 +115,7 @@ def cached_dataset(
 
 
 def as_pairs(items: Sequence[Item], others: Sequence[Item] | None = None) -> list[Item]:
-    """Pairs of labelled images, which is what hosts give, in the place of a datalist; pairs stay as they are.
+    """Pairs of labeled images, which is what hosts give, in the place of a datalist; pairs stay as they are.
 
     Args:
         items: each ``{"image", "label"}`` is the fixed one of up to 7 pairs, the same for the same items.
@@ -133,5 +133,5 @@ def as_pairs(items: Sequence[Item], others: Sequence[Item] | None = None) -> lis
             pairs.append({f"{side}_{key}": item[key] for side, item in (("moving", candidates[index]), ("fixed", fixed))
                           for key in ("image", "label")})  # fmt: skip
     if not pairs:
-        raise ValueError(f"pairs need two labelled images at least, got {len({item['image'] for item in moving})}")
+        raise ValueError(f"pairs need two labeled images at least, got {len({item['image'] for item in moving})}")
     return pairs

@@ -1,6 +1,6 @@
 """Training that a host starts: it gives the data, and wants the trained network in the bundle that it serves.
 
-MONAI Label puts lists of labelled images in the place of the bundle's data and runs ``train.json`` as it is. So the
+MONAI Label puts lists of labeled images in the place of the bundle's data and runs ``train.json`` as it is. So the
 configuration asks here whether that is so. The results of each such training go to a folder of their own in the served
 bundle, and the best network, which is the one it started from if nothing was better, takes the place of ``model.pt``.
 """

@@ -136,8 +136,8 @@ def check_segmentation(name: str, output: Path, series: Path, names: list[str] |
     expected[values == 0] = 0
     inside = tuple(voxels.round().astype(int).T)
     close(f"{name}: SEG's content", volume.array.ravel(), expected[inside], 0)
-    labelled = (values > 0).sum()
-    check(f"{name}: SEG leaves nothing out", (volume.array > 0).sum() == labelled > 0, f"{labelled} voxels")
+    labeled = (values > 0).sum()
+    check(f"{name}: SEG leaves nothing out", (volume.array > 0).sum() == labeled > 0, f"{labeled} voxels")
     found = [str(item.SegmentLabel) for item in seg.SegmentSequence]
     wanted = names or [f"label {value}" for value in segments]
     check(f"{name}: SEG's segments", found == wanted, ", ".join(found))
