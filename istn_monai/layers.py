@@ -26,6 +26,21 @@ def crop_to(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
     return image[(slice(None), slice(None), *(slice(size) for size in spatial_size))]
 
 
+def centered(image: Tensor, least: Sequence[int]) -> Tensor:
+    """``(B, C, *S)`` in the middle of zeros, so that no axis has fewer voxels than ``least``."""
+    missing = [max(n - size, 0) for n, size in zip(least, image.shape[2:], strict=True)]
+    if not any(missing):
+        return image
+    ends = [end for number in reversed(missing) for end in (number // 2, number - number // 2)]
+    return nn.functional.pad(image, ends)
+
+
+def middle_of(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """What :func:`centered` put into the middle, ``(B, C, *spatial_size)``."""
+    starts = [(size - n) // 2 for size, n in zip(image.shape[2:], spatial_size, strict=True)]
+    return image[(..., *(slice(start, start + n) for start, n in zip(starts, spatial_size, strict=True)))]
+
+
 class AdaptiveAveragePool(nn.Module):
     """PyTorch's ``AdaptiveAvgPool``, in 2-D and 3-D, as one small matrix product for each axis.
 

@@ -10,7 +10,7 @@ from monai.networks.layers import Conv, get_act_layer
 from torch import Tensor, nn
 
 from istn_monai.geometry.transformation import Transformation
-from istn_monai.layers import crop_to, pad_to_multiple
+from istn_monai.layers import centered, crop_to, middle_of, pad_to_multiple
 
 
 class ITN(nn.Module):
@@ -136,12 +136,15 @@ class ISTN(nn.Module):
                 f"image must be (B, 2C, *S), moving channels then fixed, with {dims} axes S, got {tuple(image.shape)}"
             )
         batch, channels, size = image.shape[0], image.shape[1] // 2, tuple(image.shape[2:])
-        both = self.itn(image.reshape(2 * batch, channels, *size))  # one pass for the two of each pair
+        # a smaller grid than that of training lies in zeros, as what is beyond an image does: norms see as much of them
+        image = centered(image, self.transformation.spatial_size)
+        both = self.itn(image.reshape(2 * batch, channels, *image.shape[2:]))  # one pass for the two of each pair
         if both.shape[2:] != image.shape[2:]:
             raise ValueError(
-                f"the ITN must keep the image's size {size}, it gave {tuple(both.shape[2:])}; see BackboneITN"
+                f"the ITN must keep the image's size {tuple(image.shape[2:])}, it gave {tuple(both.shape[2:])}; see "
+                "BackboneITN"
             )
-        moving, fixed = both.unflatten(0, (batch, 2)).unbind(1)
+        moving, fixed = middle_of(both, size).unflatten(0, (batch, 2)).unbind(1)
         return moving, fixed
 
     def forward(self, image: Tensor) -> ISTNOutput:

@@ -12,7 +12,7 @@ from monai.networks.layers import Conv, Pool
 from torch import Tensor, nn
 
 from istn_monai.geometry.transformation import Transformation
-from istn_monai.layers import AdaptiveAveragePool, Scaled, corner_ratios, stretched
+from istn_monai.layers import AdaptiveAveragePool, Scaled, centered, corner_ratios, stretched
 
 
 class STN(nn.Module):
@@ -133,7 +133,7 @@ class PyramidSTN(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """``(B, in_channels, *S)`` to theta ``(B, P)``."""
         shapes = self.transformation.resized(image.shape[2:]).parameter_shapes
-        levels = self.levels(image)
+        levels = self.levels(centered(image, self.transformation.spatial_size))
         blocks = []
         for head, shape, depth, ratios in zip(self.heads, shapes, self.depths, self.lattice_ratios, strict=True):
             # a lattice reaches a cell beyond the image: its outer points see the border, the heads' kernels the rest

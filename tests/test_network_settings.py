@@ -137,6 +137,15 @@ def test_on_its_own_size_the_network_is_that_with_plain_instance_norms():
     assert torch.equal(network.istn.represent(image)[0], own)
 
 
+def test_a_smaller_grid_is_seen_as_the_middle_of_the_grid_of_training():
+    network = NetworkSettings(**SMALL).network().eval()
+    small = rand(1, 2, 12, 21)
+    whole = torch.nn.functional.pad(small, (1, 2, 2, 2))  # 16 x 24
+    for found, expected in zip(network.istn.represent(small), network.istn.represent(whole), strict=True):
+        assert torch.equal(found, expected[..., 2:14, 1:22])
+    assert network(small).shape == (1, 2, 12, 21)
+
+
 def test_the_representation_of_a_padded_image_is_that_of_the_image():
     """Zeros around an image on a larger grid leave what the ITN sees of it: the windows of its norms see the same."""
     network = NetworkSettings(**SMALL | {"spatial_size": (32, 32)}).network().eval()
