@@ -192,6 +192,16 @@ def test_best_survives_a_resume(tmp_path, later, kept):
     assert f"{kept[0]:.4f}" in rest.checkpoints.report()
 
 
+def test_an_untrained_best_network_is_said(tmp_path):
+    checkpoints = Setup(tmp_path, metrics={0: 0.5, 1: 0.4}).checkpoints
+    setup = Setup(tmp_path, max_epochs=1, metrics={0: 0.5, 1: 0.4})
+    setup.pretend(0, {0: 0.5})
+    assert "epoch 0 is the network before training" in setup.checkpoints.report()
+    setup.pretend(1, {1: 0.6})
+    assert "before training" not in setup.checkpoints.report() and "epoch 1" in setup.checkpoints.report()
+    assert "before training" in checkpoints.report()  # nothing was validated
+
+
 def test_best_by_a_real_validation(tmp_path):
     setup = Setup(tmp_path, max_epochs=2)
     found = []

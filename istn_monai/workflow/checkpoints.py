@@ -71,7 +71,7 @@ class Checkpoints:
         self.training = dict(training)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.best = float("-inf")
+        self.best, self.best_epoch = float("-inf"), 0
         if self.last_file.exists():
             self.check_same_training(read_weights(self.last_file))
         elif self.best_file.exists():
@@ -120,8 +120,9 @@ class Checkpoints:
         trainer.state.max_epochs = max_epochs
         torch.manual_seed(torch.initial_seed() + trainer.state.epoch)  # or the first epochs' order would come again
         if self.best_file.exists():
-            validation = read_weights(self.best_file).validation
-            self.best = self.best if validation is None else validation
+            result = read_weights(self.best_file).description.get("result", {})
+            self.best = result.get("validation_dice", self.best)
+            self.best_epoch = result.get("epoch", self.best_epoch)
         logger.info(f"going on after epoch {trainer.state.epoch} of {self.last_file}")
         if trainer.state.epoch >= max_epochs:
             trainer.terminate()
@@ -139,8 +140,8 @@ class Checkpoints:
         """Writes ``model.pt`` if the evaluator's key metric is better than ever."""
         metric = float(evaluator.state.metrics[evaluator.state.key_metric_name])
         if metric > self.best:
-            self.best = metric
-            self.save(self.weights({"validation_dice": metric, "epoch": evaluator.state.epoch}), self.best_file)
+            self.best, self.best_epoch = metric, evaluator.state.epoch
+            self.save(self.weights({"validation_dice": metric, "epoch": self.best_epoch}), self.best_file)
 
     def save(self, content: Mapping[str, Any], file: Path) -> None:
         """Writes a file; of several processes, which all hold the same, the first one does."""
@@ -149,4 +150,5 @@ class Checkpoints:
 
     def report(self) -> str:
         """Where the best network is, for a last line of output."""
-        return f"best validation Dice {self.best:.4f}, checkpoint {self.best_file}"
+        untrained = "" if self.best_epoch else "; epoch 0 is the network before training: nothing was learned yet, go on"
+        return f"best validation Dice {self.best:.4f}, epoch {self.best_epoch}, checkpoint {self.best_file}{untrained}"
