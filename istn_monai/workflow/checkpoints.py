@@ -150,5 +150,5 @@ class Checkpoints:
 
     def report(self) -> str:
         """Where the best network is, for a last line of output."""
-        untrained = "" if self.best_epoch else "; epoch 0 is the network before training: nothing was learned yet, go on"
+        untrained = "" if self.best_epoch else "; epoch 0 is the network before training: nothing is learned yet"
         return f"best validation Dice {self.best:.4f}, epoch {self.best_epoch}, checkpoint {self.best_file}{untrained}"
