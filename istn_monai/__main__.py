@@ -287,6 +287,8 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"istn-monai {__version__}")
         return
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS and "--help" in sys.argv:
+        sys.argv[2:] = ["--", "--help"]  # else fire hands --help to a command that takes any setting
     try:
         fire.Fire(COMMANDS, name="istn-monai")
     except SystemExit as end:  # fire answers --help with 2 where a command also needs arguments

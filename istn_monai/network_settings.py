@@ -146,7 +146,11 @@ class NetworkSettings:
     def built(self, definition: Mapping[str, Any], transformation: Transformation) -> nn.Module:
         """The network that a resolved definition describes."""
         config = {"definition": definition, TRANSFORMATION_ID[1:]: transformation}
-        network = ConfigParser(config).get_parsed_content("definition")
+        try:
+            network = ConfigParser(config).get_parsed_content("definition")
+        except Exception as error:
+            cause = error.__cause__ or error
+            raise ValueError(f"itn_def or stn_def {definition!r} cannot be built: {cause}") from error
         if not isinstance(network, nn.Module):
             raise ValueError(f"itn_def and stn_def must describe a torch.nn.Module, got {definition!r}")
         return network
@@ -178,7 +182,9 @@ class NetworkSettings:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(state) - known)
         if unknown:
-            raise ValueError(f"unknown settings {unknown}: was it written by a newer version? This one knows {known}")
+            raise ValueError(
+                f"unknown settings {unknown}: was it written by a newer version? This one knows {sorted(known)}"
+            )
         for name in ("itn_def", "stn_def"):
             check_definition(state.get(name), name)
         return cls(**state)

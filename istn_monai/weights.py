@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,13 +70,13 @@ class Weights:
         try:
             network.load_state_dict(self.state)
         except (RuntimeError, TypeError, AttributeError) as error:
-            hint = "" if self.description.get("format") == FORMAT else (
-                " (it does not say its itn_def and stn_def: give them if they are not the default ones)"
-            )  # fmt: skip
+            hints = {
+                FORMAT: "its settings describe",
+                1: "its settings describe (itn_def and stn_def are not among them)",
+            }
+            hint = hints.get(self.description.get("format"), "the settings describe; it does not say any itself")
             lines = " ".join(str(error).split())
-            raise ValueError(
-                f"{self.file} does not fit the network that its settings describe{hint}: {lines[:300]}"
-            ) from error
+            raise ValueError(f"{self.file} does not fit the network that {hint}: {lines[:300]}") from error
 
 
 def read_weights(file: str | os.PathLike, device: Any = "cpu") -> Weights:
@@ -90,14 +91,19 @@ def read_weights(file: str | os.PathLike, device: Any = "cpu") -> Weights:
         raise FileNotFoundError(f"no checkpoint at {path}; train first, or set ckpt_dir to the folder with {BEST}")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        why = "it holds other objects than tensors, numbers and words, which might run code, or is no PyTorch file"
+        raise ValueError(f"{path} is not a checkpoint that can be read safely: {why}") from error
     except Exception as error:
-        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{path} is not a checkpoint that can be read safely: {why[:200]}") from error
+        raise ValueError(f"{path} is not a checkpoint that can be read: is it whole, and a PyTorch file?") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} is not a checkpoint, a state dictionary, but a {type(content).__name__}")
     state = content.get("model", content)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} is not a checkpoint: it must hold tensors by name, got {sorted(content)[:5]}")
+    broken = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise ValueError(f"{path} has weights that are NaN or infinite, in {broken[0]}: train again, with a lower rate")
     progress = {key: value for key, value in content.items() if key in ("optimizer", "lr_scheduler", "trainer")}
     return Weights(path, state, description_of(content, state, path), progress if state is not content else {})
 
@@ -107,9 +113,13 @@ def description_of(content: Mapping[str, Any], state: Mapping[str, Any], path: P
     text = getattr(state, "_metadata", {}).get(KEY)
     if text is not None:
         try:
-            return dict(json.loads(text))
+            found = json.loads(text)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} has a description that is not JSON: {error}") from error
+        parts = ("settings", "training", "result", "versions")
+        if not isinstance(found, dict) or not all(isinstance(found.get(part, {}), dict) for part in parts):
+            raise ValueError(f"{path} has a description of another form than {parts}, each by name")
+        return found
     if isinstance(content.get("settings"), Mapping):
         return first_format(content)
     return {}

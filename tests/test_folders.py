@@ -72,7 +72,7 @@ def test_weights_that_do_not_know_their_data_ask_for_a_datalist(tmp_path):
         to_evaluate(None, str(BUNDLE), None)
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["register", "--help"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["register", "--help"], ["evaluate", "--help"]])
 def test_help_and_version_load_neither_torch_nor_monai(arguments):
     code = (
         "import sys, istn_monai.__main__ as m; sys.argv[1:] = " + repr(arguments) + "\n"

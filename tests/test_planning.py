@@ -137,7 +137,7 @@ def test_a_datalist_in_the_folder_is_used_and_others_are_named(tmp_path, capsys)
 def test_names_are_fit_for_files():
     assert name_of(Path("/a/my data (new)")) == "my_data_new"
     assert name_of(Path("/a/brains/pairs.json")) == "brains"
-    assert name_of(Path("/a/few.json")) == "few"
+    assert name_of(Path("/a/few.json")) == "a_few"
     assert name_of(Path("/")) == "data"
 
 

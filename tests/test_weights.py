@@ -117,6 +117,21 @@ def test_a_pickle_payload_is_refused_and_does_not_run(tmp_path, monkeypatch, con
     assert not (tmp_path / "ran").exists()
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    state = SETTINGS.network().state_dict()
+    next(iter(state.values())).view(-1)[0] = float("nan")
+    save_atomically(described(state, {"settings": SETTINGS.state_dict()}), tmp_path / "nan.pt")
+    assert "NaN or infinite" in one_line(lambda: read_weights(tmp_path / "nan.pt"), tmp_path / "nan.pt")
+
+
+@pytest.mark.parametrize("description", ["[1, 2]", "3", '{"settings": {}, "result": 3}'])
+def test_a_description_of_another_form_names_the_file(tmp_path, description):
+    state = torch.nn.Linear(2, 3).state_dict()
+    state._metadata["istn_monai"] = description
+    torch.save(state, tmp_path / "x.pt")
+    assert "another form" in one_line(lambda: read_weights(tmp_path / "x.pt"), tmp_path / "x.pt")
+
+
 def test_a_truncated_checkpoint_is_named(file):
     content = file.read_bytes()
     for length in (10, 1000, len(content) // 2, len(content) - 10):

@@ -52,9 +52,12 @@ class DataSet:
 
 
 def name_of(source: Path) -> str:
-    """The name of a folder, of a datalist, or, of one that is called pairs.json, of its folder."""
-    path = source.parent if source.name == DATALIST else source
-    stem = path.name.removesuffix(".json")
+    """The name of a folder; of a datalist that of its folder, and its own unless that is pairs.json."""
+    stem = source.name.removesuffix(".json")
+    if source.name == DATALIST:
+        stem = source.parent.name
+    elif stem != source.name:  # else two datalists of one name in two folders would share a plan and a run
+        stem = f"{source.parent.name}_{stem}"
     return re.sub(r"[^\w.-]+", "_", stem).strip("._-") or "data"
 
 

@@ -19,7 +19,8 @@ MOST_CHANNELS = 8
 #: voxels of a grid at most: a training step takes some two seconds on a CPU core
 MOST_VOXELS = 300_000
 COARSENING = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
-PRESENT, OVERLAP = 0.95, 0.5  # fraction of subjects, and Dice: with less, not all images can be aligned by it
+PRESENT, OVERLAP = 0.95, 0.4  # fraction of subjects, and Dice: with less, not all images can be aligned by it
+COMPACT = 0.1  # cube of the thickness over the volume, 1.9 for a ball: less are sheets, such as the cortex
 VOXELS_THICK, FEWEST_THICK = 3, 2  # that a structure should be, and must be where there are many
 SIZE_RATIO = 4  # of volumes in a group: the largest structure outweighs the others in the loss
 MARGIN = 10.0  # mm around the structures
@@ -120,17 +121,23 @@ def label_groups(found: Fingerprint, values: Sequence[int], most: int) -> tuple[
         ], f"{len(present)} structures in nearly all subjects, one channel each{left_out}"
     spacing = max(whole_image_grid(found))
     thick = [value for value in present if found.thickness(value) >= FEWEST_THICK * spacing]
+    thick = [value for value in thick if compactness(found, value) >= COMPACT] or thick
     near = {value for value in thick if best_overlap(found, value) >= OVERLAP}
     kept = [value for value in thick if value in near or found.mirrored(value, thick) in near]
     kept = kept or sorted(sorted(present, key=lambda value: -best_overlap(found, value))[:most])
     groups = groups_by_size({value: found.volume(value) for value in kept}, most)
     text = (
         f"{len(kept)} of {len(values)} structures: those in nearly all subjects, {FEWEST_THICK * spacing:.3g} mm thick "
-        f"or more, that overlap after the initial alignment (Dice {OVERLAP} or more, on one side of the body); "
+        f"or more, no sheets, that overlap after the initial alignment (Dice {OVERLAP} or more, on one side of the body); "
         "grouped by volume, large first; "
         f"left out: {listed([value for value in values if value not in kept])}"
     )
     return groups, text
+
+
+def compactness(found: Fingerprint, value: int) -> float:
+    """Thickness to the power of the number of axes over the volume: some 2 for a ball, near 0 for a sheet."""
+    return found.thickness(value) ** len(base_spacing(found)) / max(found.volume(value), 1e-9)
 
 
 def best_overlap(found: Fingerprint, value: int) -> float:

@@ -21,6 +21,7 @@ from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, PAIR_KEYS, Pair
 AUTO = "auto"
 STEP = 16  # the default ITN halves an image four times
 MOST_VOXELS, MEMORY = 2**23, 8
+LIMIT = 2**26  # voxels of a grid that is given in numbers, some 60 GB
 
 
 class RegistrationGridd(Transform):
@@ -50,12 +51,17 @@ class RegistrationGridd(Transform):
         keys: Sequence[str] = PAIR_KEYS,
         at_least: Sequence[int] | None = None,
     ) -> None:
-        if isinstance(spatial_size, str) and spatial_size != AUTO:
+        spatial_size = spatial_size.lower() if isinstance(spatial_size, str) else spatial_size
+        if not isinstance(spatial_size, Sequence) or (isinstance(spatial_size, str) and spatial_size != AUTO):
             raise ValueError(f'spatial_size must be numbers of voxels or "{AUTO}", got {spatial_size!r}')
         if spatial_size == AUTO and at_least is None:
             raise ValueError(f'spatial_size "{AUTO}" needs at_least, the size of the grid in training')
         self.spatial_size = None if isinstance(spatial_size, str) else checked_size(spatial_size)
         self.at_least = checked_size(self.spatial_size or at_least or ())
+        if at_least is not None and len(self.at_least) != len(at_least):
+            raise ValueError(f"spatial_size must have {len(at_least)} numbers, as the weights do, got {spatial_size!r}")
+        if math.prod(self.at_least) > LIMIT:
+            raise ValueError(f"spatial_size {list(self.at_least)} has more than {LIMIT:,} voxels: memory would not do")
         self.spacing = per_axis("spacing", spacing, len(self.at_least))
         self.keys = tuple(keys)
 
