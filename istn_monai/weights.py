@@ -74,7 +74,7 @@ class Weights:
                 FORMAT: "its settings describe",
                 1: "its settings describe (itn_def and stn_def are not among them)",
             }
-            hint = hints.get(self.description.get("format"), "the settings describe; it does not say any itself")
+            hint = hints.get(int(self.description.get("format", 0)), "the settings describe; it does not say any itself")
             lines = " ".join(str(error).split())
             raise ValueError(f"{self.file} does not fit the network that {hint}: {lines[:300]}") from error
 

@@ -128,7 +128,8 @@ def label_groups(found: Fingerprint, values: Sequence[int], most: int) -> tuple[
     groups = groups_by_size({value: found.volume(value) for value in kept}, most)
     text = (
         f"{len(kept)} of {len(values)} structures: those in nearly all subjects, {FEWEST_THICK * spacing:.3g} mm thick "
-        f"or more, no sheets, that overlap after the initial alignment (Dice {OVERLAP} or more, on one side of the body); "
+        f"or more, no sheets, that overlap after the initial alignment (Dice {OVERLAP} or more, on one side of the "
+        "body); "
         "grouped by volume, large first; "
         f"left out: {listed([value for value in values if value not in kept])}"
     )
