@@ -74,7 +74,8 @@ class Weights:
                 FORMAT: "its settings describe",
                 1: "its settings describe (itn_def and stn_def are not among them)",
             }
-            hint = hints.get(int(self.description.get("format", 0)), "the settings describe; it does not say any itself")
+            number = int(self.description.get("format", 0))
+            hint = hints.get(number, "the settings describe; it does not say any itself")
             lines = " ".join(str(error).split())
             raise ValueError(f"{self.file} does not fit the network that {hint}: {lines[:300]}") from error
 
