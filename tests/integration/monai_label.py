@@ -216,7 +216,7 @@ def check_repeated(server: Server, check: Checks, pair: tuple[str, str]) -> None
         both = list(pool.map(lambda n: server.infer(fixed, moving_image=moving, refine_steps=n), numbers))
     check(all(map(same, numbers, both)), "4 requests at once, 0 and 10 steps: the same answers")
     deadline = time.perf_counter() + 10  # the host removes files after it has answered
-    while set(server.temporary.iterdir()) > left and time.perf_counter() < deadline:
+    while not set(server.temporary.iterdir()) <= left and time.perf_counter() < deadline:
         time.sleep(0.1)
     check(set(server.temporary.iterdir()) <= left, "no temporary files are left behind")
 
