@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from istn_monai.io.paths import replacing
+
 BEST, LAST, RUN = "model.pt", "last.pt", "run.json"
 #: in a folder, where the weights may be: of checkpoints, of a training run, of a bundle
 PLACES = (BEST, f"models/{BEST}")
@@ -69,9 +71,8 @@ def run_of(checkpoint: Path) -> Path | None:
 def write_run(folder: str | os.PathLike, datalist: str | os.PathLike) -> Path:
     """Notes in a run's folder what its data are."""
     path = Path(folder).expanduser() / RUN
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"datalist": str(Path(datalist).absolute())}, indent=1))
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps({"datalist": str(Path(datalist).absolute())}, indent=1))
     return path
 
 

@@ -20,6 +20,7 @@ from monai.utils import get_package_version
 from torch import Tensor, nn
 
 from istn_monai.folders import BEST
+from istn_monai.io.paths import replacing
 from istn_monai.network_settings import NetworkSettings
 
 KEY = "istn_monai"
@@ -151,9 +152,8 @@ def described(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> Ma
 def save_atomically(content: Mapping[str, Any], file: Path) -> None:
     """Writes a checkpoint beside its place, then moves it there: an interruption leaves the old one whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    torch.save(content, part)
-    os.replace(part, file)
+    with replacing(file) as part:
+        torch.save(content, part)
 
 
 def information(weights: Weights) -> str:

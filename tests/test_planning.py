@@ -460,7 +460,7 @@ def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path, elsewhere, monke
         pairs = {"training": [pair_of(files[0], files[1])], "validation": [pair_of(files[2], files[3])]}
         write_json(folder / "pairs.json", pairs)
     full = OSError("disk full")
-    monkeypatch.setattr("istn_monai.planning.plan.os.replace", lambda *files: (_ for _ in ()).throw(full))
+    monkeypatch.setattr("istn_monai.io.paths.os.replace", lambda *files: (_ for _ in ()).throw(full))
     with pytest.raises(OSError, match="disk full"):
         write_plan(folder)
     assert state_of(elsewhere) == {}

@@ -23,6 +23,17 @@ def existing(file: str | Path) -> Path:
     return path
 
 
+def read_json(file: Path, what: str, expected: str) -> dict[str, Any]:
+    """A JSON object, or a ValueError that names the file, what it was taken for, and what it must be."""
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{what} {file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} {file} must be {expected}, got {type(content).__name__}")
+    return content
+
+
 def read_datalist(
     file: str | Path, splits: Sequence[str] = SPLITS, needed: Sequence[str] = ()
 ) -> dict[str, list[Item]]:
@@ -34,12 +45,7 @@ def read_datalist(
         needed: keys that each item must have.
     """
     path = existing(file)
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"datalist {path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"datalist {path} must be a JSON object with lists {SPLITS}, got {type(content).__name__}")
+    content = read_json(path, "datalist", f"a JSON object with lists {SPLITS}")
     return {split: split_items(content, split, path, needed) for split in splits}
 
 

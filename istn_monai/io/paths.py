@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,6 +20,17 @@ def new_file(file: str | Path, name: str = "output") -> Path:
     if path.exists():
         raise FileExistsError(f"{name} exists and is left alone: {path}; choose another name or remove it")
     return path
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path beside a file to write to, which takes its place once written whole; a failure leaves the old file."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> Path:

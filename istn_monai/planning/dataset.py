@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from istn_monai.io.datalist import IMAGE_SUFFIXES, KINDS, SPLITS, Item, existing, read_datalist
+from istn_monai.io.datalist import IMAGE_SUFFIXES, KINDS, SPLITS, Item, existing, read_datalist, read_json
 from istn_monai.io.landmarks import POINT_SUFFIXES
 from istn_monai.io.paths import check_output_dir
 from istn_monai.pairing import image_files, make_datalist
@@ -76,20 +75,14 @@ def source_of(data: str | os.PathLike) -> Path:
     return path
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object, or a ValueError that names the file."""
-    try:
-        content = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not JSON: {error}; give a datalist or a plan") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object, a datalist or a plan, got {type(content).__name__}")
-    return content
+def read_settings(file: Path) -> dict[str, Any]:
+    """What a datalist or a plan holds, or a ValueError that names the file."""
+    return read_json(file, "datalist or plan", "a JSON object")
 
 
 def is_datalist(file: Path) -> bool:
     """Whether a JSON file has a split of a datalist; if not, it has settings."""
-    return any(split in read_json(file) for split in SPLITS)
+    return not read_settings(file).keys().isdisjoint(SPLITS)
 
 
 def data_set(source: Path, drawn: Path) -> DataSet:
@@ -108,7 +101,7 @@ def data_set(source: Path, drawn: Path) -> DataSet:
     datalist = folder_datalist(source, drawn) if source.is_dir() else existing(source)
     if not is_datalist(datalist):
         raise ValueError(f"{datalist} has no pairs but settings: train with it, or give a folder or a datalist")
-    splits = [split for split in SPLITS if split != SPLITS[2] or split in read_json(datalist)]
+    splits = [split for split in SPLITS if split != SPLITS[2] or split in read_settings(datalist)]
     items = read_datalist(datalist, splits, IMAGE_KEYS)
     kinds = common_kinds(items, datalist)
     check_files(items, datalist)

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from istn_monai.io.paths import absolute, check_output_dir
-from istn_monai.planning.dataset import DataSet, data_set, is_datalist, name_of, read_json, source_of
+from istn_monai.io.paths import absolute, check_output_dir, replacing
+from istn_monai.planning.dataset import DataSet, data_set, is_datalist, name_of, read_settings, source_of
 from istn_monai.planning.fingerprint import Fingerprint, fingerprint
 from istn_monai.planning.grid import Choice
 from istn_monai.planning.rules import Estimate, choices, estimate
@@ -128,12 +128,8 @@ def write_plan(
         )
     check_output_dir(file.parent, "the plan's folder")
     plan = make_plan(data_set(source, drawn_pairs(source, file)))
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with replacing(file) as part:
         part.write_text(json.dumps(plan.content(), indent=1) + "\n")
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
     return plan, file
 
 
@@ -160,7 +156,7 @@ def plan_of(data: str | os.PathLike) -> Path:
         plan, file = write_plan(source, file, overwrite=True)  # processes of one training write the same
         print(f"{plan.table()}\nwritten: {file}")
         return file
-    known = read_json(file).get(NOTES, {}).get("made_from")
+    known = read_settings(file).get(NOTES, {}).get("made_from")
     if known != data_set(source, drawn_pairs(source, file)).origin:
         raise FileExistsError(
             f"{file} was made from other data than {source} has now: to train with it, give it in the place of the "

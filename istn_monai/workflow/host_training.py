@@ -7,7 +7,6 @@ bundle, and the best network, which is the one it started from if nothing was be
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from istn_monai.folders import BEST
 from istn_monai.io.datalist import Item
+from istn_monai.io.paths import replacing
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.workflow.checkpoints import Checkpoints
 from istn_monai.workflow.datasets import is_hosted
@@ -50,7 +50,6 @@ def publish(checkpoints: Checkpoints, bundle_root: str) -> str:
     served.parent.mkdir(parents=True, exist_ok=True)
     if served.exists() and not first.exists():
         shutil.copy2(served, first)
-    partial = served.with_suffix(".part")  # moved into place whole: requests are served meanwhile
-    shutil.copyfile(checkpoints.best_file, partial)
-    os.replace(partial, served)
+    with replacing(served) as part:  # requests are served meanwhile
+        shutil.copyfile(checkpoints.best_file, part)
     return f"served from now on: {served}; the first network is {first}"
