@@ -17,13 +17,12 @@ from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import with_affine
 from istn_monai.geometry.resampling import warp_intensities, warp_label_map
 from istn_monai.geometry.world_transform import WorldTransform
-from istn_monai.io.images import load_image, save_image
+from istn_monai.io.images import check_written_suffix, load_image, write_image
 from istn_monai.io.itk_transforms import read_transform
-from istn_monai.io.landmarks import Points, is_points, read_points, write_points
-from istn_monai.io.paths import new_file
+from istn_monai.io.landmarks import Points, is_points, read_points, suffix_of, write_points
+from istn_monai.io.paths import check_apart, new_file
 
 INTERPOLATIONS = ("linear", "nearest", "label")
-WRITTEN_SUFFIXES = (".nii.gz", ".nii")
 
 
 def resample_image(
@@ -70,27 +69,32 @@ def apply_transform(
     inverse: bool = False,
     interpolation: str = "linear",
     frame: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
     Args:
         transform: transform.h5 of register, or any that ITK reads.
         input: image, label map, or landmarks (.csv, .fcsv, .mrk.json).
-        output: file to write; an existing one is left alone.
+        output: file to write; an existing one is left alone, unless ``overwrite``.
         reference: image whose grid the result has: the fixed one (with inverse the moving one).
         inverse: bring what belongs to the fixed image to the moving one.
         interpolation: linear, nearest, or label (linear one-hot, then the largest).
         frame: RAS or LPS, of landmarks in a .csv that does not say it in a column; the result is in the same.
+        overwrite: replace an existing output; never a file that is read here.
     """
-    path = new_file(output)
+    path = new_file(output, overwrite=overwrite)
+    read = {"transform": transform, "input": input, "reference": reference}
+    check_apart([path], [(name, file) for name, file in read.items() if file], "choose another output")
+    if is_points(input):
+        suffix_of(path)
+    else:
+        check_written_suffix(path)
     loaded = read_transform(transform)
     if is_points(input):
         return write_points(move_points(read_points(input, frame), loaded, inverse), path, frame or "LPS")
-    if not path.name.endswith(WRITTEN_SUFFIXES):
-        raise ValueError(f"an image is written as one of {WRITTEN_SUFFIXES}, got {path.name}")
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
     images = load_image(input, "input", loaded.dims), load_image(reference, "reference", loaded.dims)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(resample_image(images[0], loaded, images[1], inverse, interpolation), path)
+    write_image(resample_image(images[0], loaded, images[1], inverse, interpolation), path)
     return path

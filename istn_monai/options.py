@@ -50,6 +50,7 @@ SETTINGS: dict[str, str] = {
     "fixed_image": "file whose grid is the result's (inference)",
     "moving_label": "label map to be warped along (inference)",
     "qa": "writes the QA page: qa.png of a pair, qa.html of an evaluation; False leaves it out",
+    "overwrite": "replaces an earlier result of other inputs, weights or options: all its files are removed first",
     "evaluated_labels": "as soi_labels, of what evaluation compares; soi_labels by default",
     "evaluated_split": "part of the datalist to evaluate",
     "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
@@ -68,9 +69,9 @@ OF_COMMAND = {
     "train": TRAINING | {"output_dir", "device", "spatial_size", "initial_alignment"},
     "evaluate": {
         "device", "seed", "spatial_size", "initial_alignment", "qa", "evaluated_labels", "evaluated_split",
-        "refine_learning_rate", "cache_dir",
+        "refine_learning_rate", "cache_dir", "overwrite",
     },
-    "register": {"device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate"},
+    "register": {"device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "overwrite"},
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}
 

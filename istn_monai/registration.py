@@ -11,20 +11,19 @@ from monai.bundle import ConfigParser, run
 from monai.data import decollate_batch
 from monai.transforms import Transform
 from monai.utils import convert_to_tensor
-from tqdm import tqdm
 
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
 from istn_monai.io.datalist import Item, existing, read_datalist
-from istn_monai.io.images import save_image
-from istn_monai.io.paths import new_file
+from istn_monai.io.images import check_written_suffix, write_image
+from istn_monai.io.paths import absolute, check_apart, new_file
 from istn_monai.network_settings import NetworkSettings
-from istn_monai.qa.cohort import QA_COHORT, Entry, entry_of, write_cohort
 from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.weights import read_weights
+from istn_monai.workflow.cohorts import Cohort
 from istn_monai.workflow.datasets import pair_item
-from istn_monai.workflow.distributed import gathered, process_device, rank, world_size
-from istn_monai.workflow.errors import foreseen_cause
+from istn_monai.workflow.distributed import process_device, world_size
+from istn_monai.workflow.provenance import weights_hash
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
 from istn_monai.workflow.settings import check_settings
 
@@ -85,7 +84,11 @@ class Registration:
         self.device = torch.device(self.content("device"))
         self.network = self.content("network").eval()
         self.qa = bool(self.content("qa"))
+        self.overwrite = bool(self.content("overwrite"))
         weights.load_into(self.network)
+        self.weights_sha256 = weights_hash(self.network.state_dict())
+        #: files that are read for each pair, by what errors call them
+        self.read = {"checkpoint_file": self.content("checkpoint_file")} | ({"config": config} if config else {})
 
     def content(self, name: str) -> Any:
         """What an entry of the configuration stands for."""
@@ -107,13 +110,16 @@ class Registration:
             pred = self.content("inferer")(image, self.network)
         return self.content("postprocessing")(data | {"pred": decollate_batch(pred)[0]})
 
+    def saver(self, output_dir: str | Path, inverse: bool = False) -> SavePairHandler:
+        """What writes the results of a pair to a folder, as the bundle does."""
+        return SavePairHandler(
+            output_dir, self.network, self.content("saver#options"), self.network.istn.transformation, inverse, self.qa,
+            self.settings.mask_labels, self.overwrite, self.weights_sha256,
+        )  # fmt: skip
+
     def save(self, result: dict[str, Any], output_dir: str | Path, inverse: bool = False) -> None:
         """Writes what :meth:`__call__` gave, as the bundle does."""
-        handler = SavePairHandler(
-            output_dir, self.network, self.content("saver#options"), self.network.istn.transformation, inverse, self.qa,
-            self.settings.mask_labels,
-        )  # fmt: skip
-        handler.save(result, convert_to_tensor(result["pred"], track_meta=False))
+        self.saver(output_dir, inverse).save(result, convert_to_tensor(result["pred"], track_meta=False))
 
 
 class RegisterISTNd(Transform):
@@ -162,11 +168,33 @@ class RegisterISTNd(Transform):
 
 
 def register_files(
-    registration: Registration, output_dir: str | Path, inverse: bool = False, **files: str | None
-) -> None:
-    """Registers one pair of files into a folder."""
+    registration: Registration, output_dir: str | Path, inverse: bool = False, wait: bool = True, **files: str | None
+) -> bool:
+    """Registers one pair of files into a folder, unless their result is there already.
+
+    Args:
+        registration: with weights and options.
+        output_dir: folder for the results.
+        inverse: also writes the transform from moving to fixed points.
+        wait: for another process that writes to the folder.
+        files: ``moving_image``, ``fixed_image`` and, if there is one, ``moving_label``.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        FileExistsError: if another result is there, without the setting ``overwrite``; or a file that is no result.
+        InUse: if another process writes to the folder, without ``wait``.
+    """
     check_pair_files(output_dir, **files)
-    registration.save(registration({key: file for key, file in files.items() if file}), output_dir, inverse)
+    saver = registration.saver(output_dir, inverse)
+    check_apart(saver.results.files, registration.read.items())
+    with saver.results.locked(wait):
+        if saver.finished(files):
+            return False
+        result = registration({key: file for key, file in files.items() if file})
+        saver.save(result, convert_to_tensor(result["pred"], track_meta=False))
+    return True
 
 
 def register_datalist(
@@ -174,32 +202,25 @@ def register_datalist(
 ) -> list[str]:
     """Registers the pairs of one split of a datalist into ``pair_0000``, ``pair_0001`` ...; goes on after a failure.
 
-    All QA pages are in one ``qa.html``, with the pairs that failed. Of several processes (``torchrun -m istn_monai
-    register ...``) split the pairs among themselves; the first writes that page.
+    Pairs that were registered before, of the same files with the same weights and options, are left as they are. All QA
+    pages are in one ``qa.html``, with the pairs that failed, which ``failures.json`` lists. Of several processes
+    (``torchrun -m istn_monai register ...``) split the pairs among themselves; the first writes that page.
 
     Returns:
         A line for each pair that failed, in each process.
+
+    Raises:
+        FileExistsError: before any work, if a result would replace an input, a file of others, or, without the setting
+            ``overwrite``, another result.
     """
-    failures: list[str] = []
-    entries: list[Entry] = []
-    folder = Path(output_dir).expanduser()
-    pairs = pairs_of(datalist, split)
-    for number in tqdm(range(rank(), len(pairs), world_size()), desc="registering", unit="pair", disable=rank() > 0):
-        pair = pairs[number]
-        name = f"pair_{number:04d}"
-        try:
-            register_files(registration, folder / name, inverse, **pair)
-            entry = entry_of(folder / name)
-        except (OSError, ValueError, RuntimeError) as error:
-            cause = foreseen_cause(error) or error
-            failures.append(f"{name}: {cause}")
-            entry = Entry(name, "", None, error=str(cause))
-        entries += [entry] if entry and registration.qa else []
-    failures = sorted(line for chunk in gathered(failures) for line in chunk)
-    entries = [entry for chunk in gathered(entries) for entry in chunk]
-    if entries and rank() == 0:
-        write_cohort(entries, folder / QA_COHORT)
-    return failures
+    cohort = Cohort(output_dir, pairs_of(datalist, split), registration.qa, registration.overwrite)
+    cohort.check(lambda folder: registration.saver(folder, inverse), registration.read | {"datalist": datalist})
+
+    def register(number: int, wait: bool) -> bool:
+        folder = cohort.folder / cohort.name(number)
+        return register_files(registration, folder, inverse, wait, **cohort.pairs[number])
+
+    return cohort.run(register)
 
 
 def pairs_of(datalist: str | Path, split: str) -> Sequence[Item]:
@@ -211,12 +232,14 @@ def pairs_of(datalist: str | Path, split: str) -> Sequence[Item]:
 
 def represent_file(registration: Registration, image: str, output: str | Path) -> Path:
     """Writes the representation of one image, on its registration grid."""
-    path = new_file(output)
-    if not Path(image).expanduser().exists():
+    path = new_file(output, overwrite=registration.overwrite)
+    check_written_suffix(path)
+    if not absolute(image).exists():
         raise FileNotFoundError(f"image: no such file: {image}")
+    check_apart([path], [("image", image), *registration.read.items()], "choose another output")
     data = registration.content("preprocessing")(pair_item(image, image))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(Representd(registration.network)(data)["fixed_representation"], path)
+    representation = Representd(registration.network)(data)["fixed_representation"]
+    write_image(representation, path)
     return path
 
 

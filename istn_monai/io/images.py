@@ -14,6 +14,9 @@ from torch import Tensor
 
 from istn_monai.geometry.grids import square
 from istn_monai.geometry.meta import affine_of
+from istn_monai.io.paths import not_written, replacing
+
+WRITTEN_SUFFIXES = (".nii.gz", ".nii")
 
 
 def itk_framed(image: MetaTensor) -> MetaTensor:
@@ -69,6 +72,22 @@ def save_image(image: MetaTensor, file: Path) -> None:
     small = affine_of(image).numpy()
     affine[:dims, :dims], affine[:dims, 3] = small[:dims, :dims], small[:dims, dims]
     nib.save(nib.Nifti1Image(array, affine), file)
+
+
+def check_written_suffix(file: Path) -> None:
+    """ValueError unless images are written under such a name; anything else would become the name of another file."""
+    if not file.name.endswith(WRITTEN_SUFFIXES):
+        raise ValueError(f"an image is written as one of {WRITTEN_SUFFIXES}, got {file.name}")
+
+
+def write_image(image: MetaTensor, file: Path) -> None:
+    """As :func:`save_image`, whole or not at all, in a folder that is made for it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_written(file, error) from error
+    with replacing(file) as part:
+        save_image(image, part)
 
 
 def load_image(file: str, name: str, dims: int) -> MetaTensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from istn_monai.geometry.frames import lps
-from istn_monai.io.paths import absolute
+from istn_monai.io.paths import absolute, replacing
 
 FRAMES = ("RAS", "LPS")
 POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json")
@@ -182,8 +182,10 @@ def write_points(points: Points, file: str | Path, frame: str = "LPS") -> Path:
     if suffix != ".csv" and len(positions[0]) != 3:
         raise ValueError(f"{path}: {suffix} holds 3-D landmarks alone; write 2-D ones as .csv")
     writer = {".csv": csv_text, ".fcsv": fcsv_text, ".mrk.json": markups_text}[suffix]
+    text = writer(positions, points.labels, frame)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(writer(positions, points.labels, frame))
+    with replacing(path) as part:
+        part.write_text(text)
     return path
 
 

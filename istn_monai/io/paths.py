@@ -1,12 +1,21 @@
-"""Where things are and where results go: absolute paths, new files, writable folders."""
+"""Where things are and where results go: absolute paths, which files are one, new and replaced files, folders.
+
+Convention:
+    A file appears under its name when it is whole: it is written beside its place, checked, and moved there. Nothing
+    is replaced unless its user asks for that, and an input never is, whatever it is called.
+"""
 
 from __future__ import annotations
 
+import glob
 import os
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from istn_monai.io.whole import check_whole, sync
 
 
 def absolute(path: str | os.PathLike) -> Path:
@@ -14,23 +23,105 @@ def absolute(path: str | os.PathLike) -> Path:
     return Path(path).expanduser().absolute()
 
 
-def new_file(file: str | Path, name: str = "output") -> Path:
-    """The absolute path of a file to write, or FileExistsError: what is there is left alone."""
+def new_file(file: str | os.PathLike, name: str = "output", overwrite: bool = False) -> Path:
+    """The absolute path of a file to write, or FileExistsError: what is there is left alone.
+
+    Args:
+        file: to write.
+        name: how errors call it.
+        overwrite: the file may be there, and will be replaced; a folder never is.
+    """
     path = absolute(file)
-    if path.exists():
-        raise FileExistsError(f"{name} exists and is left alone: {path}; choose another name or remove it")
+    if path.is_dir():
+        raise FileExistsError(f"{name} is a folder: {path}; give the name of a file")
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(
+            f"{name} exists and is left alone: {path}; choose another name, or add --overwrite to replace it"
+        )
     return path
+
+
+def identities(path: Path) -> set[str | tuple[int, int]]:
+    """What two paths have in common if they are one file: where links lead, and the file itself, if there is one."""
+    found: set[str | tuple[int, int]] = {os.path.realpath(path)}
+    try:
+        state = os.stat(path)
+    except OSError:  # still to be written, or a link that leads nowhere
+        return found
+    return found | {(state.st_dev, state.st_ino)}
+
+
+def check_apart(
+    outputs: Iterable[Path], inputs: Iterable[tuple[str, str | os.PathLike]], advice: str = "choose another output_dir"
+) -> None:
+    """Refuses to write where something is read: by ``..``, a link to a file or folder, a hard link, or by its name.
+
+    Args:
+        outputs: all files that will be written, there or not.
+        inputs: files and folders that are read, with how errors call them.
+        advice: what to do, for the error.
+
+    Raises:
+        FileExistsError: if a result would take the place of an input, or lie in a folder that is one.
+    """
+    written = {identity: path for path in outputs for identity in identities(path)}
+    folders = {os.path.realpath(path.parent): path for path in written.values()}
+    for name, given in inputs:
+        file = absolute(given)
+        hit = next((written[identity] for identity in identities(file) if identity in written), None)
+        if hit is not None:
+            raise FileExistsError(f"{name} {file} would be replaced by a result, {hit}: {advice}")
+        if file.is_dir():
+            root = os.path.realpath(file)
+            hit = next((path for folder, path in folders.items() if Path(folder).is_relative_to(root)), None)
+        if hit is not None:
+            raise FileExistsError(f"a result, {hit}, would lie in {name} {file}, which is read as a whole: {advice}")
+
+
+def part_of(file: Path) -> Path:
+    """A hidden path beside a file, of its suffix, for this process to write to."""
+    return file.with_name(f".part-{socket.gethostname()}-{os.getpid()}-{file.name}")
+
+
+def remove_parts(file: Path) -> None:
+    """Removes what processes of this machine that are no more left beside a file."""
+    before = f".part-{socket.gethostname()}-"
+    for part in file.parent.glob(f"{glob.escape(before)}*-{glob.escape(file.name)}"):
+        number = part.name.removeprefix(before).partition("-")[0]
+        try:
+            os.kill(int(number), 0)
+        except (ProcessLookupError, ValueError):
+            part.unlink(missing_ok=True)
+        except OSError:  # it is somebody else's and lives
+            continue
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path beside a file to write to, which takes its place once written whole; a failure leaves the old file."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    """A path beside a file to write to, which takes its place once it is written whole; a failure leaves the old file.
+
+    Raises:
+        OSError: naming ``file``, if it cannot be written to its end, as on a full disk.
+    """
+    part = part_of(file)
     try:
+        remove_parts(file)
         yield part
+        check_whole(part)
+        sync(part)
         os.replace(part, file)
+        sync(file.parent)
+    except (OSError, RuntimeError) as error:  # RuntimeError is what ITK and PyTorch make of a full disk
+        raise not_written(file, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def not_written(file: Path, error: BaseException) -> OSError:
+    """The one line for a file that could not be written."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = getattr(error, "strerror", None) or lines[-1]
+    return OSError(f"cannot write {file}: {reason}; what was there before is unchanged")
 
 
 def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> Path:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +16,15 @@ from typing import Any
 
 from PIL import Image
 
-from istn_monai.io.paths import absolute
+from istn_monai.io.paths import absolute, replacing
 from istn_monai.qa.rules import RED, RULES, STATUS_COLORS, STATUSES
 
 QA_COHORT = "qa.html"
 REFUSED = "refused"
+GENERATOR = '<meta name="generator" content="istn-monai">'  # by it a page is ours
+TITLE = "Registration QA"
+#: a page's picture in the file, with the hash of the pair's own page
+PICTURE = re.compile(r'data-page="([0-9a-f]{64})" src="data:image/jpeg;base64,([^"]*)"')
 COLORS = STATUS_COLORS | {REFUSED: "#4a5462"}
 #: columns of the table: what tells most in a cohort
 COHORT_METRICS = (
@@ -58,6 +65,7 @@ class Entry:
         report: what :meth:`istn_monai.qa.rules.Verdict.report` gives; None for a pair that was refused.
         picture: its page as JPEG; empty without one.
         error: why it was refused.
+        page: hash of the pair's own page, of which the picture was made.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Entry:
     report: Mapping[str, Any] | None
     picture: bytes = b""
     error: str = ""
+    page: str = ""
 
     @property
     def status(self) -> str:
@@ -91,23 +100,50 @@ def jpeg(page: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def entry_of(folder: Path) -> Entry | None:
-    """The entry of a folder that registration wrote; None if it holds no QA page."""
+def entry_of(folder: Path, known: Mapping[str, bytes] | None = None) -> Entry | None:
+    """The entry of a folder that registration wrote; None if it holds no QA page.
+
+    Args:
+        folder: of the pair.
+        known: what :func:`pictures_of` found: to make a picture takes as long as to look at 50 of them.
+    """
     report, page = folder / "report.json", folder / "qa.png"
     if not (report.exists() and page.exists()):
         return None
     content = json.loads(report.read_text())
     files = " → ".join(Path(content["inputs"][f"{side}_image"]["file"] or side).name for side in ("moving", "fixed"))
-    with Image.open(page) as picture:
-        return Entry(folder.name, files, content["qa"], jpeg(picture))
+    written = page.read_bytes()
+    name = hashlib.sha256(written).hexdigest()
+    picture = (known or {}).get(name)
+    if picture is None:
+        with Image.open(io.BytesIO(written)) as image:
+            picture = jpeg(image)
+    return Entry(folder.name, files, content["qa"], picture, page=name)
 
 
-def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = "Registration QA") -> Path:
+def pictures_of(file: Path) -> dict[str, bytes]:
+    """The pictures in a page that :func:`write_cohort` wrote, by the hashes of what they were made of."""
+    if not file.is_file():
+        return {}
+    found = PICTURE.findall(file.read_text(encoding="utf-8", errors="replace"))
+    return {name: base64.b64decode(code) for name, code in found}
+
+
+def check_page(file: Path) -> None:
+    """FileExistsError if a file is there that :func:`write_cohort` did not write."""
+    if not os.path.lexists(file):
+        return
+    head = file.read_bytes()[:4096].decode(errors="replace") if file.is_file() else ""
+    if GENERATOR not in head and f"<title>{TITLE}" not in head:  # the first versions had no generator
+        raise FileExistsError(f"{file} is no page of this command and is left alone: choose another output_dir")
+
+
+def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = TITLE) -> Path:
     """Writes the file; pairs by badness, the worst first and open.
 
     Args:
         entries: of the pairs.
-        file: to write; replaced where it exists.
+        file: to write; a page of this function is replaced.
         title: of the page.
     """
     ordered = sorted(entries, key=lambda entry: entry.badness, reverse=True)
@@ -119,7 +155,7 @@ def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = "Regis
     titles = ("pair", "status", "files", *(TITLES[name] for name in COHORT_METRICS))
     head = "".join(f"<th>{html.escape(text)}</th>" for text in titles)
     page = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{GENERATOR}<title>{html.escape(title)}</title>',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1><p>{len(ordered)} pairs: {counts}</p>",
         "<p>The worst first. The status is that of the worst rule; each page states its rules and their limits. It "
@@ -130,7 +166,8 @@ def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = "Regis
         "</body></html>\n",
     ]
     path = absolute(file)
-    path.write_text("\n".join(page), encoding="utf-8")
+    with replacing(path) as part:
+        part.write_text("\n".join(page), encoding="utf-8")
     return path
 
 
@@ -153,7 +190,8 @@ def section(entry: Entry) -> str:
     name, files = html.escape(entry.name), html.escape(entry.files)
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in entry.reasons)
     code = base64.b64encode(entry.picture).decode()
-    picture = f'<img alt="QA page of {name}" src="data:image/jpeg;base64,{code}">' if code else ""
+    made_of = f'data-page="{entry.page}" ' if entry.page else ""
+    picture = f'<img alt="QA page of {name}" {made_of}src="data:image/jpeg;base64,{code}">' if code else ""
     opened = "" if entry.status == STATUSES[0] else " open"
     return (
         f'<details id="{name}"{opened}><summary>{badge(entry.status)} {name} <small>{files}</small></summary>'

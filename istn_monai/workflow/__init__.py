@@ -16,9 +16,10 @@ __getattr__, __all__ = lazy(
         "host_requests": ["Replyd", "RequestPaird"],
         "host_training": ["output_folder"],
         "inferers": ["AutocastInferer", "default_rate"],
+        "provenance": ["config_hash"],
         "results": ["SavePairHandler"],
         "settings": ["check_settings", "find_bundle_root", "given", "none_or", "run_folder", "trained_settings"],
-        "start": ["check_evaluation", "check_inference", "check_training", "finish_training"],
+        "start": ["check_evaluation", "check_inference", "check_training", "finish_training", "infer"],
         "training": [
             "KeepBestHandler", "LoadHandler", "ProgressHandler", "ResumeHandler", "channels_last", "cosine_schedule",
             "default_similarity", "loss_of", "warped_and_fixed_soi",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,30 @@ from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.inferer import refinement_of
 from istn_monai.io.images import save_image
 from istn_monai.io.itk_transforms import write_displacement, write_transform
-from istn_monai.io.paths import absolute, check_output_dir
+from istn_monai.io.paths import absolute, check_apart, check_output_dir
+from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
 from istn_monai.qa.inspector import PairInspector
+from istn_monai.workflow.provenance import (
+    differing_inputs,
+    differing_options,
+    input_record,
+    listed,
+    weights_hash,
+)
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
 DISPLACEMENT, TRANSFORM, INVERSE = "displacement.nii.gz", "transform.h5", "inverse_transform.h5"
 QA_PAGE = "qa.png"
 MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
-OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, QA_PAGE, "report.json")
+REPORT = "report.json"
+OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, QA_PAGE, REPORT)
+INPUT_KEYS = ("moving_image", "fixed_image", "moving_label")
+
+
+def pair_folder(output_dir: str | Path) -> ResultFolder:
+    """The results of one pair in a folder."""
+    return ResultFolder(output_dir, OUTPUTS, REPORT, ("versions", "weights_sha256", "options", "inputs"))
 
 
 def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
@@ -45,17 +60,14 @@ def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
     Returns:
         The folder's absolute path, made.
     """
-    outputs = {absolute(output_dir) / name for name in OUTPUTS}
     for key, file in files.items():
-        if file is None:
-            if key.endswith("image"):
-                raise ValueError(f"{key} is not set: give --{key} FILE")
-            continue
-        path = absolute(file)
-        if not path.exists():
-            raise FileNotFoundError(f"{key}: no such file: {path}")
-        if path in outputs:
-            raise FileExistsError(f"{key} {path} would be replaced by a result: choose another output_dir")
+        if file is None and key.endswith("image"):
+            raise ValueError(f"{key} is not set: give --{key} FILE")
+        if file is not None and not absolute(file).exists():
+            raise FileNotFoundError(f"{key}: no such file: {absolute(file)}")
+    results = pair_folder(output_dir)
+    check_apart(results.files, [(key, file) for key, file in files.items() if file is not None])
+    results.check_free()
     return check_output_dir(output_dir)
 
 
@@ -91,25 +103,6 @@ def inverse_of(
     return inverse, {"mean": error.mean().item(), "max": error.max().item()}
 
 
-def weights_hash(network: nn.Module) -> str:
-    """SHA-256 of a network's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def file_hash(file: str) -> str | None:
-    """SHA-256 of a file, or of all files in a folder (a DICOM series) one after another, by name; None for nothing."""
-    path = Path(file)
-    digest = hashlib.sha256()
-    for single in [path] if path.is_file() else sorted(path.rglob("*")):
-        if single.is_file():
-            digest.update(single.read_bytes())
-    return digest.hexdigest() if path.exists() else None
-
-
 class SavePairHandler:
     """Evaluator handler: writes images, transforms and ``report.json``; ``OUTPUTS`` lists them.
 
@@ -121,6 +114,9 @@ class SavePairHandler:
         inverse: also writes the transform from moving to fixed points.
         qa: also writes a QA page, and its status and reasons into the report; see :mod:`istn_monai.qa`.
         soi_labels: groups of label values that the network was trained on, None for real-valued maps; for the QA page.
+        overwrite: replaces a result of other inputs, weights or options: all its files are removed. Files of others,
+            and without it such a result, raise an error.
+        weights_sha256: hash of the network's weights, where it is known; None takes it when it is needed.
     """
 
     def __init__(
@@ -132,13 +128,18 @@ class SavePairHandler:
         inverse: bool = False,
         qa: bool = True,
         soi_labels: Sequence[Sequence[int]] | None = ((1,),),
+        overwrite: bool = False,
+        weights_sha256: str | None = None,
     ) -> None:
         self.inverse = inverse
         self.inspect = PairInspector(network, soi_labels) if qa else None
         self.output_dir = absolute(output_dir)
+        self.results = pair_folder(output_dir)
         self.network = network
         self.transformation = transformation
-        self.options = dict(options or {})
+        self.options = dict(options or {}) | {"inverse": bool(inverse), "qa": bool(qa)}
+        self.overwrite = overwrite
+        self.known_hash = weights_sha256
 
     def attach(self, engine: Engine) -> None:
         """Attaches to an evaluator."""
@@ -149,12 +150,53 @@ class SavePairHandler:
         for pair, output in zip(engine.state.batch, engine.state.output, strict=True):
             self.save(pair | output, torch.as_tensor(output["pred"]))
 
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the network's weights."""
+        return self.known_hash or weights_hash(self.network.state_dict())
+
+    def finished(self, files: Mapping[str, str | None]) -> bool:
+        """Whether the result of these files, with these weights and options, is there already, whole.
+
+        Args:
+            files: by ``INPUT_KEYS``.
+
+        Raises:
+            FileExistsError: naming what differs, if there is another result; or a file that is no result.
+        """
+        self.results.check_free()
+        found = self.results.content()
+        if found is None or self.overwrite:
+            return False
+        given = {key: str(file) for key, file in files.items() if file is not None}
+        then = {"weights_sha256": found["weights_sha256"], **found["options"]}
+        now = {"weights_sha256": self.weights_sha256, **self.options}
+        what = listed(chain(differing_inputs(found["inputs"], given), differing_options(then, now)))
+        if what:
+            raise FileExistsError(
+                f"{self.output_dir} holds another result ({what}): add --overwrite to replace it, or choose another "
+                "output_dir"
+            )
+        return self.results.is_whole()
+
     def save(self, pair: Mapping[str, Any], ddf: torch.Tensor) -> None:
-        """Writes one pair's results; ``ddf`` is ``(D, *S)``."""
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        """Writes one pair's results, all or none; ``ddf`` is ``(D, *S)``.
+
+        Raises:
+            FileExistsError: if another result is there, without ``overwrite``.
+            OSError: naming the file that could not be written; what was there before is whole then.
+        """
+        with self.results.staged():
+            self.finished({key: record["file"] for key, record in self.inputs(pair).items()})
+            note = self.write(pair, ddf)
+        print(f"registered: results in {self.output_dir}{note}")
+
+    def write(self, pair: Mapping[str, Any], ddf: torch.Tensor) -> str:
+        """Writes the files to the folder's hidden one; what the QA says of them, for a line of output."""
         for name in IMAGES:
             if name in pair:
-                save_image(pair[name], self.output_dir / f"{name}.nii.gz")
+                with self.results.writing(f"{name}.nii.gz") as file:
+                    save_image(pair[name], file)
         transforms = self.save_transforms(pair)
         report = self.report(pair) | {"transforms": transforms}
         note = ""
@@ -162,19 +204,23 @@ class SavePairHandler:
             report["metrics"] = field_metrics(ddf.cpu(), Grid.of(pair["image"]).spacing)
         else:
             verdict, page = self.inspect(pair)
-            page.save(self.output_dir / QA_PAGE)
+            with self.results.writing(QA_PAGE) as file:
+                page.save(file)
             report["metrics"] = {name: verdict.metrics[name] for name in FIELD_METRICS}
             report["qa"] = verdict.report()
             note = f"; QA {verdict.status}, see {QA_PAGE}"
-        (self.output_dir / "report.json").write_text(json.dumps(without_nan(report), indent=1, default=str))
-        print(f"registered: results in {self.output_dir}{note}")
+        report[FILES] = [*self.results.written, REPORT]
+        with self.results.writing(REPORT) as file:
+            file.write_text(json.dumps(without_nan(report), indent=1, default=str))
+        return note
 
     def save_transforms(self, pair: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Writes what there is of transforms; what they are, for the report."""
         written: dict[str, dict[str, Any]] = {}
         if "displacement" in pair:
             field = pair["displacement"]
-            write_displacement(field.as_tensor().cpu(), affine_of(field), self.output_dir / DISPLACEMENT)
+            with self.results.writing(DISPLACEMENT) as file:
+                write_displacement(field.as_tensor().cpu(), affine_of(field), file)
             written[DISPLACEMENT] = {
                 "maps": "fixed to moving points",
                 "frame": "LPS mm",
@@ -184,27 +230,28 @@ class SavePairHandler:
             return written
         theta, start = (torch.as_tensor(pair[key]) for key in ("theta", "initial_alignment"))
         transform = world_transform(self.transformation, theta[None], Grid.of(pair["image"]), start)
-        write_transform(transform, self.output_dir / TRANSFORM)
+        with self.results.writing(TRANSFORM) as file:
+            write_transform(transform, file)
         written[TRANSFORM] = {"maps": "fixed to moving points", "frame": "LPS mm"}
         if self.inverse:
             inverse, residual = inverse_of(transform, pair, start, min(self.transformation.spacing))
-            write_transform(inverse, self.output_dir / INVERSE)
+            with self.results.writing(INVERSE) as file:
+                write_transform(inverse, file)
             written[INVERSE] = {"maps": "moving to fixed points", "frame": "LPS mm", "residual_mm": residual}
         return written
 
+    def inputs(self, pair: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept of each image that was read; an image from memory has no file."""
+        images = {key: pair[f"{key}_original"] for key in INPUT_KEYS if f"{key}_original" in pair}
+        files = {key: image.meta.get("filename_or_obj") for key, image in images.items()}
+        return {
+            key: (input_record(str(files[key])) if files[key] else {"file": None, "sha256": None, "state": None})
+            | {"shape": list(image.shape[1:]), "affine": np.asarray(image.meta["original_affine"]).tolist()}
+            for key, image in images.items()
+        }
+
     def report(self, pair: Mapping[str, Any]) -> dict[str, Any]:
         """What was done, and with what."""
-        inputs = {}
-        for key in ("moving_image", "fixed_image", "moving_label"):
-            if f"{key}_original" in pair:
-                image = pair[f"{key}_original"]
-                file = image.meta.get("filename_or_obj")  # an image from memory has none
-                inputs[key] = {
-                    "file": file and str(file),
-                    "sha256": file and file_hash(str(file)),
-                    "shape": list(image.shape[1:]),
-                    "affine": np.asarray(image.meta["original_affine"]).tolist(),
-                }
         grid, refinement = Grid.of(pair["image"]), refinement_of(pair["pred"])
         return {
             "versions": {
@@ -212,11 +259,16 @@ class SavePairHandler:
                 "monai": monai.__version__,
                 "torch": torch.__version__,
             },
-            "weights_sha256": weights_hash(self.network),
+            "weights_sha256": self.weights_sha256,
             "options": self.options,
-            "inputs": inputs,
+            "inputs": self.inputs(pair),
             "initial_alignment": torch.as_tensor(pair["initial_alignment"]).tolist(),
             "registration_grid": {"shape": list(grid.spatial_size), "affine": grid.affine.tolist()},
             "frame": "affines and initial_alignment in RAS mm; initial_alignment maps fixed to moving world points",
             "refinement": {} if refinement is None else asdict(refinement.report),
         }
+
+
+def already(saver: SavePairHandler) -> str:
+    """A line that says that there is nothing to do."""
+    return f"registered before: the results in {saver.output_dir} are of these files, weights and options"

@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ignite.engine import Engine
 from monai.bundle import ConfigParser
 
 from istn_monai.folders import write_run
 from istn_monai.io.datalist import Item
-from istn_monai.io.paths import check_output_dir
+from istn_monai.io.paths import check_apart, check_output_dir
 from istn_monai.transforms.checks import check_soi_labels, reads_labels
 from istn_monai.transforms.landmarks import check_soi_points
+from istn_monai.weights import read_weights
 from istn_monai.workflow.datalist_checks import check_datalist, check_points
 from istn_monai.workflow.datasets import as_pairs, is_hosted
 from istn_monai.workflow.distributed import check_started, rank
 from istn_monai.workflow.errors import one_line
 from istn_monai.workflow.host_training import publish
-from istn_monai.workflow.results import check_pair_files
+from istn_monai.workflow.results import SavePairHandler, already, check_pair_files, pair_folder
 from istn_monai.workflow.settings import check_settings, running
 
 
@@ -82,7 +84,28 @@ def check_inference() -> None:
         value = resolver()
         files: Mapping[str, Any] = {"moving_image": None, "fixed_image": None} | value("pair")
         check_pair_files(value("output_dir"), **files)
+        check_apart(pair_folder(value("output_dir")).files, [("checkpoint_file", value("checkpoint_file"))])
         value("settings")
+
+
+def infer(evaluator: Engine, saver: SavePairHandler, pair: Mapping[str, str], checkpoint_file: str) -> None:
+    """Registers the pair of an inference, unless its result is there already.
+
+    Args:
+        evaluator: with ``saver`` among its handlers.
+        saver: writes the result.
+        pair: the files.
+        checkpoint_file: the weights.
+
+    Raises:
+        FileExistsError: if there is a result of other files, weights or options.
+    """
+    with one_line(), saver.results.locked():
+        read_weights(checkpoint_file).load_into(saver.network)  # whose hash is compared
+        if saver.finished(pair):
+            print(already(saver))
+        else:
+            evaluator.run()
 
 
 def announce(what: str, data: Sequence[Item], pairs: Sequence[Item]) -> None:

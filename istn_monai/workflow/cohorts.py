@@ -1,0 +1,189 @@
+"""Registration of many pairs: what is finished is skipped, what fails is noted, and the rest goes on.
+
+Several commands, and the processes of ``torchrun``, may work on one cohort: a pair is locked while it is registered, and
+those that are locked come last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from istn_monai.io.datalist import Item
+from istn_monai.io.locks import InUse, locked_folder
+from istn_monai.io.paths import absolute, check_apart, check_output_dir, replacing
+from istn_monai.qa.cohort import QA_COHORT, Entry, check_page, entry_of, pictures_of, write_cohort
+from istn_monai.workflow.distributed import gathered, rank, world_size
+from istn_monai.workflow.errors import foreseen_cause
+from istn_monai.workflow.results import OUTPUTS, SavePairHandler, pair_folder
+
+FAILURES = "failures.json"
+PAIR = "pair_"
+
+
+class Cohort:
+    """The pairs of a datalist and the folder of their results.
+
+    Args:
+        folder: of the results, with ``pair_0000``, ``pair_0001`` ..., ``qa.html`` and, where pairs failed,
+            ``failures.json``.
+        pairs: files by their keys.
+        qa: whether pairs have QA pages.
+        overwrite: all pairs are registered again, and those of an earlier datalist with more pairs are removed.
+    """
+
+    def __init__(self, folder: str | os.PathLike, pairs: Sequence[Item], qa: bool, overwrite: bool = False) -> None:
+        self.folder = absolute(folder)
+        self.pairs = pairs
+        self.qa = qa
+        self.overwrite = overwrite
+        self.failures: dict[str, str] = {}
+
+    def name(self, number: int) -> str:
+        """The name of a pair, and of its folder."""
+        return f"{PAIR}{number:04d}"
+
+    def check(self, saver_of: Callable[[Path], SavePairHandler], read: Mapping[str, str | os.PathLike]) -> None:
+        """Refuses before any work what would go wrong later: results in the place of inputs or of other results.
+
+        Args:
+            saver_of: what writes the results of a pair to a folder.
+            read: files that are read for all pairs, by what errors call them.
+
+        Raises:
+            FileExistsError: naming the first such file, and how many pairs are concerned.
+        """
+        folders = [self.folder / self.name(number) for number in range(len(self.pairs))]
+        outputs = [folder / name for folder in folders for name in OUTPUTS]
+        outputs += [self.folder / name for name in (QA_COHORT, FAILURES)]
+        files = [(f"{folder.name}: {key}", file) for folder, pair in zip(folders, self.pairs, strict=True)
+                 for key, file in pair.items()]  # fmt: skip
+        check_apart(outputs, [*read.items(), *files])
+        check_page(self.folder / QA_COHORT)
+        read_failures(self.folder / FAILURES)
+        others = [str(error) for error in self.conflicts(saver_of)]
+        if others:
+            more = f" ({len(others)} pairs of {len(self.pairs)} are so)" if len(others) > 1 else ""
+            raise FileExistsError(others[0] + more)
+        check_output_dir(self.folder)
+        for folder in self.others() if rank() == 0 else []:
+            pair_folder(folder).remove()
+
+    def conflicts(self, saver_of: Callable[[Path], SavePairHandler]) -> Iterator[FileExistsError]:
+        """The pairs in whose folders there is another result, and earlier pairs that this cohort does not have."""
+        for number, pair in enumerate(self.pairs):
+            saver = saver_of(self.folder / self.name(number))
+            try:
+                saver.finished(pair)
+            except FileExistsError as error:
+                yield error
+            except OSError:  # of an input: this pair will fail, and the others go on
+                continue
+        for folder in [] if self.overwrite else self.others():
+            yield FileExistsError(
+                f"{folder} is a result of an earlier datalist with more pairs: add --overwrite to remove it, or choose "
+                "another output_dir"
+            )
+
+    def others(self) -> list[Path]:
+        """Folders of earlier pairs beyond those of this cohort."""
+        own = {self.name(number) for number in range(len(self.pairs))}
+        found = sorted(self.folder.glob(f"{PAIR}[0-9][0-9][0-9][0-9]*"))
+        return [folder for folder in found if folder.name not in own and pair_folder(folder).mark.exists()]
+
+    def run(self, register: Callable[[int, bool], bool]) -> list[str]:
+        """Registers the pairs, or those of this process; goes on after any that fails.
+
+        Args:
+            register: registers the pair of a number, and tells whether there was anything to do; raises ``InUse`` if
+                another process has it and the second argument, whether to wait, is False.
+
+        Returns:
+            A line for each pair that failed, in each process.
+        """
+        own = range(rank(), len(self.pairs), world_size())
+        skipped = 0
+        later: list[int] = []
+        for wait in (False, True):
+            numbers = later if wait else list(own)
+            for number in tqdm(numbers, desc="registering", unit="pair", disable=rank() > 0 or not numbers):
+                try:
+                    skipped += not register(number, wait)
+                    self.note(self.name(number), None)
+                except InUse:
+                    later.append(number)
+                except Exception as error:  # whatever it is, the other pairs are not concerned
+                    self.note(self.name(number), reason_of(error))
+        return self.finish(skipped)
+
+    def note(self, name: str, reason: str | None) -> None:
+        """Keeps why a pair failed, also on disk; None if it did not."""
+        if reason is not None:
+            self.failures[name] = reason
+            tqdm.write(f"{name} failed: {reason}")
+        file = self.folder / FAILURES
+        if reason is None and not file.exists():
+            return
+        try:
+            with locked_folder(self.folder / ".failures.part"):
+                known = read_failures(file)
+                changed = {key: value for key, value in known.items() if key != name}
+                changed |= {} if reason is None else {name: reason}
+                if changed != known:
+                    write_failures(changed, file)
+        except OSError as error:  # a full disk: the end of the command says them
+            tqdm.write(f"{error}")
+
+    def finish(self, skipped: int) -> list[str]:
+        """Writes the page of all pairs, says what was skipped; a line for each failed pair of all processes."""
+        failures = dict(sorted(item for own in gathered(list(self.failures.items())) for item in own))
+        skipped = sum(gathered(skipped))
+        if rank() == 0:
+            if skipped:
+                print(f"{skipped} of {len(self.pairs)} pairs were registered before and are as they were")
+            entries = list(self.entries(failures)) if self.qa else []
+            if entries:
+                write_cohort(entries, self.folder / QA_COHORT)
+            else:
+                (self.folder / QA_COHORT).unlink(missing_ok=True)  # of an earlier run with QA
+        return [f"{name}: {reason}" for name, reason in failures.items()]
+
+    def entries(self, failures: Mapping[str, str]) -> Iterator[Entry]:
+        """What the page shows of each pair; pictures that it has already are taken from it."""
+        known = pictures_of(self.folder / QA_COHORT)
+        for number in range(len(self.pairs)):
+            name = self.name(number)
+            if name in failures:
+                yield Entry(name, "", None, error=failures[name])
+            elif (entry := entry_of(self.folder / name, known)) is not None:
+                yield entry
+
+
+def reason_of(error: Exception) -> str:
+    """One line for a failure; one that was not foreseen says its kind, for its text may be a bare key."""
+    cause = foreseen_cause(error)
+    text = " ".join(str(cause or error).split())
+    return text if cause is not None and text else f"{type(error).__name__}: {text}"
+
+
+def read_failures(file: Path) -> dict[str, str]:
+    """The failures in a file; FileExistsError if it is another one of that name."""
+    if not os.path.lexists(file):
+        return {}
+    try:
+        return dict(json.loads(file.read_text())["failed_pairs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileExistsError(f"{file} is no list of this command and is left alone: choose another folder") from error
+
+
+def write_failures(failures: Mapping[str, str], file: Path) -> None:
+    """Replaces the list of failures; without any, removes it."""
+    if not failures:
+        file.unlink(missing_ok=True)
+        return
+    with replacing(file) as part:
+        part.write_text(json.dumps({"failed_pairs": dict(sorted(failures.items()))}, indent=1))
