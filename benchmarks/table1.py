@@ -132,7 +132,7 @@ class Cell:
     def evaluate(self, split: str, rate: float) -> dict[str, Any]:
         """The bundle's evaluation of a split of the datalist, with refinement at a learning rate."""
         settings = self.settings | {"evaluated_split": split, "refine_steps": REFINE_STEPS, "loss": self.method}
-        settings |= {"evaluate#refined#learning_rate": rate, "qa": False}
+        settings |= {"evaluate#refined#learning_rate": rate, "qa": False, "overwrite": True}
         run(run_id="evaluation", config_file=configs("train", *self.case.overlays, "evaluate"), **settings)
         return json.loads((Path(self.settings["output_dir"]) / "evaluation.json").read_text())
 
@@ -161,6 +161,7 @@ class Cell:
             {"refined": RefineInferer(steps=SOI_STEPS, learning_rate=SOI_RATE)},
             self.settings["output_dir"],
             content("settings").soi_labels,
+            overwrite=True,
         ).run()
 
     def metrics(self) -> dict[str, Any]:

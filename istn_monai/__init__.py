@@ -14,8 +14,10 @@ Where things are, in reading order: no module comes before one that it imports.
   one pair in hand; :mod:`istn_monai.inferer`: refinement as a MONAI inferer; :mod:`istn_monai.alignment`: initial
   alignment; :mod:`istn_monai.metrics`
 - :mod:`istn_monai.io`: files in, files out.
-  :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.landmarks`,
-  :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
+  :mod:`~istn_monai.io.whole` (written to the end), :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.locks`,
+  :mod:`~istn_monai.io.staging` (results that appear together), :mod:`~istn_monai.io.hashes`,
+  :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.landmarks`, :mod:`~istn_monai.io.itk_transforms`,
+  :mod:`~istn_monai.io.datalist`
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
   :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`,
   :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
@@ -31,8 +33,11 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.workflow.errors`, :mod:`~istn_monai.workflow.distributed`, :mod:`~istn_monai.workflow.settings`,
   :mod:`~istn_monai.workflow.datasets`, :mod:`~istn_monai.workflow.datalist_checks`,
   :mod:`~istn_monai.workflow.checkpoints`, :mod:`~istn_monai.workflow.inferers`,
-  :mod:`~istn_monai.workflow.training`, :mod:`~istn_monai.workflow.curves`, :mod:`~istn_monai.workflow.evaluation`,
-  :mod:`~istn_monai.workflow.results`, :mod:`~istn_monai.workflow.host_requests`,
+  :mod:`~istn_monai.workflow.training`, :mod:`~istn_monai.workflow.curves`,
+  :mod:`~istn_monai.workflow.provenance` (what a result was made of), :mod:`~istn_monai.workflow.failures`,
+  :mod:`~istn_monai.workflow.progress`, :mod:`~istn_monai.workflow.pair_metrics`,
+  :mod:`~istn_monai.workflow.evaluation`, :mod:`~istn_monai.workflow.results`, :mod:`~istn_monai.workflow.cohorts`,
+  :mod:`~istn_monai.workflow.host_requests`,
   :mod:`~istn_monai.workflow.host_training`, :mod:`~istn_monai.workflow.start`
 - :mod:`istn_monai.pairing`: random pairs of a folder of subjects; :mod:`istn_monai.synthetic`: the paper's toy
   (:mod:`~istn_monai.synthetic.vessels`, :mod:`~istn_monai.synthetic.pairs`)

@@ -135,9 +135,10 @@ def register(
     registration = Registration(model, refine_steps, config, bundle_root, **settings)
     folder = Path(output_dir).expanduser().absolute()
     if fixed is not None:
-        files = {"moving_image": moving, "fixed_image": fixed, "moving_label": moving_label}
-        register_files(registration, output_dir, inverse, **files)
-        return f"written: {folder}"
+        done = register_files(
+            registration, output_dir, inverse, moving_image=moving, fixed_image=fixed, moving_label=moving_label
+        )
+        return f"written: {folder}" if done else f"registered before, of these files, weights and options: {folder}"
     with connected():
         failures = register_datalist(registration, moving, split, output_dir, inverse)
     if failures:
@@ -177,6 +178,7 @@ def apply(
     inverse: bool = False,
     interpolation: str = "linear",
     frame: str | None = None,
+    overwrite: bool = False,
 ) -> str:
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
@@ -188,11 +190,13 @@ def apply(
         inverse: bring what belongs to the fixed image to the moving one.
         interpolation: linear, nearest, or label (linear one-hot, then the largest).
         frame: RAS or LPS, of landmarks in a .csv that does not say it in a column; the result is in the same.
+        overwrite: replace an existing output.
     """
     load_libraries()
     from istn_monai.apply import apply_transform
 
-    return f"written: {apply_transform(transform, input, output, reference, inverse, interpolation, frame)}"
+    options = (inverse, interpolation, frame, overwrite)
+    return f"written: {apply_transform(transform, input, output, reference, *options)}"
 
 
 def info(model: str | None = None) -> str:
@@ -217,6 +221,7 @@ def pairs(
     test: int = 100,
     seed: int = 0,
     landmarks: str | None = None,
+    overwrite: bool = False,
 ) -> str:
     """Draws random pairs of a folder of images, so that no subject appears in more than one split.
 
@@ -229,11 +234,12 @@ def pairs(
         test: number of test pairs.
         seed: of the draw.
         landmarks: folder with landmark files (.csv, .fcsv, .mrk.json), or landmark maps, of the images' names.
+        overwrite: replace an existing datalist.
     """
     load_libraries()
     from istn_monai.pairing import make_datalist
 
-    return f"written: {make_datalist(images, output, labels, train, val, test, seed, landmarks)}"
+    return f"written: {make_datalist(images, output, labels, train, val, test, seed, landmarks, overwrite)}"
 
 
 def synthesize(

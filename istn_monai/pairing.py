@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from istn_monai.io.datalist import IMAGE_SUFFIXES, SPLITS
+from istn_monai.io.datalist import IMAGE_SUFFIXES, SPLITS, read_json
 from istn_monai.io.landmarks import POINT_SUFFIXES
-from istn_monai.io.paths import absolute, new_file
+from istn_monai.io.paths import absolute, check_apart, new_file, not_written, replacing
 
 
 def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
@@ -110,23 +110,25 @@ def make_datalist(
     test: int = 100,
     seed: int = 0,
     landmarks: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Draws random pairs from a folder of subjects and writes them as a datalist.
 
     Args:
         images: folder with one image for each subject.
-        output: JSON file to write; must not exist.
+        output: JSON file to write; an equal one that is there is left as it is.
         labels: folder with the label maps, named as the images.
         train: number of training pairs.
         validation: number of validation pairs.
         test: number of test pairs. No subject is in two splits.
         seed: makes the draw repeatable.
         landmarks: folder with a landmark file, or a landmark map, for each image, named as it.
+        overwrite: replace an existing datalist; never a file of another kind.
 
     Returns:
         The file's absolute path.
     """
-    path = new_file(output)
+    path = absolute(output)
     counts = dict(zip(SPLITS, (train, validation, test), strict=True))
     if not all(isinstance(n, int) and n >= 0 for n in counts.values()) or not sum(counts.values()):
         raise ValueError(f"train, validation and test must be whole numbers of at least 0, not all 0, got {counts}")
@@ -153,8 +155,34 @@ def make_datalist(
             files = {f"{side}_{kind}": known[subject] for kind, known in files_of.items()
                      for side, subject in (("moving", moving), ("fixed", fixed))}  # fmt: skip
             content[split].append({key: relative_to(file, path.parent) for key, file in files.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1))
+    return write_datalist(content, path, files_of, overwrite)
+
+
+def write_datalist(
+    content: Mapping[str, Any], path: Path, files_of: Mapping[str, Mapping[str, Path]], overwrite: bool = False
+) -> Path:
+    """Writes a datalist, whole or not at all; one that is there with the same content stays.
+
+    Args:
+        content: of the JSON.
+        path: to write.
+        files_of: the files that it names, none of which is replaced.
+        overwrite: replaces another datalist; a file of another kind raises an error.
+    """
+    text = json.dumps(content, indent=1)
+    if path.is_file() and path.read_bytes() == text.encode():
+        return path
+    inputs = [(kind, file) for kind, files in files_of.items() for file in files.values()]
+    check_apart([path], inputs, "choose another output")
+    if overwrite and path.is_file() and not set(SPLITS) & set(read_json(path, "output", "a datalist")):
+        raise FileExistsError(f"output {path} is no datalist and is left alone: choose another name")
+    new_file(path, overwrite=overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_written(path, error) from error
+    with replacing(path) as part:
+        part.write_text(text)
     return path
 
 

@@ -35,7 +35,7 @@ def acquired(number: int, wait: bool) -> bool:
 
 @contextmanager
 def locked_folder(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Makes a hidden folder of work in progress and holds its lock, while that lasts; removes the folder if it is empty.
+    """Makes a hidden folder of work in progress and holds its lock, while that lasts; removes an empty one.
 
     Args:
         folder: to be made, whose parent exists.

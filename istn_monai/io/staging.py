@@ -1,10 +1,10 @@
 """A folder of results that appear together: whole, or not at all, whatever ends the process that writes them.
 
 Convention:
-    Files are written to a hidden folder in it. Once all are whole, a plan of the moves is written there: from then on the
-    new result counts, and whoever comes next finishes the moves. The mark, a JSON that says what the files were made of,
-    goes first and comes last: where it is, all is whole. So a kill leaves the old result, or the new one, or what the
-    next command finishes or removes.
+    Files are written to a hidden folder in it. Once all are whole, a plan of the moves is written there: from then on
+    the new result counts, and whoever comes next finishes the moves. The mark, a JSON that says what the files were
+    made of, goes first and comes last: where it is, all is whole. So a kill leaves the old result, or the new one, or
+    what the next command finishes or removes.
 """
 
 from __future__ import annotations

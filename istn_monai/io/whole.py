@@ -54,10 +54,11 @@ def check_whole(file: Path) -> None:
 def nifti_length(file: Path) -> int:
     """Bytes of a NIfTI file, uncompressed, by its header."""
     import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
 
     try:
         image = nib.load(file)
-    except nib.filebasedimages.ImageFileError as error:
+    except ImageFileError as error:
         raise EOFError(f"{file.name} has no whole header") from error
     return int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
 

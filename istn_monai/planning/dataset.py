@@ -215,8 +215,9 @@ def draw(folder: Path, output: Path) -> Path:
         )
     check_output_dir(output.parent, "the plan's folder")
     part = output.with_name(f".{output.name}.{os.getpid()}")
+    counts = pair_counts(subjects)
     try:
-        make_datalist(images, part, labels, **pair_counts(subjects), landmarks=points)
+        make_datalist(images, part, labels, counts["train"], counts["validation"], counts["test"], landmarks=points)
         if not output.exists():
             os.replace(part, output)
         elif output.read_bytes() != part.read_bytes():

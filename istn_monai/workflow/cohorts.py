@@ -1,12 +1,11 @@
 """Registration of many pairs: what is finished is skipped, what fails is noted, and the rest goes on.
 
-Several commands, and the processes of ``torchrun``, may work on one cohort: a pair is locked while it is registered, and
-those that are locked come last.
+Several commands, and the processes of ``torchrun``, may work on one cohort: a pair is locked while it is registered,
+and those that are locked come last.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,12 @@ from tqdm import tqdm
 
 from istn_monai.io.datalist import Item
 from istn_monai.io.locks import InUse, locked_folder
-from istn_monai.io.paths import absolute, check_apart, check_output_dir, replacing
+from istn_monai.io.paths import absolute, check_apart, check_output_dir
 from istn_monai.qa.cohort import QA_COHORT, Entry, check_page, entry_of, pictures_of, write_cohort
 from istn_monai.workflow.distributed import gathered, rank, world_size
-from istn_monai.workflow.errors import foreseen_cause
+from istn_monai.workflow.failures import FAILURES, read_failures, reason_of, write_failures
 from istn_monai.workflow.results import OUTPUTS, SavePairHandler, pair_folder
 
-FAILURES = "failures.json"
 PAIR = "pair_"
 
 
@@ -161,29 +159,3 @@ class Cohort:
                 yield Entry(name, "", None, error=failures[name])
             elif (entry := entry_of(self.folder / name, known)) is not None:
                 yield entry
-
-
-def reason_of(error: Exception) -> str:
-    """One line for a failure; one that was not foreseen says its kind, for its text may be a bare key."""
-    cause = foreseen_cause(error)
-    text = " ".join(str(cause or error).split())
-    return text if cause is not None and text else f"{type(error).__name__}: {text}"
-
-
-def read_failures(file: Path) -> dict[str, str]:
-    """The failures in a file; FileExistsError if it is another one of that name."""
-    if not os.path.lexists(file):
-        return {}
-    try:
-        return dict(json.loads(file.read_text())["failed_pairs"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileExistsError(f"{file} is no list of this command and is left alone: choose another folder") from error
-
-
-def write_failures(failures: Mapping[str, str], file: Path) -> None:
-    """Replaces the list of failures; without any, removes it."""
-    if not failures:
-        file.unlink(missing_ok=True)
-        return
-    with replacing(file) as part:
-        part.write_text(json.dumps({"failed_pairs": dict(sorted(failures.items()))}, indent=1))

@@ -1,40 +1,56 @@
 """Evaluation of a network on annotated pairs: metrics for each pair and in summary, as a table, CSV and JSON.
 
-Labels are compared on the fixed image's own grid, where a user meets them: the moving label is sampled once, as linear
-one-hot, then 0.5 (merged SoI) or the largest (single labels). Regularity is that of the field on the registration grid.
+An evaluation goes on where it was interrupted, and one that is there already is not done again.
 """
 
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import monai
-import numpy as np
 import torch
-from monai.data import MetaTensor, decollate_batch
+from monai.data import decollate_batch
 from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from istn_monai.geometry.grids import Grid, map_points
-from istn_monai.geometry.resampling import pull_back_landmarks, pull_back_points, warp_labels
-from istn_monai.geometry.sampling import sample
-from istn_monai.io.landmarks import is_points, matched
-from istn_monai.io.paths import absolute
-from istn_monai.metrics import Metrics, box_of, field_metrics, overlap, without_nan
+from istn_monai.io.landmarks import is_points
+from istn_monai.io.paths import absolute, check_apart
+from istn_monai.io.staging import FILES, ResultFolder
+from istn_monai.metrics import without_nan
 from istn_monai.qa.cohort import QA_COHORT, Entry, jpeg, write_cohort
 from istn_monai.qa.inspector import PairInspector
 from istn_monai.transforms.checks import reads_labels
 from istn_monai.transforms.keys import LABEL_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.workflow.distributed import gathered, rank, world_size
+from istn_monai.workflow.failures import listed_failures, reason_of
+from istn_monai.workflow.pair_metrics import (  # noqa: F401 (they were here before)
+    label_map,
+    label_metrics,
+    landmark_metrics,
+    merged_soi,
+    pair_metrics,
+    soi_values,
+    statistics,
+)
+from istn_monai.workflow.progress import Done, FieldSpread, Progress, merged
+from istn_monai.workflow.provenance import (
+    described,
+    differing_inputs,
+    differing_options,
+    input_record,
+    listed,
+    weights_hash,
+)
 
 #: columns of the table: metrics and their titles; landmarks only where there are any
 TABLE_TITLES = {
@@ -43,71 +59,13 @@ TABLE_TITLES = {
     "sdlogj_l2r": "SDlogJ L2R", "seconds": "s",
 }  # fmt: skip
 IDENTITY = "Id"
+TABLE, EVALUATION = "evaluation.csv", "evaluation.json"
+PROGRESS = ".evaluation.pairs"  # folder of what an interrupted evaluation has done
 
 
-def soi_values(soi_labels: Sequence[Sequence[int]] | None) -> list[int]:
-    """All label values of the groups, sorted; [1] for a real-valued map, whose threshold is half its maximum."""
-    return [1] if soi_labels is None else sorted({value for group in soi_labels for value in group})
-
-
-def label_map(label: MetaTensor, soi_labels: Sequence[Sequence[int]] | None) -> Tensor:
-    """``(1, 1, *S)``: label values as they are, a real-valued map scaled to a maximum of 1."""
-    values = label.as_tensor()[None].float()
-    return values / values.max() if soi_labels is None else values.round()
-
-
-def merged_soi(labels: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Tensor:
-    """What :func:`label_map` gives to 1 in any SoI and 0 elsewhere; a real-valued map as it is."""
-    return labels if soi_labels is None else torch.isin(labels, labels.new_tensor(soi_values(soi_labels))).float()
-
-
-def label_metrics(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Metrics:
-    """Dice, ASD and HD95 (mm) of the merged SoI and of each label, on the fixed image's own grid.
-
-    Args:
-        pair: preprocessed; moving and fixed label under ``*_label_original``, ``image`` on the registration grid.
-        ddf: ``(1, D, *S)`` on the registration grid.
-        soi_labels: groups of label values; None for real-valued maps.
-    """
-    moving, fixed = (pair[f"{side}_label_original"] for side in ("moving", "fixed"))
-    points = pull_back_points(ddf, Grid.of(pair["image"]), Grid.of(fixed), Grid.of(moving))
-    values = soi_values(soi_labels)
-    moving_map, fixed_map = label_map(moving, soi_labels), label_map(fixed, soi_labels)[0, 0]
-    warped_soi = sample(merged_soi(moving_map, soi_labels), points, padding_mode="zeros")[0, 0] > 0.5
-    fixed_soi = merged_soi(fixed_map, soi_labels) > 0.5
-    box = box_of(warped_soi | fixed_soi)  # nothing is to be seen elsewhere, and a brain is large
-    spacing = Grid.of(fixed).spacing
-    metrics = {f"{k}_merged": v for k, v in overlap(warped_soi[box], fixed_soi[box], spacing).items()}
-    if soi_labels is None:
-        return metrics | {"dice_labels": metrics["dice_merged"]}
-    warped_labels = warp_labels(moving_map, points[(..., *box)], values)[0, 0]
-    for value in values:
-        single = overlap(warped_labels == value, fixed_map[box] == value, spacing)
-        metrics |= {f"{name}_{value}": number for name, number in single.items()}
-    metrics["dice_labels"] = statistics([metrics[f"dice_{value}"] for value in values])["mean"]
-    return metrics
-
-
-def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
-    """Target registration error in mm, mean and median over a pair's landmarks; nothing if it has no landmark files.
-
-    The distance of each landmark of the moving image from where the fixed one of the same name is mapped to.
-    """
-    files = [str(pair.get(key, "")) for key in POINT_KEYS]
-    if not all(map(is_points, files)):
-        return {}
-    moving, fixed = matched(*files)
-    found = pull_back_landmarks(ddf, Grid.of(pair["image"]), fixed.positions.T)
-    if "initial_alignment" in pair:
-        found = map_points(torch.as_tensor(pair["initial_alignment"], dtype=torch.float64), found)
-    distances = (found - moving.positions.T).norm(dim=0)
-    return {"tre": distances.mean().item(), "tre_median": distances.median().item()}
-
-
-def pair_metrics(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Metrics:
-    """All metrics of one pair and one field; arguments as in :func:`label_metrics`."""
-    labels = label_metrics(pair, ddf, soi_labels) if reads_labels(soi_labels) else {}
-    return labels | landmark_metrics(pair, ddf) | field_metrics(ddf[0], Grid.of(pair["image"]).spacing)
+def evaluation_folder(output_dir: str | Path) -> ResultFolder:
+    """The results of an evaluation in a folder, which may be that of a training run."""
+    return ResultFolder(output_dir, (TABLE, QA_COHORT, EVALUATION), EVALUATION, ("summary", "provenance", "pairs"))
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -118,16 +76,6 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str
         names = dict.fromkeys(name for row in own for name, value in row.items() if isinstance(value, float))
         summary[method] = {name: statistics([row.get(name, float("nan")) for row in own]) for name in names}
     return summary
-
-
-def statistics(values: Sequence[float]) -> dict[str, float]:
-    """Mean, standard deviation over pairs, median and number of what is not nan."""
-    known = np.array([value for value in values if not np.isnan(value)])
-    if not known.size:
-        return {"mean": float("nan"), "std": float("nan"), "median": float("nan"), "n": 0}
-    return {
-        "mean": float(known.mean()), "std": float(known.std()), "median": float(np.median(known)), "n": len(known)
-    }  # fmt: skip
 
 
 def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -141,40 +89,6 @@ def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             cells.append(f"{factor * metrics[column]['mean']:.3f}+-{factor * metrics[column]['std']:.3f}")
         lines.append(f"{method:10}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
-
-
-class FieldSpread:
-    """How much fields differ over pairs: near 0, the network has collapsed to one warp for all."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.total: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
-
-    def add(self, ddf: Tensor) -> None:
-        """Takes in a field ``(1, D, *S)``."""
-        self.number += 1
-        self.total = self.total + ddf.double()
-        self.squares = self.squares + ddf.double() ** 2
-
-    def merge(self, other: FieldSpread) -> None:
-        """Takes in the fields of another."""
-        self.number += other.number
-        self.total = self.total + other.total
-        self.squares = self.squares + other.squares
-
-    def std(self) -> float:
-        """Standard deviation over pairs in voxels, mean over voxels and components."""
-        mean = self.total / self.number
-        return float(torch.as_tensor(self.squares / self.number - mean**2).clamp(min=0).sqrt().mean())
-
-
-def merged_spreads(spreads: Sequence[Mapping[str, FieldSpread]]) -> dict[str, FieldSpread]:
-    """The spreads of several processes' fields, by method, as one."""
-    merged: dict[str, FieldSpread] = {}
-    for method, spread in (item for own in spreads for item in own.items()):
-        merged.setdefault(method, FieldSpread()).merge(spread)
-    return merged
 
 
 class Evaluation:
@@ -191,6 +105,10 @@ class Evaluation:
         qa: also writes ``qa.html``, the QA pages of all pairs after the last method; needs a ``DisplacementNetwork``.
         maps: whether the network's SoI are real-valued maps or landmarks, for the QA page; None if ``soi_labels`` says
             so.
+        items: the files of each pair: by their content a repeated evaluation is known; None for pairs from memory.
+        options: settings that matter beside the other arguments; kept and compared.
+        read: further files that are read, by what errors call them.
+        overwrite: replaces an evaluation of other pairs, weights or options; without it that raises an error.
     """
 
     def __init__(
@@ -204,49 +122,117 @@ class Evaluation:
         provenance: Mapping[str, Any] | None = None,
         qa: bool = False,
         maps: bool | None = None,
+        items: Sequence[Mapping[str, str]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        read: Mapping[str, str] | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.dataset = dataset
         self.network = network
         self.inferers = dict(inferers)
         self.output_dir = absolute(output_dir)
+        self.results = evaluation_folder(output_dir)
         self.soi_labels = soi_labels
         self.device = device
         self.provenance = dict(provenance or {})
         self.inspect = PairInspector(network, None if maps else soi_labels) if qa else None
-        self.entries: list[Entry] = []
+        self.items = items
+        self.options = {"soi_labels": soi_labels, "qa": bool(qa), "maps": maps, **(options or {})}
+        self.options["inferers"] = {name: described(inferer) for name, inferer in inferers.items()}
+        self.read = dict(read or {})
+        self.overwrite = overwrite
 
     def run(self) -> dict[str, Any]:
-        """Evaluates, writes both files, prints the table, and returns what the JSON holds.
+        """Evaluates, writes the files, prints the table, and returns what the JSON holds; does nothing a second time.
 
-        Several processes split the pairs among themselves; the first writes.
+        An interrupted evaluation goes on; a pair that fails is left out, and the others go on. Several processes split
+        the pairs among themselves; the first writes.
+
+        Raises:
+            FileExistsError: naming what differs, if another evaluation is there; or a file that is no result.
+            ValueError: naming the pairs that failed, once those of the others are written.
         """
         self.network.eval()
-        own: list[dict[str, Any]] = []
-        self.entries = []
-        spread: dict[str, FieldSpread] = {}
-        numbers = range(rank(), len(self.dataset), world_size())
-        for number in tqdm(numbers, desc="evaluating", unit="pair", disable=rank() > 0):
-            own += self.evaluate_pair(number, spread)
-        rows = sorted(itertools.chain.from_iterable(gathered(own)), key=lambda row: row["pair"])
-        self.entries = list(itertools.chain.from_iterable(gathered(self.entries)))
-        summary = summarize(rows)
-        result = {
-            "summary": summary,
-            "field_std_voxels": {method: fields.std() for method, fields in merged_spreads(gathered(spread)).items()},
-            "provenance": self.provenance | {"monai": monai.__version__, "torch": torch.__version__},
-            "pairs": rows,
-            "qa": {entry.name: entry.status for entry in sorted(self.entries, key=lambda entry: entry.name)},
+        with self.results.locked() if rank() == 0 else nullcontext():
+            found = gathered(self.finished() if rank() == 0 else None)[0]
+            if found is None:
+                return self.evaluate()
+        if rank() == 0:
+            print(f"evaluated before: {self.results.mark} is of these pairs, weights and options")
+        return found
+
+    def finished(self) -> dict[str, Any] | None:
+        """What the JSON of this very evaluation holds, if it is there, whole.
+
+        Raises:
+            FileExistsError: naming what differs, if there is another one; or a file that is no result.
+        """
+        files = [(f"pair {number}: {key}", file) for number, item in enumerate(self.items or [])
+                 for key, file in item.items()]  # fmt: skip
+        check_apart(self.results.files, [*self.read.items(), *files])
+        self.results.check_free()
+        found = self.results.content()
+        if found is None or self.overwrite:
+            return None
+        then, now = ({key: one.get(key) for key in ("weights_sha256", "options")} for one in (found, self.made_of()))
+        what = listed(chain(self.other_pairs(found.get("inputs")), differing_options(then, now)))
+        if what:
+            raise FileExistsError(
+                f"{self.results.mark} is another evaluation ({what}): add --overwrite to replace it, or choose another "
+                "output_dir"
+            )
+        return found if self.results.is_whole() and not found.get("failures") else None
+
+    def made_of(self) -> dict[str, Any]:
+        """Weights, options and pairs."""
+        inputs = [{key: input_record(file) for key, file in item.items()} for item in self.items or []]
+        return {
+            "weights_sha256": weights_hash(self.network.state_dict()),
+            "options": json.loads(json.dumps(self.options, default=str)),
+            "inputs": inputs if self.items is not None else None,
         }
-        if rank() > 0:
-            return result
-        self.write(result)
-        print(table(summary))
-        names = ["evaluation.json", *([QA_COHORT] if self.entries else [])]
-        print(f"written to {self.output_dir / 'evaluation.csv'} and {' and '.join(names)}")
+
+    def other_pairs(self, then: Sequence[Mapping[str, Any]] | None) -> Iterator[str]:
+        """What differs between the pairs of an earlier evaluation and those of now, in words."""
+        if then is None or self.items is None:
+            yield "pairs from memory"
+        elif len(then) != len(self.items):
+            yield f"{len(then)} pairs then, {len(self.items)} now"
+        else:
+            for number, (record, item) in enumerate(zip(then, self.items, strict=True)):
+                yield from (f"pair {number}: {text}" for text in differing_inputs(record, item))
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluates what is not done yet, and writes the files."""
+        made_of = self.made_of() if rank() == 0 else {}
+        progress = Progress(self.output_dir / PROGRESS, gathered(None if self.items is None else made_of)[0])
+        earlier = progress.earlier() if rank() == 0 else Done()
+        known = set(gathered(list(earlier.rows))[0])
+        own, failures = Done(), dict[str, str]()
+        numbers = [number for number in range(len(self.dataset)) if number not in known][rank() :: world_size()]
+        for number in tqdm(numbers, desc="evaluating", unit="pair", disable=rank() > 0):
+            try:
+                self.evaluate_pair(number, own)
+            except Exception as error:  # whatever it is, the other pairs are not concerned
+                failures[f"pair {number}"] = reason_of(error)
+                continue
+            progress.keep(own, number)
+        failures = dict(item for chunk in gathered(list(failures.items())) for item in chunk)
+        done = merged([earlier, *gathered(own)])
+        result = self.result(done, failures) | made_of
+        if rank() == 0 and done.rows:
+            self.write(result, done.entries)
+        if failures:
+            raise ValueError(
+                f"{len(failures)} of {len(self.dataset)} pairs failed ({listed_failures(failures)}); "
+                + (f"the metrics of the others are in {self.output_dir}" if done.rows else "nothing is written")
+            )
+        if rank() == 0:
+            progress.remove()
         return result
 
-    def evaluate_pair(self, number: int, spread: dict[str, FieldSpread] | None = None) -> list[dict[str, Any]]:
-        """One row of metrics for each method; the fields are added to ``spread``, if there is one."""
+    def evaluate_pair(self, number: int, done: Done | None = None) -> list[dict[str, Any]]:
+        """One row of metrics for each method; all that came of the pair is added to ``done``, if it is given."""
         pair = self.dataset[number]
         for key in LABEL_KEYS if reads_labels(self.soi_labels) else POINT_KEYS:
             if key not in pair:
@@ -263,16 +249,29 @@ class Evaluation:
                 pred = inferer(image, self.network)
             fields[method] = convert_to_tensor(pred, track_meta=False, device="cpu")
             seconds[method] = time.perf_counter() - start
-        if self.inspect is not None and self.inferers:
-            self.entries.append(self.entry(f"pair_{number:04d}", pair, pred))
-        for method, ddf in fields.items():
-            if spread is not None:
-                spread.setdefault(method, FieldSpread()).add(ddf)
-        return [
+        rows = [
             {"pair": number, **files, "method": method, **pair_metrics(pair, ddf, self.soi_labels)}
             | {"seconds": seconds[method]}
             for method, ddf in fields.items()
         ]
+        if done is not None:  # a pair that fails leaves nothing
+            if self.inspect is not None and self.inferers:
+                done.entries[number] = self.entry(f"pair_{number:04d}", pair, pred)
+            done.rows[number] = rows
+            for method, ddf in fields.items():
+                done.spread.setdefault(method, FieldSpread()).add(ddf)
+        return rows
+
+    def result(self, done: Done, failures: Mapping[str, str]) -> dict[str, Any]:
+        """What the JSON holds, but for what it was made of."""
+        rows = list(chain.from_iterable(done.rows[number] for number in sorted(done.rows)))
+        return {
+            "summary": summarize(rows),
+            "field_std_voxels": {method: fields.std() for method, fields in done.spread.items()},
+            "provenance": self.provenance | {"monai": monai.__version__, "torch": torch.__version__},
+            "pairs": rows,
+            "qa": {entry.name: entry.status for _, entry in sorted(done.entries.items())},
+        } | ({"failures": dict(failures)} if failures else {})
 
     def entry(self, name: str, pair: Mapping[str, Any], pred: Tensor) -> Entry:
         """The QA page of one pair and the ddf ``(1, D, *S)`` that a method found."""
@@ -284,15 +283,23 @@ class Evaluation:
         )
         return Entry(name, files, verdict.report(), jpeg(page))
 
-    def write(self, result: Mapping[str, Any]) -> None:
-        """``evaluation.csv`` and ``evaluation.json``."""
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        with open(self.output_dir / "evaluation.csv", "w", newline="") as file:
-            columns = dict.fromkeys(name for row in result["pairs"] for name in row)  # not all pairs have landmarks
-            writer = csv.DictWriter(file, fieldnames=list(columns))
-            writer.writeheader()
-            writer.writerows(result["pairs"])
-        (self.output_dir / "evaluation.json").write_text(json.dumps(without_nan(result), indent=1, default=str))
-        if self.entries:
-            method = list(self.inferers)[-1]
-            write_cohort(self.entries, self.output_dir / QA_COHORT, f"Registration QA of an evaluation, {method}")
+    def write(self, result: dict[str, Any], entries: Mapping[int, Entry]) -> None:
+        """Writes the table, the page and the JSON, all or none, and prints the summary."""
+        results = self.results
+        with results.staged():
+            with results.writing(TABLE) as part, open(part, "w", newline="") as file:
+                columns = dict.fromkeys(name for row in result["pairs"] for name in row)  # not all have landmarks
+                writer = csv.DictWriter(file, fieldnames=list(columns))
+                writer.writeheader()
+                writer.writerows(result["pairs"])
+            if entries:
+                failed = [Entry(name, "", None, error=why) for name, why in result.get("failures", {}).items()]
+                with results.writing(QA_COHORT) as part:
+                    title = f"Registration QA of an evaluation, {list(self.inferers)[-1]}"
+                    write_cohort([*entries.values(), *failed], part, title)
+            result[FILES] = [*results.written, EVALUATION]
+            with results.writing(EVALUATION) as part:
+                part.write_text(json.dumps(without_nan(result), indent=1, default=str))
+        print(table(result["summary"]))
+        others = [name for name in reversed(result[FILES]) if name != TABLE]
+        print(f"written to {self.output_dir / TABLE} and {' and '.join(others)}")

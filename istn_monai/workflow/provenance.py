@@ -1,4 +1,4 @@
-"""What a result was made of, and whether another one would be the same: inputs and weights by hash, options by value."""
+"""What a result was made of, and whether another would be the same: files and weights by hash, options by value."""
 
 from __future__ import annotations
 

@@ -1,0 +1,98 @@
+"""Metrics of one annotated pair and one displacement field.
+
+Labels are compared on the fixed image's own grid, where a user meets them: the moving label is sampled once, as linear
+one-hot, then 0.5 (merged SoI) or the largest (single labels). Regularity is that of the field on the registration grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from istn_monai.geometry.grids import Grid, map_points
+from istn_monai.geometry.resampling import pull_back_landmarks, pull_back_points, warp_labels
+from istn_monai.geometry.sampling import sample
+from istn_monai.io.landmarks import is_points, matched
+from istn_monai.metrics import Metrics, box_of, field_metrics, overlap
+from istn_monai.transforms.checks import reads_labels
+from istn_monai.transforms.keys import POINT_KEYS
+
+
+def soi_values(soi_labels: Sequence[Sequence[int]] | None) -> list[int]:
+    """All label values of the groups, sorted; [1] for a real-valued map, whose threshold is half its maximum."""
+    return [1] if soi_labels is None else sorted({value for group in soi_labels for value in group})
+
+
+def label_map(label: MetaTensor, soi_labels: Sequence[Sequence[int]] | None) -> Tensor:
+    """``(1, 1, *S)``: label values as they are, a real-valued map scaled to a maximum of 1."""
+    values = label.as_tensor()[None].float()
+    return values / values.max() if soi_labels is None else values.round()
+
+
+def merged_soi(labels: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Tensor:
+    """What :func:`label_map` gives to 1 in any SoI and 0 elsewhere; a real-valued map as it is."""
+    return labels if soi_labels is None else torch.isin(labels, labels.new_tensor(soi_values(soi_labels))).float()
+
+
+def label_metrics(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Metrics:
+    """Dice, ASD and HD95 (mm) of the merged SoI and of each label, on the fixed image's own grid.
+
+    Args:
+        pair: preprocessed; moving and fixed label under ``*_label_original``, ``image`` on the registration grid.
+        ddf: ``(1, D, *S)`` on the registration grid.
+        soi_labels: groups of label values; None for real-valued maps.
+    """
+    moving, fixed = (pair[f"{side}_label_original"] for side in ("moving", "fixed"))
+    points = pull_back_points(ddf, Grid.of(pair["image"]), Grid.of(fixed), Grid.of(moving))
+    values = soi_values(soi_labels)
+    moving_map, fixed_map = label_map(moving, soi_labels), label_map(fixed, soi_labels)[0, 0]
+    warped_soi = sample(merged_soi(moving_map, soi_labels), points, padding_mode="zeros")[0, 0] > 0.5
+    fixed_soi = merged_soi(fixed_map, soi_labels) > 0.5
+    box = box_of(warped_soi | fixed_soi)  # nothing is to be seen elsewhere, and a brain is large
+    spacing = Grid.of(fixed).spacing
+    metrics = {f"{k}_merged": v for k, v in overlap(warped_soi[box], fixed_soi[box], spacing).items()}
+    if soi_labels is None:
+        return metrics | {"dice_labels": metrics["dice_merged"]}
+    warped_labels = warp_labels(moving_map, points[(..., *box)], values)[0, 0]
+    for value in values:
+        single = overlap(warped_labels == value, fixed_map[box] == value, spacing)
+        metrics |= {f"{name}_{value}": number for name, number in single.items()}
+    metrics["dice_labels"] = statistics([metrics[f"dice_{value}"] for value in values])["mean"]
+    return metrics
+
+
+def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
+    """Target registration error in mm, mean and median over a pair's landmarks; nothing if it has no landmark files.
+
+    The distance of each landmark of the moving image from where the fixed one of the same name is mapped to.
+    """
+    files = [str(pair.get(key, "")) for key in POINT_KEYS]
+    if not all(map(is_points, files)):
+        return {}
+    moving, fixed = matched(*files)
+    found = pull_back_landmarks(ddf, Grid.of(pair["image"]), fixed.positions.T)
+    if "initial_alignment" in pair:
+        found = map_points(torch.as_tensor(pair["initial_alignment"], dtype=torch.float64), found)
+    distances = (found - moving.positions.T).norm(dim=0)
+    return {"tre": distances.mean().item(), "tre_median": distances.median().item()}
+
+
+def pair_metrics(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Metrics:
+    """All metrics of one pair and one field; arguments as in :func:`label_metrics`."""
+    labels = label_metrics(pair, ddf, soi_labels) if reads_labels(soi_labels) else {}
+    return labels | landmark_metrics(pair, ddf) | field_metrics(ddf[0], Grid.of(pair["image"]).spacing)
+
+
+def statistics(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation over pairs, median and number of what is not nan."""
+    known = np.array([value for value in values if not np.isnan(value)])
+    if not known.size:
+        return {"mean": float("nan"), "std": float("nan"), "median": float("nan"), "n": 0}
+    return {
+        "mean": float(known.mean()), "std": float(known.std()), "median": float(np.median(known)), "n": len(known)
+    }  # fmt: skip
