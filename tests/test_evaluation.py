@@ -9,16 +9,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import ball, perturb, small_istn
+from helpers import ball, perturb, small_istn, write_nifti
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
 from istn_monai.io.landmarks import Points, write_points
 from istn_monai.metrics import FIELD_METRICS, box_of
 from istn_monai.networks import DisplacementNetwork
+from istn_monai.qa.cohort import Entry
+from istn_monai.qa.rules import traffic_light
 from istn_monai.workflow.evaluation import (
     TABLE_TITLES,
     Evaluation,
+    evaluation_folder,
     label_map,
     pair_metrics,
     soi_values,
@@ -26,6 +29,7 @@ from istn_monai.workflow.evaluation import (
     summarize,
     table,
 )
+from istn_monai.workflow.progress import Done, FieldSpread, Progress
 
 SHAPE = (20, 22, 18)
 
@@ -321,3 +325,124 @@ def test_maps_have_a_row_each(evaluation):
     evaluation.soi_labels = None
     row = evaluation.evaluate_pair(0)[0]
     assert row["dice_labels"] == row["dice_merged"] and not math.isnan(row["dice_merged"])
+
+
+# --- once more -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repeated(evaluation, tmp_path):
+    """An evaluation whose pairs are of files, which a repeated one knows by their content."""
+    evaluation.items = [
+        {f"{side}_image": str(write_nifti(tmp_path / f"{side}_{n}.nii.gz", np.full((3, 3), n / 2)))
+         for side in ("moving", "fixed")} for n in range(3)
+    ]  # fmt: skip
+    evaluation.dataset = Watched(evaluation.dataset)
+    return evaluation
+
+
+class Watched(list):
+    """Pairs that note which of them were asked for, and raise what is wished."""
+
+    def __init__(self, pairs):
+        super().__init__(pairs)
+        self.seen, self.errors = [], {}
+
+    def __getitem__(self, number):
+        self.seen.append(number)
+        if number in self.errors:
+            raise self.errors[number]
+        return super().__getitem__(number)
+
+
+def without_seconds(result):
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in result["pairs"]]
+    return rows, result["field_std_voxels"]
+
+
+def test_an_evaluation_that_is_there_is_not_made_again(repeated, capsys):
+    repeated.run()
+    before, repeated.dataset.seen = state_of(repeated.output_dir), []
+    assert without_seconds(repeated.run()) == without_seconds(json.loads(before["evaluation.json"]))
+    assert repeated.dataset.seen == [] and state_of(repeated.output_dir) == before
+    assert f"evaluated before: {repeated.output_dir / 'evaluation.json'}" in capsys.readouterr().out
+    (repeated.output_dir / "evaluation.csv").unlink()
+    repeated.run()
+    assert repeated.dataset.seen == [0, 1, 2] and set(state_of(repeated.output_dir)) == set(before)
+
+
+def state_of(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_another_evaluation_is_named_and_replaced_on_demand_alone(repeated):
+    (repeated.output_dir / "models").mkdir(parents=True)  # a training run's, which stay
+    (repeated.output_dir / "models" / "model.pt").write_text("mine")
+    repeated.run()
+    for change, said in (
+        (lambda e: e.options.update(split="validation"), "options.split: None then, 'validation' now"),
+        (lambda e: e.items[1].update(moving_image=e.items[2]["moving_image"]), "pair 1: moving_image: other content"),
+        (lambda e: e.items.append({}), "3 pairs then, 4 now"),
+        (lambda e: next(e.network.parameters()).data.add_(1), "weights: another one then"),
+    ):
+        change(repeated)
+        with pytest.raises(FileExistsError, match=f"is another evaluation .*{said}.*--overwrite"):
+            repeated.run()
+        repeated.overwrite = True
+        repeated.run()
+        repeated.overwrite = False
+    assert {file.name for file in repeated.output_dir.iterdir()} == {"evaluation.csv", "evaluation.json", "models"}
+    assert (repeated.output_dir / "models" / "model.pt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, ValueError])
+def test_an_evaluation_goes_on_with_what_is_missing_and_is_the_same_in_the_end(repeated, tmp_path, end):
+    """After an interruption nothing is written; after a failed pair all but that, and a page that names it."""
+    whole = without_seconds(repeated.run())
+    repeated.overwrite = True
+    repeated.output_dir = tmp_path / "new"
+    repeated.results = evaluation_folder(tmp_path / "new")
+    repeated.dataset.errors = {1: end("no such thing")}
+    with pytest.raises(end, match="1 of 3 pairs failed .pair 1: no such thing" if end is ValueError else "no such"):
+        repeated.run()
+    written = {file.name for file in (tmp_path / "new").glob("[!.]*")}
+    assert written == (set() if end is KeyboardInterrupt else {"evaluation.csv", "evaluation.json"})
+    repeated.overwrite, repeated.dataset.errors, repeated.dataset.seen = False, {}, []
+    rows, spread = without_seconds(repeated.run())
+    assert repeated.dataset.seen == ([1, 2] if end is KeyboardInterrupt else [1])
+    assert rows == whole[0] and spread == pytest.approx(whole[1], rel=1e-12)
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {"evaluation.csv", "evaluation.json"}
+    assert "failures" not in json.loads((tmp_path / "new" / "evaluation.json").read_text())
+
+
+def test_what_an_evaluation_has_done_survives_with_pages_and_only_for_the_same(tmp_path):
+    entry = Entry("pair_0003", "a → b", traffic_light({"folding": 0.0, "sdlogj": 0.1}).report(), b"picture")
+    done = Done({3: [{"pair": 3, "method": "Id", "tre": float("nan")}]}, {3: entry}, {"Id": FieldSpread()})
+    done.spread["Id"].add(torch.ones(1, 2, 4, 5))
+    progress = Progress(tmp_path / ".pairs", {"weights": "a"})
+    progress.earlier()
+    progress.keep(done, 3)
+    (tmp_path / ".pairs" / "cut.pt").write_bytes(progress.file.read_bytes()[:100])  # of a killed process
+    found = Progress(tmp_path / ".pairs", {"weights": "a"}).earlier()
+    assert found.entries == {3: entry} and list(found.rows) == [3] and found.spread["Id"].number == 1
+    assert Progress(tmp_path / ".pairs", {"weights": "b"}).earlier() == Done()
+    assert Progress(tmp_path / ".pairs", {"weights": "a"}).earlier() == Done()
+
+
+def test_the_datalist_and_files_of_others_are_not_replaced(repeated):
+    repeated.output_dir.mkdir(parents=True)
+    datalist = repeated.output_dir / "evaluation.json"
+    datalist.write_text('{"testing": []}')
+    read = {"datalist": str(repeated.output_dir / ".." / "out" / "evaluation.json")}
+    for repeated.read, repeated.overwrite in ((read, False), (read, True), ({}, False), ({}, True)):  # noqa: B020
+        with pytest.raises(FileExistsError, match="would be replaced by a result|left alone"):
+            repeated.run()
+    assert state_of(repeated.output_dir) == {"evaluation.json": b'{"testing": []}'} and repeated.dataset.seen == []
+
+
+def test_fields_on_grids_of_different_sizes_have_no_spread():
+    """A registration grid covers its fixed image: some are larger."""
+    spread = FieldSpread()
+    for size in ((4, 5), (4, 6), (4, 5)):
+        spread.add(torch.ones(1, 2, *size))
+    assert spread.number == 3 and math.isnan(spread.std())

@@ -74,12 +74,13 @@ class Cohort:
     def conflicts(self, saver_of: Callable[[Path], SavePairHandler]) -> Iterator[FileExistsError]:
         """The pairs in whose folders there is another result, and earlier pairs that this cohort does not have."""
         for number, pair in enumerate(self.pairs):
-            saver = saver_of(self.folder / self.name(number))
+            if not all(Path(file).exists() for file in pair.values()):
+                continue  # this pair will fail, and the others go on
             try:
-                saver.finished(pair)
+                saver_of(self.folder / self.name(number)).finished(pair)
             except FileExistsError as error:
                 yield error
-            except OSError:  # of an input: this pair will fail, and the others go on
+            except OSError:  # an input that cannot be read
                 continue
         for folder in [] if self.overwrite else self.others():
             yield FileExistsError(
