@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -142,6 +143,37 @@ def test_inference_from_elsewhere_agrees_with_evaluation(toy, trained, evaluated
     report = json.loads((result / "report.json").read_text())
     assert report["inputs"]["moving_image"]["file"] == files["moving_image"]
     assert report["metrics"]["folding"] == 0
+
+
+def files_in(folder):
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+
+
+def test_inference_and_evaluation_do_not_repeat_or_replace_what_is_there(toy, trained, tmp_path, capsys):
+    """By the setting overwrite a result of other files or options is replaced, and nothing of it stays."""
+    output, settings = trained
+    pair = json.loads((toy / "pairs.json").read_text())["testing"][0]
+    files = {key: str(toy / pair[key]) for key in ("moving_image", "fixed_image", "moving_label")}
+    options = {"ckpt_dir": str(output / "models"), "device": "cpu", "qa": False}
+    inference = {"config_file": config("inference"), "output_dir": str(tmp_path / "pair"), **options, **files}
+    evaluation = settings | {"config_file": config("train", "evaluate"), "output_dir": str(tmp_path / "all"), **options}
+    for run_id, given, other, said in (
+        ("inference", inference, {"moving_label": None}, "moving_label: .* then, none now"),
+        ("evaluation", evaluation, {"refine_steps": 1}, "refined.* now"),
+    ):
+        folder = tmp_path / {"inference": "pair", "evaluation": "all"}[run_id]
+        run(run_id=run_id, **given)
+        before = files_in(folder)
+        capsys.readouterr()
+        run(run_id=run_id, **given)
+        assert files_in(folder) == before and " before: " in capsys.readouterr().out
+        with pytest.raises(RuntimeError) as failure:
+            run(run_id=run_id, **given | other)
+        assert re.search(f"{said}.*--overwrite", messages(failure.value)) and files_in(folder) == before
+        run(run_id=run_id, **given | other, overwrite=True)
+        after = files_in(folder)
+        assert not set(after.values()) & set(before.values())
+        assert set(before) - set(after) == ({"warped_label.nii.gz"} if run_id == "inference" else set())
 
 
 @pytest.mark.parametrize("loss", ["u", "s", "e"])
