@@ -15,7 +15,7 @@ from monai.utils import convert_to_tensor
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
 from istn_monai.io.datalist import Item, existing, read_datalist
 from istn_monai.io.images import check_written_suffix, write_image
-from istn_monai.io.paths import absolute, check_apart, new_file
+from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_file
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.transforms.postprocessing import Representd
@@ -84,7 +84,7 @@ class Registration:
         self.device = torch.device(self.content("device"))
         self.network = self.content("network").eval()
         self.qa = bool(self.content("qa"))
-        self.overwrite = bool(self.content("overwrite"))
+        self.overwrite = checked_overwrite(self.content("overwrite"))
         weights.load_into(self.network)
         self.weights_sha256 = weights_hash(self.network.state_dict())
         #: files that are read for each pair, by what errors call them

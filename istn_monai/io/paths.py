@@ -23,6 +23,13 @@ def absolute(path: str | os.PathLike) -> Path:
     return Path(path).expanduser().absolute()
 
 
+def checked_overwrite(overwrite: bool) -> bool:
+    """ValueError unless it is True or False: the word "false" would count as true, and results would be lost."""
+    if not isinstance(overwrite, bool):
+        raise ValueError(f"overwrite must be true or false, got {overwrite!r}")
+    return overwrite
+
+
 def new_file(file: str | os.PathLike, name: str = "output", overwrite: bool = False) -> Path:
     """The absolute path of a file to write, or FileExistsError: what is there is left alone.
 
@@ -34,7 +41,7 @@ def new_file(file: str | os.PathLike, name: str = "output", overwrite: bool = Fa
     path = absolute(file)
     if path.is_dir():
         raise FileExistsError(f"{name} is a folder: {path}; give the name of a file")
-    if os.path.lexists(path) and not overwrite:
+    if os.path.lexists(path) and not checked_overwrite(overwrite):
         raise FileExistsError(
             f"{name} exists and is left alone: {path}; choose another name, or add --overwrite to replace it"
         )
@@ -78,14 +85,17 @@ def check_apart(
             raise FileExistsError(f"a result, {hit}, would lie in {name} {file}, which is read as a whole: {advice}")
 
 
+PART = ".part-"  # how the names of files that are being written begin
+
+
 def part_of(file: Path) -> Path:
     """A hidden path beside a file, of its suffix, for this process to write to."""
-    return file.with_name(f".part-{socket.gethostname()}-{os.getpid()}-{file.name}")
+    return file.with_name(f"{PART}{socket.gethostname()}-{os.getpid()}-{file.name}")
 
 
 def remove_parts(file: Path) -> None:
     """Removes what processes of this machine that are no more left beside a file."""
-    before = f".part-{socket.gethostname()}-"
+    before = f"{PART}{socket.gethostname()}-"
     for part in file.parent.glob(f"{glob.escape(before)}*-{glob.escape(file.name)}"):
         number = part.name.removeprefix(before).partition("-")[0]
         try:
@@ -97,8 +107,12 @@ def remove_parts(file: Path) -> None:
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def replacing(file: Path, durable: bool = True) -> Iterator[Path]:
     """A path beside a file to write to, which takes its place once it is written whole; a failure leaves the old file.
+
+    Args:
+        file: to write.
+        durable: waits until it is on the disk; False for many files that are made again where one is missing.
 
     Raises:
         OSError: naming ``file``, if it cannot be written to its end, as on a full disk.
@@ -108,9 +122,11 @@ def replacing(file: Path) -> Iterator[Path]:
         remove_parts(file)
         yield part
         check_whole(part)
-        sync(part)
+        if durable:
+            sync(part)
         os.replace(part, file)
-        sync(file.parent)
+        if durable:
+            sync(file.parent)
     except (OSError, RuntimeError) as error:  # RuntimeError is what ITK and PyTorch make of a full disk
         raise not_written(file, error) from error
     finally:

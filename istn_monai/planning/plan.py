@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from istn_monai.io.paths import absolute, check_output_dir, replacing
+from istn_monai.io.paths import absolute, check_output_dir, identities, new_file, replacing
 from istn_monai.planning.dataset import DataSet, data_set, is_datalist, name_of, read_settings, source_of
 from istn_monai.planning.fingerprint import Fingerprint, fingerprint
 from istn_monai.planning.grid import Choice
@@ -120,12 +120,11 @@ def write_plan(
     """
     source = source_of(data)
     file = default_output(source) if output is None else absolute(output)
-    if file == source:
+    if identities(file) & identities(source):
         raise ValueError(f"output {file} is the data set itself; choose another name")
-    if file.exists() and not overwrite:
-        raise FileExistsError(
-            f"output exists and is left alone: {file}; choose another, or set overwrite to replace it"
-        )
+    new_file(file, overwrite=overwrite)
+    if file.exists() and NOTES not in read_settings(file):
+        raise FileExistsError(f"output {file} is no plan and is left alone: choose another name")
     check_output_dir(file.parent, "the plan's folder")
     plan = make_plan(data_set(source, drawn_pairs(source, file)))
     with replacing(file) as part:

@@ -29,6 +29,7 @@ from monai.utils import optional_import
 from PIL import Image
 
 from istn_monai.io.landmarks import Points, to_ras, write_points
+from istn_monai.io.paths import PART, replacing
 from istn_monai.synthetic.vessels import (
     Grid,
     Vessel,
@@ -59,13 +60,15 @@ def _random_grid(rng: np.random.Generator, settings: Mapping[str, Any]) -> Grid:
 
 def _write_image(path: Path, array: np.ndarray, grid: Grid) -> None:
     if path.suffix == ".png":
-        Image.fromarray(np.ascontiguousarray(array.T)).save(path)  # a PNG's rows are y, tensor axis 1 in MONAI
+        with replacing(path, durable=False) as part:
+            Image.fromarray(np.ascontiguousarray(array.T)).save(part)  # a PNG's rows are y, tensor axis 1 in MONAI
         return
     affine, ndim = np.eye(4), array.ndim
     affine[range(ndim), range(ndim)], affine[:ndim, 3] = grid.spacing, grid.origin
     image = nib.Nifti1Image(array.astype(np.int16) if array.dtype == np.uint16 else array, affine)
     image.header.set_xyzt_units("mm")
-    nib.save(image, path)
+    with replacing(path, durable=False) as part:
+        nib.save(image, part)
 
 
 def _write_pair(folder: Path, item: Mapping[str, str], rng: np.random.Generator, settings: Mapping[str, Any]) -> None:
@@ -95,7 +98,8 @@ def _write_pair(folder: Path, item: Mapping[str, str], rng: np.random.Generator,
         in_ras = to_ras(torch.as_tensor(points), frame)
         write_points(Points(in_ras, tuple(names)), folder / item[f"{role}_points"], frame)
     text = json.dumps({"direction": f"fixed world -> moving world, mm, {frame}", **truth}, default=np.ndarray.tolist)
-    (folder / item["transform"]).write_text(text + "\n")
+    with replacing(folder / item["transform"], durable=False) as part:
+        part.write_text(text + "\n")
 
 
 def _count(name: str, value: Any, smallest: int = 0) -> int:
@@ -205,14 +209,16 @@ def _claim(folder: Path, datalist: Mapping[str, Any], overwrite: bool) -> None:
         new, old = datalist["synthetic"], complete["synthetic"]
         different = ", ".join(f"{key} {old.get(key)} (now {new[key]})" for key in new if new[key] != old.get(key))
         raise FileExistsError(f"output_dir {folder} holds a set with {different}: {advice}, or pass overwrite=True.")
-    if complete is None and not free and folder.exists() and any(folder.iterdir()):
+    parts = folder.glob(f"{PART}*")  # of a call that was killed as it began
+    if complete is None and not free and folder.exists() and set(folder.iterdir()) - set(parts):
         raise FileExistsError(f"output_dir {folder} is not empty: {advice}, or pass overwrite=True to add to it.")
     ours = {name for old in (complete, _read_ours(plan)) if old for name in _files(old)}
     foreign = [name for name in _files(datalist) if name not in ours and (folder / name).exists()]
     if foreign:
         raise FileExistsError(f"output_dir {folder} has a {foreign[0]} that synthesize() did not write: {advice}.")
     folder.mkdir(parents=True, exist_ok=True)
-    plan.write_text(json.dumps(datalist, indent=1) + "\n")
+    with replacing(plan) as part:
+        part.write_text(json.dumps(datalist, indent=1) + "\n")
     for name in sorted(ours):
         (folder / name).unlink(missing_ok=True)
     final.unlink(missing_ok=True)

@@ -40,6 +40,7 @@ class Cohort:
         self.qa = qa
         self.overwrite = overwrite
         self.failures: dict[str, str] = {}
+        self.done: set[int] = set()
 
     def name(self, number: int) -> str:
         """The name of a pair, and of its folder."""
@@ -77,7 +78,8 @@ class Cohort:
             if not all(Path(file).exists() for file in pair.values()):
                 continue  # this pair will fail, and the others go on
             try:
-                saver_of(self.folder / self.name(number)).finished(pair)
+                if saver_of(self.folder / self.name(number)).finished(pair):
+                    self.done.add(number)
             except FileExistsError as error:
                 yield error
             except OSError:  # an input that cannot be read
@@ -111,7 +113,7 @@ class Cohort:
             numbers = later if wait else list(own)
             for number in tqdm(numbers, desc="registering", unit="pair", disable=rank() > 0 or not numbers):
                 try:
-                    skipped += not register(number, wait)
+                    skipped += number in self.done or not register(number, wait)
                     self.note(self.name(number), None)
                 except InUse:
                     later.append(number)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from istn_monai.io.landmarks import is_points
-from istn_monai.io.paths import absolute, check_apart
+from istn_monai.io.paths import absolute, check_apart, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import without_nan
 from istn_monai.qa.cohort import QA_COHORT, Entry, jpeg, write_cohort
@@ -140,7 +140,7 @@ class Evaluation:
         self.options = {"soi_labels": soi_labels, "qa": bool(qa), "maps": maps, **(options or {})}
         self.options["inferers"] = {name: described(inferer) for name, inferer in inferers.items()}
         self.read = dict(read or {})
-        self.overwrite = overwrite
+        self.overwrite = checked_overwrite(overwrite)
 
     def run(self) -> dict[str, Any]:
         """Evaluates, writes the files, prints the table, and returns what the JSON holds; does nothing a second time.

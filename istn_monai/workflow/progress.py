@@ -8,7 +8,6 @@ Convention:
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import uuid
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from istn_monai.io.paths import replacing
 from istn_monai.qa.cohort import Entry
 
 MADE_OF = "made_of.json"
@@ -112,7 +112,8 @@ class Progress:
             return Done()
         self.folder.mkdir(exist_ok=True)
         whole = merged([self.read(file) for file in sorted(self.folder.glob("*.pt"))])
-        replace_whole(note, self.made_of.encode())
+        with replacing(note, durable=False) as part:
+            part.write_text(self.made_of)
         return whole
 
     def read(self, file: Path) -> Done:
@@ -136,23 +137,16 @@ class Progress:
         """Writes what this process has done, of which a pair is new."""
         if self.made_of is None:
             return
-        if number in own.entries:
-            replace_whole(self.picture(number), own.entries[number].picture)
         entries = {key: asdict(replace(entry, picture=b"")) for key, entry in own.entries.items()}
         for values in entries.values():
             del values["picture"]
         spread = {name: sums.state() for name, sums in own.spread.items()}
-        part = self.file.with_suffix(".part")
-        torch.save({"rows": own.rows, "entries": entries, "spread": spread}, part)
-        os.replace(part, self.file)
+        if number in own.entries:
+            with replacing(self.picture(number), durable=False) as part:
+                part.write_bytes(own.entries[number].picture)
+        with replacing(self.file, durable=False) as part:
+            torch.save({"rows": own.rows, "entries": entries, "spread": spread}, part)
 
     def remove(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def replace_whole(file: Path, content: bytes) -> None:
-    """Writes a file that a kill leaves whole or absent; work in progress need not survive a power failure."""
-    part = file.with_suffix(".part")
-    part.write_bytes(content)
-    os.replace(part, file)

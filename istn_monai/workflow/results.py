@@ -24,7 +24,7 @@ from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.inferer import refinement_of
 from istn_monai.io.images import save_image
 from istn_monai.io.itk_transforms import write_displacement, write_transform
-from istn_monai.io.paths import absolute, check_apart, check_output_dir
+from istn_monai.io.paths import absolute, check_apart, check_output_dir, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
 from istn_monai.qa.inspector import PairInspector
@@ -138,7 +138,7 @@ class SavePairHandler:
         self.network = network
         self.transformation = transformation
         self.options = dict(options or {}) | {"inverse": bool(inverse), "qa": bool(qa)}
-        self.overwrite = overwrite
+        self.overwrite = checked_overwrite(overwrite)
         self.known_hash = weights_sha256
 
     def attach(self, engine: Engine) -> None:
