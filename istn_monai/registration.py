@@ -84,7 +84,7 @@ class Registration:
         self.device = torch.device(self.content("device"))
         self.network = self.content("network").eval()
         self.qa = bool(self.content("qa"))
-        self.overwrite = checked_overwrite(self.content("overwrite"))
+        self.overwrite = checked_overwrite(self.parser.get("overwrite", False))
         weights.load_into(self.network)
         self.weights_sha256 = weights_hash(self.network.state_dict())
         #: files that are read for each pair, by what errors call them
