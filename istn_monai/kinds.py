@@ -106,9 +106,10 @@ def size(name: str, value: Any) -> Any:
     found = literal(value)
     if found is None or found == "auto":
         return found
-    if not isinstance(found, (list, tuple)) or len(found) not in (2, 3):
-        raise wrong(name, value, 'two or three whole numbers, such as "[48,64,48]", or auto')
-    return [whole(1)(name, single) for single in found]
+    fits = isinstance(found, (list, tuple)) and len(found) in (2, 3)
+    if not fits or not all(type(single) is int and single > 0 for single in found):
+        raise wrong(name, value, 'two or three whole numbers of at least 1, such as "[48,64,48]", or auto')
+    return list(found)
 
 
 def choice(*words: str) -> Kind:

@@ -59,7 +59,8 @@ def test_a_path_may_begin_with_the_home_folder_or_with_a_tilde_that_is_none(monk
         ("device", "cpu:-1"), ("device", ""), ("device", 7), ("loss", "x"), ("loss", 1), ("transformation", "rigid"),
         ("training_dtype", "float16"), ("similarity", "x"), ("similarity", "{}"), ("regularization", [1]),
         ("run_name", "../elsewhere"), ("run_name", "a/b"), ("run_name", ".."), ("output_dir", ""),
-        ("output_dir", "a\0b"), ("output_dir", 2024), ("model", True), ("frame", "ITK"), ("train", "True"), ("image_format", "jpg"),
+        ("output_dir", "a\0b"), ("output_dir", 2024), ("model", True), ("frame", "ITK"), ("train", "True"),
+        ("image_format", "jpg"),
     ],
 )  # fmt: skip
 def test_a_value_of_another_kind_is_one_line_that_names_option_and_value(name, value):

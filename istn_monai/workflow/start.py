@@ -27,6 +27,8 @@ from istn_monai.workflow.host_training import publish
 from istn_monai.workflow.results import SavePairHandler, already, check_pair_files, pair_folder
 from istn_monai.workflow.settings import check_settings, running
 
+DEFAULT_DATALIST = "pairs.json"  # of train.json
+
 
 def resolver() -> Callable[[str], Any]:
     """What gives the value of an entry of the config under evaluation."""
@@ -42,6 +44,7 @@ def check_training() -> None:
         check_settings()
         check_started("multi_gpu_train.json")
         value = resolver()
+        check_data_is_read(value)
         settings = value("settings")
         check_soi_points(settings.soi_points, value("points_map"), value("points_width"))
         check_output_dir(value("output_dir"))
@@ -66,6 +69,7 @@ def check_evaluation() -> None:
         check_settings()
         check_started("multi_gpu_evaluate.json")
         value = resolver()
+        check_data_is_read(value)
         check_output_dir(value("output_dir"))
         value("checkpoint")
         settings, labels, split = value("settings"), value("read_labels"), value("evaluated_split")
@@ -107,6 +111,16 @@ def infer(evaluator: Engine, saver: SavePairHandler, pair: Mapping[str, str], ch
             print(already(saver))
         else:
             evaluator.run()
+
+
+def check_data_is_read(value: Callable[[str], Any]) -> None:
+    """ValueError if a datalist is named that is not read, as the synthetic set is made without a dataset_dir."""
+    name = value("data_list_file")
+    if value("dataset_dir") is None and name != DEFAULT_DATALIST:
+        raise ValueError(
+            f"data_list_file is {name!r} but dataset_dir is not set, so the synthetic set would be made: give "
+            "dataset_dir, or give the overlay that sets it after train.json"
+        )
 
 
 def in_force(settings: NetworkSettings) -> str:
