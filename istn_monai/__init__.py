@@ -23,7 +23,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
   :mod:`~istn_monai.transforms.landmarks`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.postprocessing`
-- :mod:`istn_monai.folders`: bundles, runs and checkpoints on disk; :mod:`istn_monai.options`: the settings by name;
+- :mod:`istn_monai.folders`: bundles, runs and checkpoints on disk; :mod:`istn_monai.kinds`: of what kind a setting is;
+  :mod:`istn_monai.options`: the settings by name; :mod:`istn_monai.arguments`: what stands on the command line;
   :mod:`istn_monai.network_settings`: what a network is built from; :mod:`istn_monai.weights`: weights that say what
   they are
 - :mod:`istn_monai.qa`: judging a registered pair.

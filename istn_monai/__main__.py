@@ -6,6 +6,7 @@ Commands import what they use when they run: ``--help`` and ``--version`` need n
 from __future__ import annotations
 
 import gc
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import fire
 
 from istn_monai import __version__
-from istn_monai.options import with_settings
+from istn_monai.arguments import checked_arguments
+from istn_monai.options import command, unknown
+from istn_monai.workflow.errors import ending_in_one_line
 
 
 def load_libraries() -> None:
@@ -29,6 +32,7 @@ def load_libraries() -> None:
     gc.enable()
 
 
+@command()
 def plan(data: str, output: str | None = None, overwrite: bool = False) -> str:
     """Reads the fingerprint of a data set and writes settings for it, each with its reason.
 
@@ -44,7 +48,7 @@ def plan(data: str, output: str | None = None, overwrite: bool = False) -> str:
     return f"{made.table()}\nwritten: {file}; train with: istn-monai train {file}"
 
 
-@with_settings("train")
+@command("train")
 def train(data: str, bundle_root: str | None = None, **settings: Any) -> str:
     """Trains a network on annotated pairs; an interrupted training goes on when the command is repeated.
 
@@ -64,7 +68,7 @@ def train(data: str, bundle_root: str | None = None, **settings: Any) -> str:
     return "trained; evaluate with: istn-monai evaluate"
 
 
-@with_settings("evaluate")
+@command("evaluate")
 def evaluate(
     data: str | None = None,
     output_dir: str | None = None,
@@ -94,7 +98,7 @@ def evaluate(
     return f"written: {folder}"
 
 
-@with_settings("register")
+@command("register")
 def register(
     moving: str,
     fixed: str | None = None,
@@ -146,7 +150,7 @@ def register(
     return f"written: {folder}"
 
 
-@with_settings("register")
+@command("register")
 def represent(
     image: str,
     output: str,
@@ -170,6 +174,7 @@ def represent(
     return f"written: {represent_file(Registration(model, 0, config, bundle_root, **settings), image, output)}"
 
 
+@command()
 def apply(
     transform: str,
     input: str,
@@ -199,6 +204,7 @@ def apply(
     return f"written: {apply_transform(transform, input, output, reference, *options)}"
 
 
+@command()
 def info(model: str | None = None) -> str:
     """Says what a checkpoint is: its network, grid, structures, data and result.
 
@@ -212,6 +218,7 @@ def info(model: str | None = None) -> str:
     return information(read_weights(find_weights(bundle_folder() if model is None else model)))
 
 
+@command()
 def pairs(
     images: str,
     output: str,
@@ -242,6 +249,7 @@ def pairs(
     return f"written: {make_datalist(images, output, labels, train, val, test, seed, landmarks, overwrite)}"
 
 
+@command()
 def synthesize(
     output_dir: str,
     spatial_size: Sequence[int] = (48, 64, 48),
@@ -288,21 +296,40 @@ COMMANDS: dict[str, Callable[..., str]] = {
 }
 
 
+def help_of(name: str) -> str:
+    """What Fire says of a command, without its one-letter options, of which it names some twice."""
+    from fire import helptext, trace
+
+    way = trace.FireTrace(COMMANDS, name="istn-monai")
+    way.AddAccessedProperty(COMMANDS[name], name, [name], None, None)
+    text = helptext.HelpText(COMMANDS[name], trace=way).replace("GROUP | ", "")
+    return re.sub(r"-\w, --", "--", text)
+
+
+def run(words: Sequence[str]) -> None:
+    """Runs the command that these words are."""
+    if not words or words[0].startswith("-") or {"--help", "-h"} & set(words):
+        if words and words[0] in COMMANDS:
+            print(help_of(words[0]))
+        elif list(words) in ([], ["--help"], ["-h"], ["--", "--help"]):
+            fire.Fire(COMMANDS, ["--", "--help"], name="istn-monai")
+        else:
+            raise unknown("command", words[0], COMMANDS)
+        return
+    name, *rest = words
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    fire.Fire({name: COMMANDS[name]}, [name, *checked_arguments(COMMANDS[name], rest)], name="istn-monai")
+
+
 def main() -> None:
-    """Runs a command; a foreseen failure is one line and exit code 1."""
-    if sys.argv[1:] == ["--version"]:
+    """Runs a command; a failure is one line and exit code 1, and with ``--debug`` the traceback too."""
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    if words == ["--version"]:
         print(f"istn-monai {__version__}")
         return
-    if sys.argv[1:2] and sys.argv[1] in COMMANDS and "--help" in sys.argv:
-        sys.argv[2:] = ["--", "--help"]  # else fire hands --help to a command that takes any setting
-    try:
-        fire.Fire(COMMANDS, name="istn-monai")
-    except SystemExit as end:  # fire answers --help with 2 where a command also needs arguments
-        sys.exit(0 if "--help" in sys.argv else end.code)
-    except Exception as error:
-        from istn_monai.workflow.errors import exit_with_cause
-
-        exit_with_cause(error, "istn-monai")
+    with ending_in_one_line("istn-monai", debug="--debug" in sys.argv):
+        run(words)
 
 
 if __name__ == "__main__":

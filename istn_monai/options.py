@@ -1,14 +1,20 @@
-"""The bundle's settings by name, with what they mean: what its configs and the command line take."""
+"""The bundle's settings and the commands' options by name: what they mean, and of what kind they are."""
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from fire.decorators import SetParseFn
+
+from istn_monai import kinds
 from istn_monai.folders import bundle_folder
+from istn_monai.kinds import Kind, choice, none_or, number, numbers, whole
 
 SETTINGS: dict[str, str] = {
     "bundle_root": "the bundle's folder; found from the config file by default",
@@ -57,6 +63,60 @@ SETTINGS: dict[str, str] = {
     "refine_learning_rate": "of Adam on the transformation's parameters; larger fits more and is less smooth",
 }
 
+#: of what kind each setting and each option of a command is; what is not here is text
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(
+        (
+            "data",
+            "moving",
+            "fixed",
+            "image",
+            "input",
+            "output",
+            "transform",
+            "reference",
+            "images",
+            "labels",
+            "landmarks",
+            "model",
+            "config",
+            "bundle_root",
+            "data_list_file",
+            "synthetic_dir",
+            "output_dir",
+            "ckpt_dir",
+            "checkpoint_file",
+            "moving_image",
+            "fixed_image",
+        ),
+        kinds.path,
+    ),
+    **dict.fromkeys(("dataset_dir", "cache_dir", "moving_label"), none_or(kinds.path)),
+    **dict.fromkeys(("augment", "qa", "overwrite", "inverse"), kinds.switch),
+    **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),
+    **dict.fromkeys(("num_workers", "refine_steps", "train", "val", "test"), whole(0)),
+    **dict.fromkeys(("similarity", "regularization", "itn_def", "stn_def"), none_or(kinds.definition)),
+    **dict.fromkeys(("soi_labels", "soi_points", "evaluated_labels"), kinds.structure),
+    "run_name": kinds.folder_name,
+    "device": kinds.device,
+    "seed": whole(0, 2**32 - 1025),  # each process adds its rank to it
+    "transformation": choice("affine", "bspline"),
+    "control_spacing": numbers(number(above=0)),
+    "max_displacement": none_or(number(above=0)),
+    "loss": choice("u", "s", "e", "i"),
+    "regularization_weight": number(least=0),
+    "spatial_size": kinds.size,
+    "spacing": numbers(number(above=0), (2, 3)),
+    "points_map": choice("heatmap", "distance"),
+    "points_width": number(above=0),
+    "initial_alignment": choice("world", "center", "moments", "rigid"),
+    "learning_rate": number(above=0, most=10),
+    "refine_learning_rate": none_or(number(above=0, most=10)),
+    "training_dtype": choice("float32", "bfloat16"),
+    "frame": choice("RAS", "LPS"),
+    "image_format": choice("nii.gz", "png"),
+}
+
 #: what only training reads
 TRAINING = {
     "dataset_dir", "data_list_file", "synthetic_dir", "run_name", "ckpt_dir", "seed", "transformation",
@@ -74,6 +134,80 @@ OF_COMMAND = {
     "register": {"device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "overwrite"},
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}
+
+
+#: what Registration and the hosts also set
+ALWAYS = {"bundle_root", "output_dir", "refine_steps", "moving_image", "fixed_image", "moving_label"}
+#: what a network was trained with, and where things are: given to other commands, it is compared with the weights
+COMPARED = {
+    "loss", "transformation", "control_spacing", "max_displacement", "spacing", "soi_labels", "soi_points",
+    "in_channels", "itn_def", "stn_def", "checkpoint_file", "ckpt_dir", "dataset_dir", "data_list_file", "run_name",
+    "synthetic_dir",
+}  # fmt: skip
+
+
+def typed(name: str, value: Any) -> Any:
+    """An option's or a setting's value in its own type.
+
+    Raises:
+        ValueError: naming the option, what it takes and what came.
+    """
+    return KINDS.get(name, kinds.text)(name, value)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that nothing reads, with the nearest one that something does."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return ValueError(f"unknown {what} {name!r}: {hint}{what.capitalize()}s are: {', '.join(names)}")
+
+
+def typed_settings(command: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a user gives to a command, each in its own type.
+
+    Entries inside others, such as ``inferer#target``, pass as they are; they are MONAI's.
+
+    Raises:
+        ValueError: if one is unknown, or read by another command alone, or of the wrong kind.
+    """
+    result = {}
+    for name, value in settings.items():
+        if re.search("#|::", name):
+            result[name] = kinds.literal(value)
+            continue
+        if name not in SETTINGS:
+            raise unknown("setting", name, SETTINGS)
+        if name not in OF_COMMAND[command] | COMPARED | ALWAYS:
+            readers = [other for other, names in OF_COMMAND.items() if name in names]
+            where = f"{' and '.join(readers)} reads it" if readers else "it is one of the bundle's configs"
+            raise ValueError(f"{command} does not read the setting {name!r}: {where}; leave it out")
+        result[name] = typed(name, value)
+    return result
+
+
+def command(settings_of: str | None = None) -> Callable[[Callable[..., str]], Callable[..., str]]:
+    """Decorator of a command: what is typed comes to it in the options' own types, or ends in one line.
+
+    Args:
+        settings_of: the command also takes the bundle's settings that this one reads; the help lists them.
+    """
+
+    def decorate(function: Callable[..., str]) -> Callable[..., str]:
+        """Wraps a command."""
+        own = inspect.signature(function)
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> str:
+            bound = own.bind(*args, **kwargs)
+            settings = bound.arguments.pop("settings", {})
+            arguments = {name: typed(name, value) for name, value in bound.arguments.items()}
+            return function(**arguments, **(typed_settings(settings_of, settings) if settings_of else {}))
+
+        listed = run if settings_of is None else with_settings(settings_of)(run)
+        return SetParseFn(str)(listed)  # Fire hands over what was typed, not what it looks like
+
+    return decorate
 
 
 def defaults(command: str) -> dict[str, Any]:

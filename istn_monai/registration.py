@@ -17,6 +17,7 @@ from istn_monai.io.datalist import Item, existing, read_datalist
 from istn_monai.io.images import check_written_suffix, write_image
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_file
 from istn_monai.network_settings import NetworkSettings
+from istn_monai.options import typed_settings
 from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.weights import read_weights
@@ -69,6 +70,9 @@ class Registration:
         bundle_root: str | Path | None = None,
         **settings: Any,
     ) -> None:
+        settings = typed_settings("register", settings | {"refine_steps": refine_steps})
+        if settings.pop("refine_steps") is None:
+            raise ValueError("refine_steps must be a whole number of at least 0, got None")
         if model is not None:
             settings = {"checkpoint_file": str(find_weights(model))} | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root

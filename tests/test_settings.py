@@ -17,6 +17,7 @@ from istn_monai.options import SETTINGS
 from istn_monai.weights import described, save_atomically
 from istn_monai.workflow.settings import (
     MONAI_IDS,
+    check_as_typed,
     check_settings,
     find_bundle_root,
     given,
@@ -284,3 +285,36 @@ def test_a_run_is_found_by_its_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="mine_e_affine.*mine_i_affine.*give loss and transformation"):
         run_folder("mine", None, None)
     assert run_folder("mine", "i", None) == "runs/mine_i_affine"
+
+
+# --- values of the wrong kind -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        ({"augment": "false"}, "augment must be False, not the text 'false': write --augment False"),
+        ({"qa": "maybe"}, "qa must be True or False, got 'maybe'"),
+        ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1, got 0"),
+        ({"max_epochs": "2"}, "max_epochs must be 2, not the text '2'"),
+        ({"output_dir": 2024}, "output_dir must be text: quote it twice"),
+        ({"run_name": "../../elsewhere"}, "run_name must be a name without a path"),
+        ({"device": "gpu"}, "device must be a device, such as cpu, cuda or cuda:0, got 'gpu'"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not there: torch sees"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number above 0, of at most 10, got nan"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_an_error_before_any_work(config, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        check_settings(ConfigParser(config))
+
+
+def test_expressions_and_nothing_are_left_to_their_evaluation():
+    check_settings(ConfigParser({"max_epochs": "$1 + 1", "device": "$'cpu'", "cache_dir": None, "augment": "@qa"}))
+
+
+@pytest.mark.parametrize("words", [["--moving_image", "scan#1"], ["--moving_image=scan#1"]])
+def test_a_path_that_monai_reads_as_another_is_an_error(words):
+    with pytest.raises(ValueError, match="moving_image: MONAI's command line takes 'scan#1' for 'scan': quote it"):
+        check_as_typed("moving_image", "scan", words)
+    check_as_typed("moving_image", "scan#1", ["--moving_image", "'scan#1'"])

@@ -7,21 +7,26 @@ a version of MONAI hides it.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
+import os
 import re
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from istn_monai.folders import BEST
+from istn_monai.kinds import path
 from istn_monai.network_settings import NetworkSettings, none_or
-from istn_monai.options import SETTINGS
+from istn_monai.options import KINDS, SETTINGS, typed, unknown
 from istn_monai.transforms.registration_grid import AUTO
 from istn_monai.weights import read_weights
+from istn_monai.workflow.errors import runs_monai_bundle
 
 #: top-level ids that MONAI itself reads, those that only make sense to a host, and what a plan says of itself
 MONAI_IDS = {
@@ -59,7 +64,7 @@ def find_bundle_root() -> str:
 
 
 def check_settings(parser: ConfigParser | None = None) -> None:
-    """ValueError if a config has a top-level key that nothing reads: a mistyped override.
+    """ValueError if a config has a top-level key that nothing reads, a mistyped override, or a value of a wrong kind.
 
     A key counts as read if it is one of ``SETTINGS``, one that MONAI reads, or if another entry refers to it with @.
 
@@ -73,9 +78,56 @@ def check_settings(parser: ConfigParser | None = None) -> None:
     read = set(re.findall(r"@(\w+)", json.dumps(config, default=str)))
     for key in config:
         if key not in read and key not in SETTINGS and key not in MONAI_IDS:
-            close = difflib.get_close_matches(key, SETTINGS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"unknown setting {key!r}: {hint}Settings are: {', '.join(sorted(SETTINGS))}")
+            raise unknown("setting", key, SETTINGS)
+    check_values(config)
+
+
+def check_values(config: Mapping[str, Any]) -> None:
+    """ValueError if a setting is not of its kind; expressions are left to their evaluation.
+
+    MONAI's runner takes what is typed for a Python literal where it can: a switch that came as a word would count as
+    true whatever it says, and a file ``scan#1`` would be ``scan``.
+    """
+    for name in SETTINGS:
+        value = config.get(name)
+        if value is None or (isinstance(value, str) and value.startswith(("$", "@", "%"))):
+            continue
+        meant = typed(name, value)
+        if type(meant) is not type(value) and not isinstance(value, os.PathLike):
+            raise ValueError(f"{name} must be {meant!r}, not the text {value!r}: write --{name} {meant!r}")
+        if runs_monai_bundle() and is_path(name):
+            check_as_typed(name, str(value), sys.argv)
+    device = config.get("device")
+    if device is not None and not str(device).startswith("$"):
+        check_device(str(device))
+
+
+def is_path(name: str) -> bool:
+    """Whether a setting is a file or a folder."""
+    return KINDS.get(name) in (path, KINDS["dataset_dir"])
+
+
+def check_as_typed(name: str, value: str, words: Sequence[str]) -> None:
+    """ValueError if MONAI's command line has made another path of what was typed."""
+    for index, word in enumerate(words):
+        given = word.partition("=")[2] if word.startswith(f"--{name}=") else None
+        given = words[index + 1] if word == f"--{name}" and index + 1 < len(words) else given
+        if given is not None and given != value and given.strip("'\"") != value and not given.startswith("~"):
+            raise ValueError(f"{name}: MONAI's command line takes {given!r} for {value!r}: quote it, \"'{given}'\"")
+
+
+def check_device(name: str) -> None:
+    """ValueError if this machine has no such device."""
+    kind, _, index = name.partition(":")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    elif kind == "mps":
+        count = int(torch.backends.mps.is_available())
+    else:
+        count = torch.xpu.device_count() if kind == "xpu" else 1
+    if int(index or 0) >= count:
+        has = f"{count} {kind} device{'s' if count != 1 else ''}"
+        raise ValueError(f"device {name!r} is not there: torch sees {has} on this machine; use --device cpu")
 
 
 def given_settings() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 from istn_monai.folders import write_run
 from istn_monai.io.datalist import Item
 from istn_monai.io.paths import check_apart, check_output_dir
+from istn_monai.network_settings import NetworkSettings
 from istn_monai.transforms.checks import check_soi_labels, reads_labels
 from istn_monai.transforms.landmarks import check_soi_points
 from istn_monai.weights import read_weights
@@ -25,6 +26,8 @@ from istn_monai.workflow.errors import one_line
 from istn_monai.workflow.host_training import publish
 from istn_monai.workflow.results import SavePairHandler, already, check_pair_files, pair_folder
 from istn_monai.workflow.settings import check_settings, running
+
+DEFAULT_DATALIST = "pairs.json"  # of train.json
 
 
 def resolver() -> Callable[[str], Any]:
@@ -41,13 +44,14 @@ def check_training() -> None:
         check_settings()
         check_started("multi_gpu_train.json")
         value = resolver()
+        check_data_is_read(value)
         settings = value("settings")
         check_soi_points(settings.soi_points, value("points_map"), value("points_width"))
         check_output_dir(value("output_dir"))
         training = value("train#dataset#data")
         validation = value("validate#dataset#data")
         data = {"training": as_pairs(training), "validation": as_pairs(validation, training)}
-        announce("training", training, data["training"])
+        announce("training", training, data["training"], settings)
         labels = reads_labels(settings.soi_labels)
         check_datalist(
             data, settings.spatial_dims, settings.soi_labels, in_channels=settings.in_channels, read_labels=labels
@@ -65,12 +69,13 @@ def check_evaluation() -> None:
         check_settings()
         check_started("multi_gpu_evaluate.json")
         value = resolver()
+        check_data_is_read(value)
         check_output_dir(value("output_dir"))
         value("checkpoint")
         settings, labels, split = value("settings"), value("read_labels"), value("evaluated_split")
         check_soi_labels(labels, settings.soi_points)
         data = value("evaluate#dataset#data")
-        announce(f"evaluating {split}", data, data)
+        announce(f"evaluating {split}", data, data, settings)
         check_datalist(
             {split: data}, settings.spatial_dims, labels, in_channels=settings.in_channels,
             read_labels=reads_labels(labels),
@@ -108,11 +113,28 @@ def infer(evaluator: Engine, saver: SavePairHandler, pair: Mapping[str, str], ch
             evaluator.run()
 
 
-def announce(what: str, data: Sequence[Item], pairs: Sequence[Item]) -> None:
-    """Says which data are used, so that a forgotten setting is seen at once."""
+def check_data_is_read(value: Callable[[str], Any]) -> None:
+    """ValueError if a datalist is named that is not read, as the synthetic set is made without a dataset_dir."""
+    name = value("data_list_file")
+    if value("dataset_dir") is None and name != DEFAULT_DATALIST:
+        raise ValueError(
+            f"data_list_file is {name!r} but dataset_dir is not set, so the synthetic set would be made: give "
+            "dataset_dir, or give the overlay that sets it after train.json"
+        )
+
+
+def in_force(settings: NetworkSettings) -> str:
+    """The settings that count, in a line."""
+    names = ("loss", "transformation", "spatial_size", "spacing", "soi_labels", "soi_points", "initial_alignment")
+    values = {name: getattr(settings, name) for name in names}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def announce(what: str, data: Sequence[Item], pairs: Sequence[Item], settings: NetworkSettings) -> None:
+    """Says which data and settings are used, so that a forgotten one is seen at once."""
     if rank() == 0:
         source = "data that the host gives" if is_hosted(data) else f"{data.file}"  # type: ignore[attr-defined]
-        print(f"istn-monai: {what}: {len(pairs)} pairs of {source}", flush=True)
+        print(f"istn-monai: {what}: {len(pairs)} pairs of {source}; {in_force(settings)}", flush=True)
 
 
 def finish_training(checkpoints: Any, data: Sequence[Item], bundle_root: str) -> None:

@@ -1,0 +1,171 @@
+"""Kinds of settings and options: each reads one value, as it was typed or as it stands in a JSON file.
+
+A kind is a function of the option's name and its value. It gives the value in its own type, or raises ValueError with
+one line that names the option, what it takes and what came. None passes: it is "not given".
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+Kind = Callable[[str, Any], Any]
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none")
+DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
+
+
+def wrong(name: str, value: Any, expected: str) -> ValueError:
+    """The error for a value that is not of its kind."""
+    return ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def literal(value: Any) -> Any:
+    """What a text stands for in Python or JSON, as Fire reads it; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    from fire.parser import DefaultParseValue
+
+    return DefaultParseValue(value)
+
+
+def none_or(kind: Kind) -> Kind:
+    """A kind whose values may also be none: None, which a JSON file calls null, or one of these words."""
+
+    def read(name: str, value: Any) -> Any:
+        return value if isinstance(value, str) and value.lower() in ("none", "null") else kind(name, value)
+
+    return read
+
+
+def switch(name: str, value: Any) -> Any:
+    """True or False."""
+    if value is None or isinstance(value, bool):
+        return value
+    word = str(value).lower()
+    if isinstance(value, (str, int)) and word in TRUE + FALSE:
+        return word in TRUE
+    raise wrong(name, value, "True or False")
+
+
+def whole(least: int = 0, most: int | None = None) -> Kind:
+    """A whole number in a range."""
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def read(name: str, value: Any) -> Any:
+        number = literal(value)
+        if value is None:
+            return None
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise wrong(name, value, f"a whole number {bounds}")
+        if number < least or (most is not None and number > most):
+            raise wrong(name, value, f"a whole number {bounds}")
+        return number
+
+    return read
+
+
+def number(above: float | None = None, least: float | None = None, most: float = math.inf) -> Kind:
+    """A finite number in a range: above a bound, or of at least one; and of at most another."""
+    bounds = f" above {above:g}" if above is not None else f" of at least {least:g}" if least is not None else ""
+    bounds += f", of at most {most:g}" if most < math.inf else ""
+
+    def read(name: str, value: Any) -> Any:
+        found = literal(value)
+        if value is None:
+            return None
+        if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
+            raise wrong(name, value, f"a number{bounds}")
+        if (above is not None and found <= above) or (least is not None and found < least) or found > most:
+            raise wrong(name, value, f"a number{bounds}")
+        return found
+
+    return read
+
+
+def numbers(kind: Kind, counts: tuple[int, ...] = ()) -> Kind:
+    """One number, or a list of them; ``counts`` are the lengths that a list may have, () for any."""
+    how_many = f" of {' or '.join(map(str, counts))}" if counts else ""
+
+    def read(name: str, value: Any) -> Any:
+        found = literal(value)
+        if not isinstance(found, (list, tuple)):
+            return kind(name, found)
+        if not found or (counts and len(found) not in counts):
+            raise wrong(name, value, f"a number or a list{how_many}")
+        return [kind(name, single) for single in found]
+
+    return read
+
+
+def size(name: str, value: Any) -> Any:
+    """Voxels: two or three whole numbers, or auto."""
+    found = literal(value)
+    if found is None or found == "auto":
+        return found
+    fits = isinstance(found, (list, tuple)) and len(found) in (2, 3)
+    if not fits or not all(type(single) is int and single > 0 for single in found):
+        raise wrong(name, value, 'two or three whole numbers of at least 1, such as "[48,64,48]", or auto')
+    return list(found)
+
+
+def choice(*words: str) -> Kind:
+    """One of these words."""
+
+    def read(name: str, value: Any) -> Any:
+        if value is not None and value not in words:
+            raise wrong(name, value, f"one of {', '.join(words)}")
+        return value
+
+    return read
+
+
+def text(name: str, value: Any) -> Any:
+    """A text that is not empty, exactly as it was typed."""
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise wrong(name, value, f"text: quote it twice (--{name} \"'{value}'\")")
+    if not str(value) or "\0" in str(value):
+        raise wrong(name, value, "a text that is not empty")
+    return value
+
+
+def path(name: str, value: Any) -> Any:
+    """A file or a folder; ``~`` is the home folder."""
+    given = text(name, value)
+    if given is None or not str(given).startswith("~"):
+        return given
+    expanded = os.path.expanduser(given)
+    return os.path.join(os.curdir, expanded) if expanded == str(given) else expanded  # "~name" of nobody is a name
+
+
+def folder_name(name: str, value: Any) -> Any:
+    """The name of a folder, which leads nowhere else."""
+    given = text(name, value)
+    if given is not None and (os.path.basename(str(given)) != str(given) or str(given) in (os.curdir, os.pardir)):
+        raise wrong(name, value, "a name without a path")
+    return given
+
+
+def device(name: str, value: Any) -> Any:
+    """A device as torch names it."""
+    if value is not None and not DEVICE.fullmatch(str(value)):
+        raise wrong(name, value, "a device, such as cpu, cuda or cuda:0")
+    return value if value is None else str(value)
+
+
+def definition(name: str, value: Any) -> Any:
+    """An object of MONAI's JSON, ``{"_target_": ...}``."""
+    found = literal(value)
+    if found is not None and not (isinstance(found, dict) and "_target_" in found):
+        raise wrong(name, value, """JSON as in MONAI's configs, such as "{'_target_':'BendingEnergyLoss'}", or none""")
+    return found
+
+
+def structure(name: str, value: Any) -> Any:
+    """Lists in lists, which are checked where they are used."""
+    return literal(value)
