@@ -21,7 +21,7 @@ from istn_monai.network_settings import NetworkSettings
 from istn_monai.qa.cohort import QA_COHORT, Entry, entry_of, write_cohort
 from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.transforms.postprocessing import Representd
-from istn_monai.weights import read_weights
+from istn_monai.weights import read_weights, warn_if_untrained
 from istn_monai.workflow.datasets import pair_item
 from istn_monai.workflow.distributed import gathered, process_device, rank, world_size
 from istn_monai.workflow.errors import foreseen_cause
@@ -86,6 +86,7 @@ class Registration:
         self.network = self.content("network").eval()
         self.qa = bool(self.content("qa"))
         weights.load_into(self.network)
+        warn_if_untrained(weights)
 
     def content(self, name: str) -> Any:
         """What an entry of the configuration stands for."""

@@ -22,6 +22,7 @@ from istn_monai.workflow.distributed import check_started, rank
 from istn_monai.workflow.errors import one_line
 from istn_monai.workflow.host_training import publish
 from istn_monai.workflow.results import check_pair_files
+from istn_monai.workflow.run_lock import hold
 from istn_monai.workflow.settings import check_settings, running
 
 
@@ -52,6 +53,9 @@ def check_training() -> None:
         )
         check_points({"training": training, "validation": validation}, settings.spatial_dims, settings.soi_points)
         check_output_dir(value("ckpt_dir"), "ckpt_dir")
+        if rank() == 0:  # of several processes the first one writes
+            hold(value("output_dir"))
+            hold(value("ckpt_dir"))
         value("checkpoints")
         if rank() == 0 and not is_hosted(training):
             write_run(value("output_dir"), training.file)
