@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from istn_monai.workflow.run_lock import HELD, LOCK, hold, release
+from istn_monai.workflow.run_lock import HELD, LOCK, hold, release, released_on_error
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,13 @@ def test_released_the_folder_is_free_and_clean(tmp_path):
     hold(tmp_path)
     release()
     assert not list(tmp_path.iterdir())
+    assert in_another_process(lambda: hold(tmp_path)) == "held"
+
+
+def test_after_a_failure_the_folder_is_free(tmp_path):
+    with pytest.raises(ValueError), released_on_error():
+        hold(tmp_path)
+        raise ValueError
     assert in_another_process(lambda: hold(tmp_path)) == "held"
 
 

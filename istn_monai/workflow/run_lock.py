@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -67,3 +69,13 @@ def release() -> None:
         file, number = HELD.popitem()
         Path(file).unlink(missing_ok=True)
         os.close(number)
+
+
+@contextmanager
+def released_on_error() -> Iterator[None]:
+    """Ends what this process holds if what follows fails: a notebook lives on, and others may train in its stead."""
+    try:
+        yield
+    except BaseException:
+        release()
+        raise

@@ -22,7 +22,7 @@ from istn_monai.workflow.distributed import check_started, rank
 from istn_monai.workflow.errors import one_line
 from istn_monai.workflow.host_training import publish
 from istn_monai.workflow.results import check_pair_files
-from istn_monai.workflow.run_lock import hold
+from istn_monai.workflow.run_lock import hold, released_on_error
 from istn_monai.workflow.settings import check_settings, running
 
 
@@ -35,8 +35,8 @@ def resolver() -> Callable[[str], Any]:
 
 
 def check_training() -> None:
-    """Refuses, before any work, a training that would go wrong."""
-    with one_line():
+    """Refuses, before any work, a training that would go wrong; its folder is then this process's alone."""
+    with one_line(), released_on_error():
         check_settings()
         check_started("multi_gpu_train.json")
         value = resolver()
