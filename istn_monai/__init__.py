@@ -32,7 +32,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.qa.page`, :mod:`~istn_monai.qa.cohort`, :mod:`~istn_monai.qa.inspector`
 - :mod:`istn_monai.workflow`: what the bundle's configs call.
   :mod:`~istn_monai.workflow.errors`, :mod:`~istn_monai.workflow.distributed`, :mod:`~istn_monai.workflow.settings`,
-  :mod:`~istn_monai.workflow.datasets`, :mod:`~istn_monai.workflow.datalist_checks`,
+  :mod:`~istn_monai.workflow.item_cache` (prepared pairs on disk), :mod:`~istn_monai.workflow.datasets`,
+  :mod:`~istn_monai.workflow.datalist_checks`, :mod:`~istn_monai.workflow.run_lock`,
   :mod:`~istn_monai.workflow.checkpoints`, :mod:`~istn_monai.workflow.inferers`,
   :mod:`~istn_monai.workflow.training`, :mod:`~istn_monai.workflow.curves`,
   :mod:`~istn_monai.workflow.provenance` (what a result was made of), :mod:`~istn_monai.workflow.failures`,

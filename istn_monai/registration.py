@@ -20,7 +20,7 @@ from istn_monai.network_settings import NetworkSettings
 from istn_monai.options import typed_settings
 from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.transforms.postprocessing import Representd
-from istn_monai.weights import read_weights
+from istn_monai.weights import read_weights, warn_if_untrained
 from istn_monai.workflow.cohorts import Cohort
 from istn_monai.workflow.datasets import pair_item
 from istn_monai.workflow.distributed import process_device, world_size
@@ -93,6 +93,7 @@ class Registration:
         self.weights_sha256 = weights_hash(self.network.state_dict())
         #: files that are read for each pair, by what errors call them
         self.read = {"checkpoint_file": self.content("checkpoint_file")} | ({"config": config} if config else {})
+        warn_if_untrained(weights)
 
     def content(self, name: str) -> Any:
         """What an entry of the configuration stands for."""

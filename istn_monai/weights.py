@@ -8,6 +8,7 @@ versions of modules. So ``torch.load(file, weights_only=True)`` gives what any t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from istn_monai.folders import BEST
 from istn_monai.io.paths import replacing
 from istn_monai.network_settings import NetworkSettings
 
+logger = logging.getLogger(__name__)
 KEY = "istn_monai"
 FORMAT = 2  # 1 was a dictionary with "model" and "settings"
 
@@ -61,6 +63,11 @@ class Weights:
     def validation(self) -> float | None:
         """Best validation Dice, if the file says."""
         return self.description.get("result", {}).get("validation_dice")
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the file says that it is of epoch 0: no validation was better than that before training."""
+        return self.description.get("result", {}).get("epoch") == 0
 
     def load_into(self, network: nn.Module) -> None:
         """Loads the weights.
@@ -108,6 +115,12 @@ def read_weights(file: str | os.PathLike, device: Any = "cpu") -> Weights:
         raise ValueError(f"{path} has weights that are NaN or infinite, in {broken[0]}: train again, with a lower rate")
     progress = {key: value for key, value in content.items() if key in ("optimizer", "lr_scheduler", "trainer")}
     return Weights(path, state, description_of(content, state, path), progress if state is not content else {})
+
+
+def warn_if_untrained(weights: Weights) -> None:
+    """Says in one line that weights are those of a network that has learned nothing."""
+    if weights.untrained:
+        logger.warning(f"{weights.file} is of epoch 0, the network before training: nothing is learned yet")
 
 
 def description_of(content: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -174,6 +187,7 @@ def information(weights: Weights) -> str:
     lines["images"] = f"{settings.in_channels} channel(s), {training.get('normalization', '0.5 to 99.5 % to [0, 1]')}"
     lines["trained on"] = str(training.get("datalist", "not said"))
     lines["result"] = ", ".join(f"{key} {shown(value)}" for key, value in result.items()) or "not said"
+    lines["result"] += " (the network before training: nothing is learned yet)" if weights.untrained else ""
     lines["versions"] = ", ".join(f"{k} {v}" for k, v in weights.description.get("versions", {}).items()) or "not said"
     return table(lines)
 

@@ -13,7 +13,7 @@ from helpers import BUNDLE, perturb, rand, small_istn
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler
+from monai.handlers import LrScheduleHandler, MeanDice
 
 from istn_monai.losses import ISTNLoss
 from istn_monai.network_settings import NetworkSettings
@@ -21,9 +21,12 @@ from istn_monai.networks import DisplacementNetwork
 from istn_monai.weights import read_weights, save_atomically
 from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
 from istn_monai.workflow.training import (
+    FiniteHandler,
     KeepBestHandler,
+    KeepLastHandler,
     LoadHandler,
     ResumeHandler,
+    ValidateHandler,
     warped_and_fixed_soi,
 )
 
@@ -59,7 +62,9 @@ class Setup:
         handlers = {
             "ResumeHandler": ResumeHandler(self.checkpoints),
             "LrScheduleHandler": LrScheduleHandler(self.scheduler, print_lr=False),
-            "ValidationHandler": ValidationHandler(1, self.evaluator, epoch_level=True),
+            "ValidateHandler": ValidateHandler(self.evaluator),
+            "KeepLastHandler": KeepLastHandler(self.checkpoints),
+            "FiniteHandler": FiniteHandler(self.checkpoints),
         }
         self.trainer = SupervisedTrainer(
             device="cpu",
@@ -77,7 +82,7 @@ class Setup:
         self.validated.append(epoch)
         self.evaluator.state.epoch = epoch
         self.evaluator.state.key_metric_name = "val_mean_dice"
-        self.evaluator.state.metrics = {"val_mean_dice": metrics[epoch]}
+        self.evaluator.state.metrics = {"val_mean_dice": metrics.get(epoch, float("nan"))}
         self.checkpoints.save_best(self.evaluator)
 
     def note_rate(self) -> None:
@@ -141,15 +146,86 @@ def test_a_finished_training_can_be_prolonged(tmp_path):
     assert longer.trainer.state.epoch == 4 and len(longer.rates) == 2
 
 
-def test_a_training_interrupted_in_its_first_epoch_can_be_repeated(tmp_path):
-    setup = Setup(tmp_path)
-    setup.checkpoints.resume(setup.trainer)
-    assert setup.trainer.state.epoch == 0
-    # the validation at the start writes model.pt; without last.pt it would be taken for a foreign one
-    save_atomically(setup.checkpoints.weights({"validation_dice": 0.3}), tmp_path / "model.pt")
-    again = Setup(tmp_path)
-    again.trainer.run()
-    assert again.trainer.state.epoch == again.trainer.state.max_epochs
+def stopped_at(folder: Path, event, when: int, **options) -> Setup:
+    """A training that is killed at the given occurrence of an event, after all handlers of the bundle."""
+    setup = Setup(folder, **options)
+
+    @setup.trainer.on(event(once=when))
+    def kill():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        setup.trainer.run()
+    return setup
+
+
+def test_nothing_is_written_before_the_first_step_has_succeeded(tmp_path):
+    stopped_at(tmp_path, Events.ITERATION_STARTED, 1, metrics={0: 0.4})
+    assert not list(tmp_path.iterdir())
+    Setup(tmp_path, training={"batch_size": 4}).trainer.run()  # the corrected command
+
+
+def test_after_the_first_step_last_is_there_before_the_best(tmp_path, monkeypatch):
+    written = []
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda *a: written.append(a[2].name) or save(*a))
+    before = stopped_at(tmp_path, Events.ITERATION_COMPLETED, 1, metrics={0: 0.4})
+    assert written == ["last.pt", "model.pt"]
+    last, best = read_weights(tmp_path / "last.pt"), read_weights(tmp_path / "model.pt")
+    assert last.progress["trainer"]["iteration"] == 0 and best.untrained and best.validation == 0.4
+    untrained = Setup(tmp_path / "x").weights()
+    assert all(torch.equal(last.state[name], value) for name, value in untrained.items())
+    assert all(torch.equal(best.state[name], value) for name, value in untrained.items())
+    assert any(not torch.equal(before.weights()[name], value) for name, value in untrained.items())
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_a_training_without_a_whole_epoch_makes_way_for_other_settings(tmp_path, best):
+    stopped_at(tmp_path, Events.ITERATION_COMPLETED, 1, metrics={0: 0.4})
+    if not best:
+        (tmp_path / "model.pt").unlink()
+    Setup(tmp_path, training={"batch_size": 4}, metrics={0: 0.3, 1: 0.2}, max_epochs=1).trainer.run()
+    assert read_weights(tmp_path / "model.pt").validation == 0.3  # not the other training's 0.4
+    assert read_weights(tmp_path / "last.pt").description["training"] == {"batch_size": 4}
+
+
+def test_a_first_epoch_whose_network_was_kept_is_not_replaced(tmp_path):
+    setup = Setup(tmp_path, metrics={0: 0.4, 1: 0.5})
+
+    @setup.trainer.on(Events.EPOCH_COMPLETED)
+    def no_last():  # killed between model.pt and last.pt
+        raise KeyboardInterrupt
+
+    setup.checkpoints.save_last = lambda trainer: None
+    with pytest.raises(KeyboardInterrupt):
+        setup.trainer.run()
+    assert read_weights(tmp_path / "model.pt").description["result"]["epoch"] == 1
+    with pytest.raises(ValueError, match="batch_size: 2 in the checkpoint, 4 now"):
+        Setup(tmp_path, training={"batch_size": 4})
+
+
+@pytest.mark.parametrize("name", ["model.pt", "last.pt"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_killed_while_or_before_any_file_is_written_it_gives_the_same(tmp_path, monkeypatch, name, number):
+    metrics = {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.25, 4: 0.4}
+    Setup(tmp_path / "whole", metrics=metrics).trainer.run()
+    save, calls = Checkpoints.save, []
+
+    def killed(checkpoints, content, file):
+        calls.append(file.name)
+        if calls.count(name) == number and file.name == name:
+            raise KeyboardInterrupt
+        save(checkpoints, content, file)
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Setup(tmp_path / "parts", metrics=metrics).trainer.run()
+    monkeypatch.undo()
+    Setup(tmp_path / "parts", metrics=metrics).trainer.run()
+    for file in ("model.pt", "last.pt"):
+        whole, parts = (read_weights(tmp_path / folder / file) for folder in ("whole", "parts"))
+        assert whole.description == parts.description
+        assert all(torch.equal(value, parts.state[key]) for key, value in whole.state.items())
 
 
 def test_last_holds_all_that_is_needed(tmp_path):
@@ -207,13 +283,55 @@ def test_best_by_a_real_validation(tmp_path):
     found = []
     setup.evaluator.add_event_handler(Events.COMPLETED, lambda e: found.append(e.state.metrics["val_mean_dice"]))
     setup.trainer.run()
-    assert len(found) == 2
+    assert len(found) == 3
     assert read_weights(tmp_path / "model.pt").validation == pytest.approx(max(found))
 
 
 def test_nan_is_never_best(tmp_path):
     Setup(tmp_path, metrics={1: float("nan"), 2: 0.3, 3: float("nan"), 4: 0.2}).trainer.run()
     assert read_weights(tmp_path / "model.pt").validation == 0.3
+
+
+# --- what is not finite ----------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_backward_pass(tmp_path):
+    Setup(tmp_path, max_epochs=1, training={"learning_rate": 0.5}).trainer.run()
+    kept = (tmp_path / "last.pt").read_bytes()
+    setup = Setup(tmp_path, training={"learning_rate": 0.5})
+    setup.trainer.add_event_handler(Events.ITERATION_STARTED(once=4), lambda e: e.state.batch["image"].fill_(torch.nan))
+    with pytest.raises(ValueError) as error:
+        setup.trainer.run()
+    said = str(error.value)
+    assert "not finite in epoch 2, iteration 4" in said and "lower learning_rate than 0.5" in said
+    assert str(tmp_path / "last.pt") in said and "\n" not in said
+    assert (tmp_path / "last.pt").read_bytes() == kept
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path):
+    setup = Setup(tmp_path)
+    before = setup.weights()
+    next(iter(setup.network_def.parameters())).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(ValueError, match="its gradient is not finite in epoch 1, iteration 1"):
+        setup.trainer.run()
+    assert all(torch.equal(before[name], value) for name, value in setup.weights().items())
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path):
+    setup = Setup(tmp_path, max_epochs=1)
+    with torch.no_grad():
+        next(iter(setup.network_def.parameters())).fill_(torch.nan)
+    with pytest.raises(ValueError, match="weights are not finite, in .*: try a lower learning_rate"):
+        setup.checkpoints.save_last(setup.trainer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unforeseen_error_is_not_swallowed(tmp_path):
+    setup = Setup(tmp_path)
+    setup.trainer.add_event_handler(Events.ITERATION_STARTED, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        setup.trainer.run()
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

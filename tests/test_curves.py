@@ -141,6 +141,15 @@ def test_a_resumed_training_shows_the_whole_history_once(tmp_path, resumed_after
     assert (tmp_path / "training.png").exists()
 
 
+@pytest.mark.parametrize(
+    "content", ["epoch;loss\n1;0,5\n", "epoch,loss\nx,1\n", "", "loss\n1\n", "epoch,loss\n1,2,3\n"]
+)
+def test_a_table_that_was_changed_does_not_stop_a_training(tmp_path, content):
+    (tmp_path / "training.csv").write_text(content)
+    trained(tmp_path, 4, start=3)
+    assert [row["epoch"] for row in read_rows(tmp_path / "training.csv")] == [4]
+
+
 def test_a_new_training_begins_a_new_table(tmp_path):
     trained(tmp_path, 6)
     trained(tmp_path, 2)

@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import write_json
-from monai.transforms import Compose, Lambdad, RandLambdad
+from monai.data import DataLoader
+from monai.transforms import Compose, Lambdad, RandLambdad, RandRotated
 
-from istn_monai.workflow.datasets import as_pairs, cached_dataset, datalist_name, is_hosted, read_pairs
+from istn_monai.workflow.datasets import (
+    EpochSampler,
+    as_pairs,
+    cached_dataset,
+    datalist_name,
+    is_hosted,
+    read_pairs,
+    seed_of,
+)
 
 SIDES = ("moving", "fixed")
 PAIR = {"moving_image": "a.nii.gz", "fixed_image": "sub/b.nii.gz", "moving_label": "../l.nii.gz"}
@@ -111,3 +121,53 @@ def test_prepared_pairs_in_memory_write_nothing(tmp_path):
     dataset = cached_dataset([{"moving_image": str(tmp_path / "a.txt")}], reading_then_random())
     assert dataset[0]["value"] == dataset[0]["value"] == 1.5
     assert len(READ) == 1 and [f.name for f in tmp_path.iterdir()] == ["a.txt"]
+
+
+# --- chance ----------------------------------------------------------------------------------------------------------
+
+
+def numbered_images(file):
+    return torch.arange(36.0).reshape(1, 6, 6) + float(Path(file).read_text())
+
+
+def epochs_of(folder: Path, seed: int = 0, epochs=(1, 2), **loading) -> torch.Tensor:
+    """All batches of some epochs of a randomly rotated set in random order."""
+    items = []
+    for number in range(5):
+        file = folder / f"{number}.txt"
+        file.write_text(str(100 * number))
+        items.append({"moving_image": str(file)})
+    changes = [Lambdad("moving_image", numbered_images), RandRotated("moving_image", 1.0, prob=0.8)]
+    dataset = cached_dataset(items, Compose(changes), loading.pop("cache_dir", None), seed=seed)
+    loader = DataLoader(dataset, sampler=EpochSampler(dataset, seed), batch_size=2, **loading)
+    batches = []
+    for epoch in epochs:
+        loader.sampler.set_epoch(epoch)
+        batches += [torch.as_tensor(batch["moving_image"]) for batch in loader]
+    return torch.cat(batches)
+
+
+def test_items_depend_on_seed_and_epoch_alone(tmp_path):
+    known = epochs_of(tmp_path)
+    one, two = known.chunk(2)
+    assert sorted(one.amin((1, 2, 3)).div(100).floor().tolist()) != one.amin((1, 2, 3)).div(100).floor().tolist()
+    assert not torch.equal(one, two) and not torch.equal(known, epochs_of(tmp_path, seed=1))
+    assert torch.equal(two, epochs_of(tmp_path, epochs=[2])), "as after an interruption"
+    others = [{"num_workers": 1}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}]
+    for loading in [*others, {"cache_dir": tmp_path / "cache"}, {"cache_dir": tmp_path / "cache", "num_workers": 2}]:
+        torch.rand(3)  # the global generator is elsewhere
+        assert torch.equal(known, epochs_of(tmp_path, **loading)), loading
+
+
+def test_several_processes_share_the_items_of_an_epoch(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = []
+    for number in "01":
+        monkeypatch.setenv("RANK", number)
+        found += EpochSampler(range(6), seed=3)
+    assert sorted(found) == list(range(6)) and found != sorted(found)
+
+
+def test_seeds_of_other_numbers_are_others():
+    seeds = [seed_of(*numbers) for numbers in [(0, 0), (0, 1), (1, 0), (1, 1), (-1, 0), (2**40, 0)]]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)

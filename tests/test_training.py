@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import random
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from helpers import perturb, rand, random_output, small_istn
+from ignite.engine import Engine
+from monai.engines import IterationEvents
+from monai.handlers import from_engine
 
-from istn_monai.workflow.training import channels_last, warped_and_fixed_soi
+from istn_monai.workflow.training import (
+    OutputListHandler,
+    SeedHandler,
+    channels_last,
+    loss_of,
+    warped_and_fixed_soi,
+)
 
 SIZE = (12, 10)
 
@@ -34,3 +47,23 @@ def test_channels_last_changes_the_order_of_weights_alone(size):
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     for one, other in zip(network(image), before, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_the_loss_is_where_monai_looks_for_it():
+    engine = Engine(lambda engine, batch: None)
+    engine.register_events(*IterationEvents)
+    OutputListHandler().attach(engine)
+    engine.state.output = {"loss": torch.tensor(0.25)}
+    assert loss_of(engine.state.output) == 0.25
+    engine.fire_event(IterationEvents.MODEL_COMPLETED)
+    # what `--tracking mlflow` takes it with
+    assert float(from_engine(["loss"], first=True)(engine.state.output)) == 0.25 == loss_of(engine.state.output)
+
+
+def test_each_epoch_has_its_own_chance_whatever_was_before():
+    def drawn(seed: int, epoch: int) -> tuple[float, float, float]:
+        SeedHandler(seed)(SimpleNamespace(state=SimpleNamespace(epoch=epoch)))
+        return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+    assert drawn(0, 1) == drawn(0, 1)
+    assert len({drawn(*numbers) for numbers in [(0, 1), (0, 2), (1, 0), (1, 1)]}) == 4

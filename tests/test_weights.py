@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from helpers import BUNDLE, rand
 
 from istn_monai import NetworkSettings
 from istn_monai.weights import described, information, read_weights, save_atomically
+from istn_monai.workflow.checkpoints import load_checkpoint
 
 SETTINGS = NetworkSettings(spatial_size=(16, 24), control_spacing=8, soi_labels=[[1]], initial_alignment="moments")
 TRAINING = {"datalist": "pairs.json 12345678", "batch_size": 2}
@@ -175,3 +177,16 @@ def test_a_description_that_is_no_json_names_the_file(tmp_path):
     state._metadata["istn_monai"] = "{"
     torch.save(state, tmp_path / "x.pt")
     one_line(lambda: read_weights(tmp_path / "x.pt"), tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("epoch, said", [(0, True), (3, False)])
+def test_untrained_weights_say_so_where_they_are_looked_at_and_used(tmp_path, caplog, epoch, said):
+    file, network = tmp_path / "model.pt", SETTINGS.network()
+    result = {"validation_dice": 0.7, "epoch": epoch}
+    save_atomically(described(network.state_dict(), {"settings": SETTINGS.state_dict(), "result": result}), file)
+    assert ("nothing is learned yet" in information(read_weights(file))) == said
+    with caplog.at_level(logging.WARNING):
+        load_checkpoint(file, network)
+    assert [record.message for record in caplog.records] == said * [
+        f"{file} is of epoch 0, the network before training: nothing is learned yet"
+    ]

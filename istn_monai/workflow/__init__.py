@@ -10,7 +10,9 @@ __getattr__, __all__ = lazy(
     {
         "checkpoints": ["Checkpoints", "load_checkpoint"],
         "curves": ["PairImageHandler", "TrainingCurveHandler"],
-        "datasets": ["cached_dataset", "datalist_name", "pair_item", "read_pairs", "validation_pairs"],
+        "datasets": [
+            "EpochSampler", "cached_dataset", "datalist_name", "pair_item", "read_pairs", "validation_pairs",
+        ],
         "distributed": ["process_device", "rank", "start", "stop", "world_size"],
         "evaluation": ["Evaluation"],
         "host_requests": ["Replyd", "RequestPaird"],
@@ -21,8 +23,9 @@ __getattr__, __all__ = lazy(
         "settings": ["check_settings", "find_bundle_root", "given", "none_or", "run_folder", "trained_settings"],
         "start": ["check_evaluation", "check_inference", "check_training", "finish_training", "infer"],
         "training": [
-            "KeepBestHandler", "LoadHandler", "ProgressHandler", "ResumeHandler", "channels_last", "cosine_schedule",
-            "default_similarity", "loss_of", "warped_and_fixed_soi",
+            "FiniteHandler", "KeepBestHandler", "KeepLastHandler", "LoadHandler", "OutputListHandler",
+            "ProgressHandler", "ResumeHandler", "SeedHandler", "ValidateHandler", "channels_last", "cosine_schedule",
+            "default_similarity", "loss_of", "run_training", "warped_and_fixed_soi",
         ],
     },
 )  # fmt: skip

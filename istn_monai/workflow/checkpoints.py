@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from istn_monai.folders import BEST, LAST
 from istn_monai.network_settings import NetworkSettings
-from istn_monai.weights import Weights, described, read_weights, save_atomically
+from istn_monai.weights import Weights, described, read_weights, save_atomically, warn_if_untrained
 from istn_monai.workflow.distributed import barrier, rank
 
 logger = logging.getLogger(__name__)
 
 
 def load_checkpoint(file: str | Path, network: nn.Module, device: Any = "cpu") -> Weights:
-    """Loads the weights in ``file`` into ``network``; what the file holds.
+    """Loads the weights in ``file`` into ``network``; what the file holds. Says so if they are untrained.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -30,6 +31,7 @@ def load_checkpoint(file: str | Path, network: nn.Module, device: Any = "cpu") -
     """
     weights = read_weights(file, device)
     weights.load_into(network)
+    warn_if_untrained(weights)
     return weights
 
 
@@ -43,8 +45,12 @@ def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 class Checkpoints:
     """Keeps ``model.pt``, the network at its best validation, and ``last.pt``, all that is needed to go on.
 
-    An interrupted training goes on when it is started again with the same settings; with others it is refused at
-    once, and what is there stays.
+    An interrupted training goes on when it is started again with the same settings, from its last whole epoch; with
+    others it is refused at once, and what is there stays. A training of which no epoch is complete holds nothing: one
+    with other settings takes its place.
+
+    Nothing is written before the first step has succeeded. Then comes ``last.pt`` of epoch 0; from then on ``model.pt``
+    comes before the ``last.pt`` of its epoch. Killed between the two, the epoch is done again, and gives the same.
 
     Args:
         ckpt_dir: folder of both files.
@@ -72,39 +78,73 @@ class Checkpoints:
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.best, self.best_epoch = float("-inf"), 0
-        if self.last_file.exists():
-            self.check_same_training(read_weights(self.last_file))
+        #: what is written once the first step has succeeded
+        self.waiting: dict[Path, Mapping[str, Any]] = {}
+        self.starts = not self.last_file.exists()
+        if not self.starts:
+            last = read_weights(self.last_file)
+            self.starts = bool(self.other_settings(last)) and self.holds_nothing(last)
+            if not self.starts:
+                self.check_same_training(last)
         elif self.best_file.exists():
             raise FileExistsError(
                 f"{self.best_file} exists without the {LAST} of a training to go on with; it is left alone: choose "
                 "another ckpt_dir (or output_dir)"
             )
 
-    def check_same_training(self, weights: Weights) -> None:
-        """ValueError if a checkpoint is of a training with other settings than this one."""
+    def holds_nothing(self, last: Weights) -> bool:
+        """Whether no epoch of a training is complete, so that its files may be replaced."""
+        if last.progress.get("trainer", {}).get("iteration") != 0:
+            return False
+        if not self.best_file.exists():
+            return True
+        best = read_weights(self.best_file)
+        return best.untrained and best.description.get("training") == last.description.get("training")
+
+    def other_settings(self, weights: Weights) -> str:
+        """What differs between the training of a checkpoint and this one, in words; nothing if all agree."""
         theirs = weights.settings
         network = {} if theirs is None else theirs.state_dict()
         what = [
             differing(self.settings.state_dict(), network),
             differing(self.training, weights.description.get("training", {})),
         ]
-        if any(what):
-            words = "; ".join(filter(None, what))
+        return "; ".join(filter(None, what))
+
+    def check_same_training(self, weights: Weights) -> None:
+        """ValueError if a checkpoint is of a training with other settings than this one."""
+        words = self.other_settings(weights)
+        if words:
             raise ValueError(
                 f"{weights.file} was made with other settings ({words}): choose another ckpt_dir (or output_dir)"
             )
 
     def weights(self, result: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """The network's state dictionary with its description."""
+        """The network's state dictionary with its description.
+
+        Raises:
+            ValueError: if weights are NaN or infinite, which are never written.
+        """
+        state = self.network.state_dict()
+        broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+        if broken:
+            raise ValueError(f"the network's weights are not finite, in {broken[0]}: {self.advice()}")
         description = {"settings": self.settings.state_dict(), "training": self.training, "result": result or {}}
-        return described(self.network.state_dict(), description)
+        return described(state, description)
+
+    def advice(self) -> str:
+        """What to do where a training has left the finite numbers, for the end of an error."""
+        rate, dtype = self.training.get("learning_rate"), self.training.get("dtype")
+        tries = ["a lower learning_rate" + ("" if rate is None else f" than {rate}")]
+        tries += ["training_dtype float32"] if dtype == "bfloat16" else []
+        kept = f"; {self.last_file} keeps the last whole epoch" if self.last_file.exists() else ""
+        return f"try {' or '.join(tries)}, or look for odd values in the data; choose another output_dir for it{kept}"
 
     def resume(self, trainer: Engine) -> None:
         """Takes up the training that ``last.pt`` holds; without one, starts it."""
-        starts = not self.last_file.exists()
         barrier()  # all have looked before the first process writes
-        if starts:
-            self.save_last(trainer)  # before the first validation writes model.pt: both belong to this training
+        if self.starts:
+            self.waiting[self.last_file] = deepcopy(self.progress(trainer))
             return
         max_epochs = trainer.state.max_epochs
         progress = load_checkpoint(self.last_file, self.network, trainer.state.device).progress
@@ -118,30 +158,48 @@ class Checkpoints:
                 group["lr"] = base * factor(scheduler.last_epoch)
         trainer.load_state_dict(progress["trainer"])
         trainer.state.max_epochs = max_epochs
-        torch.manual_seed(torch.initial_seed() + trainer.state.epoch)  # or the first epochs' order would come again
-        if self.best_file.exists():
-            result = read_weights(self.best_file).description.get("result", {})
-            self.best = result.get("validation_dice", self.best)
-            self.best_epoch = result.get("epoch", self.best_epoch)
+        self.recall_best()
         logger.info(f"going on after epoch {trainer.state.epoch} of {self.last_file}")
         if trainer.state.epoch >= max_epochs:
             trainer.terminate()
 
-    def save_last(self, trainer: Engine) -> None:
-        """Writes ``last.pt``."""
-        progress = {
+    def recall_best(self) -> None:
+        """Takes up the best validation so far, if ``model.pt`` is of this training."""
+        best = read_weights(self.best_file) if self.best_file.exists() else None
+        if best is not None and not self.other_settings(best):
+            result = best.description.get("result", {})
+            self.best = result.get("validation_dice", self.best)
+            self.best_epoch = result.get("epoch", self.best_epoch)
+
+    def progress(self, trainer: Engine) -> Mapping[str, Any]:
+        """What ``last.pt`` holds."""
+        return {
+            "model": self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "trainer": dict(trainer.state_dict()),
         }
-        self.save({"model": self.weights(), **progress}, self.last_file)
+
+    def begin(self) -> None:
+        """After the first step of a training: writes what has waited for it, ``last.pt`` first."""
+        for file, content in self.waiting.items():
+            self.save(content, file)
+        self.waiting.clear()
+
+    def save_last(self, trainer: Engine) -> None:
+        """Writes ``last.pt``."""
+        self.save(self.progress(trainer), self.last_file)
 
     def save_best(self, evaluator: Engine) -> None:
         """Writes ``model.pt`` if the evaluator's key metric is better than ever."""
         metric = float(evaluator.state.metrics[evaluator.state.key_metric_name])
         if metric > self.best:
             self.best, self.best_epoch = metric, evaluator.state.epoch
-            self.save(self.weights({"validation_dice": metric, "epoch": self.best_epoch}), self.best_file)
+            content = self.weights({"validation_dice": metric, "epoch": self.best_epoch})
+            if self.waiting:
+                self.waiting[self.best_file] = deepcopy(content)
+            else:
+                self.save(content, self.best_file)
 
     def save(self, content: Mapping[str, Any], file: Path) -> None:
         """Writes a file; of several processes, which all hold the same, the first one does."""

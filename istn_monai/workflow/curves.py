@@ -14,6 +14,7 @@ from monai.utils import CommonKeys, convert_to_tensor
 from torch import Tensor
 
 from istn_monai.geometry.sampling import warp
+from istn_monai.io.paths import replacing
 from istn_monai.networks import ISTNOutput
 from istn_monai.qa.measures import largest_slices
 
@@ -85,7 +86,10 @@ class TrainingCurveHandler:
         self.rows: list[Row] = []
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to a trainer; comes after those that resume and validate."""
+        """Attaches to a trainer; comes after those that resume and validate, before the one that writes ``last.pt``.
+
+        So an epoch that is complete has its row; one without its ``last.pt`` is done again, and gets another.
+        """
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.record)
         engine.add_event_handler(Events.COMPLETED, self.draw)
@@ -94,10 +98,10 @@ class TrainingCurveHandler:
         """Takes up what is known of the epochs that are done, and a validation before the first one."""
         table = self.folder / TABLE
         self.rows = []
-        if trainer.state.epoch > 0 and table.exists():  # at 0 a table is that of another training
-            self.rows = [row for row in read_rows(table) if row["epoch"] <= trainer.state.epoch]
-        if not self.rows:
+        if trainer.state.epoch == 0:  # a table is that of another training
             self.record(trainer)
+        elif table.exists():
+            self.rows = [row for row in read_rows(table) if row["epoch"] <= trainer.state.epoch]
 
     def record(self, trainer: Engine) -> None:
         """Adds an epoch."""
@@ -118,15 +122,20 @@ class TrainingCurveHandler:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """The rows of ``training.csv``, without the cells that are empty."""
-    with file.open(newline="") as lines:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+    """The rows of ``training.csv``, without the cells that are empty; none, with a warning, if it was changed."""
+    try:
+        with file.open(newline="") as lines:
+            rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+        return sorted(rows, key=lambda row: row["epoch"])
+    except (ValueError, KeyError, TypeError, csv.Error):
+        logger.warning(f"{file} is not as training wrote it: its rows are left out from now on")
+        return []
 
 
 def write_rows(rows: list[Row], file: Path) -> None:
     """Writes them, whole numbers as such."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as lines:
+    with replacing(file) as part, part.open("w", newline="") as lines:
         writer = csv.DictWriter(lines, ["epoch", "loss", "validation"])
         writer.writeheader()
         writer.writerows(row | {"epoch": int(row["epoch"])} for row in rows)
@@ -155,7 +164,8 @@ def draw_curves(rows: list[Row], file: Path) -> None:
         dice.set_title(
             f"best {values[best]:.3f} at epoch {epochs[best]:.0f}", loc="right", color=BEST_COLOR, fontsize=10
         )
-    FigureCanvasAgg(figure).print_png(str(file))
+    with replacing(file) as part:
+        FigureCanvasAgg(figure).print_png(str(part))
 
 
 def draw_curve(axes: Any, epochs: list[float], values: list[float], title: str, color: str) -> None:

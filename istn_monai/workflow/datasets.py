@@ -1,21 +1,27 @@
-"""The bundle's datasets: cached pairs, and where their datalist is."""
+"""The bundle's datasets: cached pairs, their random order and changes, and where their datalist is.
+
+What is random in an item depends on the seed, the epoch and the item's index alone: not on the number of workers, on
+the order of items, or on how often a training was interrupted.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import CacheDataset, Dataset, PersistentDataset
+from monai.data import CacheDataset, Dataset
 from monai.data.utils import pickle_hashing
-from monai.transforms import Compose
+from monai.transforms import Compose, Randomizable
+from torch.utils.data import DistributedSampler
 
 from istn_monai.io.datalist import Item, existing, read_datalist
 from istn_monai.transforms.keys import IMAGE_KEYS
-from istn_monai.workflow.distributed import first_process_first
+from istn_monai.workflow.distributed import first_process_first, rank, world_size
+from istn_monai.workflow.item_cache import ItemCache
 
 PARTNERS, VALIDATION_PARTNERS = 7, 2  # so the shipped network's 140 images made 1000 pairs
 
@@ -85,7 +91,8 @@ def cached_dataset(
     cache_rate: float = 1.0,
     num_workers: int = 2,
     others: Sequence[Item] | None = None,
-) -> Dataset:
+    seed: int = 0,
+) -> SeededDataset:
     """A dataset whose deterministic transforms are done once: in memory, or on disk for later runs as well.
 
     Whole brains and the initial alignment "rigid" take seconds for each pair, in each run.
@@ -94,24 +101,71 @@ def cached_dataset(
         data: items of a datalist, or labeled images, see :func:`as_pairs`.
         transform: deterministic transforms first, random ones after.
         cache_dir: folder for the results on disk, which other runs with the same pairs and transforms share; a changed
-            file or transform is done anew. It holds pickles: use no folder that others may write to. None keeps them
-            in memory.
+            file or transform is done anew, and so is a damaged entry. No code in it runs. None keeps them in memory.
         cache_rate: fraction of the pairs kept in memory.
         num_workers: threads that fill the memory.
         others: see :func:`as_pairs`.
+        seed: of the random transforms, see :class:`SeededDataset`.
     """
     data = as_pairs(data, others)
     if cache_dir is None:
-        return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers)
-    return PersistentDataset(
-        data,
-        transform,
-        Path(cache_dir).expanduser(),
-        hash_func=hash_with_files,
-        hash_transform=pickle_hashing,
-        track_meta=True,
-        weights_only=False,
+        return SeededDataset(CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers), seed)
+    folder = Path(cache_dir).expanduser()
+    return SeededDataset(
+        ItemCache(data, transform, folder, hash_func=hash_with_files, hash_transform=pickle_hashing), seed
     )
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed below 2**32 from several whole numbers; others give others, in all likelihood."""
+    return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1)[0])
+
+
+class IndexInEpoch(int):
+    """An index that tells the epoch that it is of, also to the process that loads the item."""
+
+    epoch = 0
+
+
+class EpochSampler(DistributedSampler):
+    """All indices in a random order that depends on the seed and the epoch alone, each an :class:`IndexInEpoch`.
+
+    Of several processes each has its own ones; MONAI's engines call ``set_epoch``.
+
+    Args:
+        dataset: whose indices they are.
+        seed: of the order.
+        shuffle: False for the order of the dataset.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int = 0, shuffle: bool = True) -> None:
+        super().__init__(dataset, num_replicas=world_size(), rank=rank(), shuffle=shuffle, seed=seed_of(seed))
+
+    def __iter__(self) -> Iterator[IndexInEpoch]:
+        for number in super().__iter__():
+            index = IndexInEpoch(number)
+            index.epoch = self.epoch
+            yield index
+
+
+class SeededDataset(Dataset):
+    """A dataset whose random transforms are seeded for each item from the seed, the epoch and the item's index.
+
+    Args:
+        dataset: a dataset of MONAI's with a ``Compose``.
+        seed: any whole number.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int = 0) -> None:
+        super().__init__(dataset.data, dataset.transform)
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, index: Any) -> Any:
+        """An item; a plain index is one of epoch 0."""
+        if isinstance(index, int) and isinstance(self.transform, Randomizable):
+            self.transform.set_random_state(seed_of(self.seed, getattr(index, "epoch", 0), index))
+        return self.dataset[index]
 
 
 def as_pairs(items: Sequence[Item], others: Sequence[Item] | None = None) -> list[Item]:

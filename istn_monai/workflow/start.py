@@ -25,6 +25,7 @@ from istn_monai.workflow.distributed import check_started, rank
 from istn_monai.workflow.errors import one_line
 from istn_monai.workflow.host_training import publish
 from istn_monai.workflow.results import SavePairHandler, already, check_pair_files, pair_folder
+from istn_monai.workflow.run_lock import hold, released_on_error
 from istn_monai.workflow.settings import check_settings, running
 
 DEFAULT_DATALIST = "pairs.json"  # of train.json
@@ -39,8 +40,8 @@ def resolver() -> Callable[[str], Any]:
 
 
 def check_training() -> None:
-    """Refuses, before any work, a training that would go wrong."""
-    with one_line():
+    """Refuses, before any work, a training that would go wrong; its folder is then this process's alone."""
+    with one_line(), released_on_error():
         check_settings()
         check_started("multi_gpu_train.json")
         value = resolver()
@@ -58,6 +59,9 @@ def check_training() -> None:
         )
         check_points({"training": training, "validation": validation}, settings.spatial_dims, settings.soi_points)
         check_output_dir(value("ckpt_dir"), "ckpt_dir")
+        if rank() == 0:  # of several processes the first one writes
+            hold(value("output_dir"))
+            hold(value("ckpt_dir"))
         value("checkpoints")
         if rank() == 0 and not is_hosted(training):
             write_run(value("output_dir"), training.file)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
+from monai.engines import IterationEvents
+from monai.handlers import ValidationHandler
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -19,6 +23,10 @@ from istn_monai.losses import DiceMSELoss, annotated, where
 from istn_monai.networks import ISTNOutput
 from istn_monai.refinement import cosine_to_zero
 from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
+from istn_monai.workflow.datasets import seed_of
+from istn_monai.workflow.distributed import rank
+from istn_monai.workflow.errors import one_line
+from istn_monai.workflow.run_lock import release
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, epochs: int, batches: int) -> LambdaLR:
@@ -31,9 +39,9 @@ def default_similarity(loss: str) -> DiceMSELoss | None:
     return None if loss == "u" else DiceMSELoss()
 
 
-def loss_of(output: Mapping[str, Any]) -> float:
-    """The loss of an engine's output."""
-    return output[CommonKeys.LOSS].item()
+def loss_of(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:
+    """The loss of a trainer's output, which may be a list as MONAI's engines give it."""
+    return (output if isinstance(output, Mapping) else output[0])[CommonKeys.LOSS].item()
 
 
 def channels_last(network: nn.Module) -> nn.Module:
@@ -59,15 +67,141 @@ def warped_and_fixed_soi(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return warped_soi, fixed_soi
 
 
-class ResumeHandler:
-    """Trainer handler: goes on with ``last.pt`` at the start and writes it after each epoch."""
+def run_training(trainer: Engine) -> None:
+    """Runs a trainer; under ``python -m monai.bundle`` a foreseen failure ends the program in one line.
+
+    Other processes may train in its folder afterwards.
+    """
+    try:
+        with one_line():
+            trainer.run()
+    finally:
+        release()
+
+
+class SeedHandler:
+    """Trainer handler: seeds all generators when an epoch begins, so that none depends on what was before.
+
+    What a network draws (dropout) is then the same after an interruption, which is always one between epochs.
+
+    Args:
+        seed: any whole number.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        seed = seed_of(self.seed, rank(), engine.state.epoch)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+class FiniteHandler:
+    """Trainer handler: stops at the first field, loss or gradient with NaN or infinity, before it reaches the weights.
+
+    The backward pass of PyTorch's ``grid_sample`` crashes in 2-D at coordinates that are NaN.
+
+    Args:
+        checkpoints: of the training, which know what to try.
+    """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to a trainer; comes after the ``LrScheduleHandler`` and before the ``ValidationHandler``."""
+        """Attaches to a trainer; comes before MONAI's ``StatsHandler``, which would print a traceback."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_output)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.check_gradients)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, raise_error)
+
+    def check_output(self, engine: Engine) -> None:
+        """Before the backward pass."""
+        output = engine.state.output
+        prediction = output[CommonKeys.PRED]
+        values = {"loss": output[CommonKeys.LOSS], "theta": prediction.theta, "displacement field": prediction.ddf}
+        self.check(engine, torch.stack([value.isfinite().all() for value in values.values()]), list(values))
+
+    def check_gradients(self, engine: Engine) -> None:
+        """Before the optimizer's step; Adam squares them, so their sum of squares must be finite too."""
+        gradients = [weight.grad for weight in engine.network.parameters() if weight.grad is not None]
+        norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).square().sum()
+        self.check(engine, norm.isfinite()[None], ["gradient"])
+
+    def check(self, engine: Engine, finite: Tensor, names: Sequence[str]) -> None:
+        """ValueError that names the first that is not finite, and where."""
+        broken = [name for name, whole in zip(names, finite.tolist(), strict=True) if not whole]
+        if broken:
+            where = f"in epoch {engine.state.epoch}, iteration {engine.state.iteration}"
+            raise ValueError(f"training stopped, its {broken[0]} is not finite {where}: {self.checkpoints.advice()}")
+
+
+def raise_error(error: BaseException) -> None:
+    """Raises an error at once; MONAI's ``StatsHandler`` prints a traceback first, also of one that says all."""
+    raise error
+
+
+class OutputListHandler:
+    """Trainer handler: makes the output of an iteration a list, as MONAI's does that takes batches apart.
+
+    MONAI's MLflow tracking wants the loss from such a list.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        engine.state.output = [engine.state.output]
+
+
+class ResumeHandler:
+    """Trainer handler: goes on with ``last.pt`` at the start."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer; comes after the ``LrScheduleHandler`` and before the ``ValidateHandler``."""
         engine.add_event_handler(Events.STARTED, self.checkpoints.resume)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.checkpoints.begin)
+
+
+class ValidateHandler(ValidationHandler):
+    """Trainer handler: validates before the first epoch and after each ``interval`` of them, not when it goes on.
+
+    Args:
+        validator: the evaluator.
+        interval: in epochs.
+    """
+
+    def __init__(self, validator: Engine, interval: int = 1) -> None:
+        super().__init__(interval, validator)
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer."""
+        super().attach(engine)
+        engine.add_event_handler(Events.STARTED, self.start)
+
+    def start(self, engine: Engine) -> None:
+        """Validates the network before training."""
+        if engine.state.epoch == 0:
+            self(engine)
+
+
+class KeepLastHandler:
+    """Trainer handler: writes ``last.pt`` after each epoch; comes after all that belongs to an epoch."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.checkpoints.save_last)
 
 
