@@ -24,6 +24,7 @@ from pathlib import Path
 import fire
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 import torch
 from common import RESULTS, ROOT, SEED, Row, commit, provenance, write
 from torch import Tensor, nn
@@ -107,11 +108,19 @@ def difference(one: Path, other: Path) -> float:
     return max(float(np.abs(both[0][s].astype(float) - both[1][s].astype(float)).max()) for s in slabs)
 
 
+def numbers_of(transform: sitk.Transform) -> list[np.ndarray]:
+    """All parameters of a composite, the fixed ones too: a file has a date as well."""
+    composite = sitk.CompositeTransform(transform)
+    parts = [composite.GetNthTransform(number) for number in range(composite.GetNumberOfTransforms())]
+    return [np.array(numbers) for part in parts for numbers in (part.GetParameters(), part.GetFixedParameters())]
+
+
 def compare(before: Path, after: Path) -> dict[str, float]:
     """Largest differences of what two commits wrote; SystemExit if a file differs by more than ``SAME``."""
     found = {name: difference(before / name, after / name) for name in SAME}
-    transforms = [(folder / "transform.h5").read_bytes() for folder in (before, after)]
-    found["transform.h5"] = 0.0 if transforms[0] == transforms[1] else float("inf")
+    transforms = [sitk.ReadTransform(str(folder / "transform.h5")) for folder in (before, after)]
+    numbers = [np.concatenate(numbers_of(transform)) for transform in transforms]
+    found["transform.h5"] = float(np.abs(numbers[0] - numbers[1]).max())
     wrong = [name for name, value in found.items() if value > SAME.get(name, 0.0)]
     if wrong:
         raise SystemExit(f"{', '.join(wrong)} of both commits differ: {found}")
@@ -129,7 +138,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(work or temporary).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        checkouts = {"after": ROOT} if before is None else {"before": Path(before).absolute(), "after": ROOT}
+        checkouts = {"after": ROOT} | ({} if before is None else {"before": Path(before).absolute()})
         rows: list[Row] = []
         differences = {}
         for name in pairs:
@@ -140,7 +149,7 @@ def main(
                     rows.append({"pair": name, "code": label, "turn": turn} | result)
                     print(rows[-1], flush=True)
             if before is not None:
-                differences[name] = compare(*(folder / f"{name}_{label}_0" for label in checkouts))
+                differences[name] = compare(*(folder / f"{name}_{label}_0" for label in ("before", "after")))
         commits = {label: commit(checkout) for label, checkout in checkouts.items()}
         options = {name: " ".join(PAIRS[name][2]) for name in pairs}
         result = {"provenance": provenance("cpu", size=SIZE, options=options, commits=commits), "runs": rows}
