@@ -155,7 +155,7 @@ def warp_labels(
         label: ``(1, 1, *S)`` whole numbers.
         points: ``(1, D, *T)`` in voxels of the label map.
         values: labels to warp, all else counts as background 0; None for all.
-        mixed: the label map's :func:`mixed_cells`, where they are known already; of all ``values`` alone.
+        mixed: the label map's :func:`mixed_cells`, where they are known already, for ``values`` None.
 
     Returns:
         ``(1, 1, *T)`` in the label's dtype.

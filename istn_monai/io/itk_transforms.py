@@ -22,7 +22,7 @@ from torch import Tensor
 
 from istn_monai.geometry.frames import flipped, lps
 from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, WorldComponent, WorldField, WorldTransform
-from istn_monai.io.nifti import slabs_of, write_nifti
+from istn_monai.io.nifti import NIFTI_SUFFIXES, slabs_of, write_nifti
 
 SUFFIXES = (".h5", ".tfm")
 
@@ -271,6 +271,8 @@ def write_displacement(field: Tensor | np.ndarray, affine: Tensor | np.ndarray, 
     Needs no memory for a copy of the field.
     """
     path = Path(file).expanduser().absolute()
+    if not path.name.endswith(NIFTI_SUFFIXES):
+        raise ValueError(f"a displacement field is written as one of {NIFTI_SUFFIXES}, got {path.name}")
     values = np.asarray(field)
     header = displacement_header(values.shape, affine, path)
     signs = lps(len(values)).diagonal().tolist()

@@ -20,8 +20,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
 LEVEL = 1
-BLOCK = 2**22  # bytes
+BLOCK = 2**24  # bytes: fewer planes at once would read each line of memory several times
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"  # deflate, no name, no time, fastest, unknown system
 LAST_BLOCK = b"\x03\x00"  # an empty one
 
@@ -48,7 +49,7 @@ def gzipped(blocks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
         for block in blocks:
             checksum, length = zlib.crc32(block, checksum), length + memoryview(block).nbytes
             pending.append(pool.submit(deflated, block))
-            if len(pending) > 2 * threads:  # bounds what waits in memory
+            if len(pending) > threads:  # bounds what waits in memory
                 yield pending.popleft().result()
         for piece in pending:
             yield piece.result()
