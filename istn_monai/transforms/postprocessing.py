@@ -72,7 +72,7 @@ class WarpPaird(Transform):
         return torch.device("cpu") if exact else torch.as_tensor(data["pred"]).device
 
     def points(self, data: Mapping[Hashable, Any], slab: slice = WHOLE) -> Tensor:
-        """Where each voxel of the fixed image, or of a slab, is found: ``(1, D, *fixed)``, in voxels of the moving one."""
+        """Where each voxel of (a slab of) the fixed image is found, ``(1, D, *fixed)``, in voxels of the moving one."""
         moving, fixed = (Grid.of(data[key]) for key in ORIGINAL_KEYS[:2])
         grid = Grid.of(data["image"])
         if self.transformation is None or "theta" not in data:
