@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 import torch
+from nibabel.openers import ImageOpener
 from torch import Tensor
 
 from istn_monai.geometry.frames import flipped, lps
@@ -258,7 +259,7 @@ def displacement_header(shape: Sequence[int], affine: Tensor | np.ndarray, file:
     """The NIfTI header of displacements ``(D, *S)``, as ITK writes it into ``file`` for an image of one voxel."""
     dims, *size = shape
     sitk.WriteImage(vector_image(np.zeros((dims, *[1] * dims)), affine, np.float32), str(file))
-    with nib.openers.ImageOpener(file) as content:
+    with ImageOpener(file) as content:
         header = nib.Nifti1Header.from_fileobj(content)
     header["dim"][1 : dims + 1] = size
     return header
