@@ -57,9 +57,9 @@ def configs(*names: str) -> list[str]:
     return [str(ROOT / "bundle" / "configs" / f"{name}.json") for name in names]
 
 
-def commit() -> str:
+def commit(checkout: Path = ROOT) -> str:
     """The commit that is checked out, with "-dirty" where tracked files differ from it; "unknown" without git."""
-    git = ["git", "-C", str(ROOT)]
+    git = ["git", "-C", str(checkout)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         return head + ("-dirty" if subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode else "")

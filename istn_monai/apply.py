@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import with_affine
-from istn_monai.geometry.resampling import warp_intensities, warp_label_map
+from istn_monai.geometry.resampling import intensities, on_grid_in_slabs, whole_labels
 from istn_monai.geometry.world_transform import WorldTransform
 from istn_monai.io.images import check_written_suffix, load_image, write_image
 from istn_monai.io.itk_transforms import read_transform
@@ -44,13 +44,18 @@ def resample_image(
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
     grid = Grid.of(reference)
-    points = Grid.of(image).voxels(transform.on_grid(grid, inverse)).float()[None]
     values = image.as_tensor()
     if interpolation == "label":
-        warped = torch.cat([warp_label_map(channel[None], points) for channel in values])
+        samplers = [whole_labels(channel[None]) for channel in values]
     else:
-        warped = warp_intensities(values, points, {"linear": "bilinear"}.get(interpolation, interpolation))
-    return with_affine(warped, grid.affine, reference)
+        samplers = [intensities(values, {"linear": "bilinear"}.get(interpolation, interpolation))]
+
+    def found(slab: slice) -> torch.Tensor:
+        """Where the voxels of a slab are found, ``(1, D, *slab)``."""
+        return Grid.of(image).voxels(transform.on_grid(grid, inverse, slab)).float()[None]
+
+    warped = on_grid_in_slabs(grid, found, {str(number): sampler for number, sampler in enumerate(samplers)})
+    return with_affine(torch.cat(list(warped.values())), grid.affine, reference)
 
 
 def move_points(points: Points, transform: WorldTransform, inverse: bool = False) -> Points:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from helpers import ball, meta, pair_of, perturb, rand, small_istn, write_nifti, write_subjects
 from monai.transforms import Compose, CopyItemsd, LoadImaged, ScaleIntensityRangePercentilesd
 
+from istn_monai.geometry import resampling
+from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.bspline import BSplineTransformation
 from istn_monai.geometry.meta import affine_of
 from istn_monai.networks import DisplacementNetwork
+from istn_monai.transforms import postprocessing
 from istn_monai.transforms.keys import IMAGE_KEYS, ORIGINAL_KEYS, PAIR_KEYS
 from istn_monai.transforms.postprocessing import Representd, WarpPaird
 from istn_monai.transforms.preprocessing import CheckPaird, ConcatPaird, InitialAlignmentd, SoIGroupsd
 from istn_monai.transforms.registration_grid import RegistrationGridd
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from common import peak_mb
 
 # --- WarpPaird -------------------------------------------------------------------------------------------------------
 
@@ -55,6 +65,35 @@ def test_shift_pulls_back_and_zero_lies_outside():
     assert torch.equal(result["warped"].as_tensor()[..., :-2], moving[..., 2:])
     assert torch.count_nonzero(result["warped"].as_tensor()[..., -2:]) == 0
     assert result["warped_label"][..., :-2].tolist() == label[..., 2:].tolist()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_slabs_are_the_same_as_all_at_once(monkeypatch, exact):
+    data, _ = warped_pair(torch.int16, ddf=rand(3, 9, 8, 10))
+    data |= {"initial_alignment": torch.diag(torch.tensor([1.0, -1.0, 1.0, 1.0]))}
+    bspline = BSplineTransformation((9, 8, 10), 1.0, 4.0)
+    warp = WarpPaird(bspline if exact else None)
+    data |= {"theta": torch.randn(bspline.num_parameters)} if exact else {}
+    whole = warp(data)
+    for module in (postprocessing, resampling):
+        monkeypatch.setattr(module, "SLAB", 170)  # two slices and a bit
+    slabs = warp(data)
+    for name in ("warped", "warped_label", "displacement"):
+        torch.testing.assert_close(slabs[name].as_tensor(), whole[name].as_tensor(), rtol=0, atol=1e-5)
+
+
+def test_a_pair_needs_little_more_memory_than_its_results(monkeypatch):
+    """15 bytes for each voxel of the fixed image are results, 5 the moving image as floats and where labels meet."""
+    size = (128, 160, 128)
+    image, label = meta(torch.zeros(1, *size, dtype=torch.int16)), meta(torch.zeros(1, *size, dtype=torch.uint8))
+    data = {key: image if "image" in key else label for key in ORIGINAL_KEYS[:3]}
+    data |= {"image": meta(torch.zeros(2, 16, 16, 16)), "pred": torch.zeros(3, 16, 16, 16), "theta": torch.zeros(12)}
+    for module in (postprocessing, resampling):
+        monkeypatch.setattr(module, "SLAB", 2**16)  # else most of it would be a slab's own
+    peak = peak_mb(lambda: WarpPaird(AffineTransformation((16, 16, 16)))(data), "cpu")
+    if peak is None:
+        pytest.skip("this system does not tell the peak of memory")
+    assert peak * 2**20 / image.numel() < 40
 
 
 def test_warped_label_has_the_labels_own_values_alone():

@@ -455,6 +455,22 @@ def test_labels_above_what_float32_can_tell_apart():
     assert torch.equal(warp_labels(label, points, [614454277]), torch.where(label == 614454277, label, 0))
 
 
+@pytest.mark.parametrize("dims", DIMS)
+def test_only_where_labels_meet_is_there_a_vote(dims, monkeypatch):
+    """Points among voxels of one label take it as it is, and all others are voted on: the result is that of a vote."""
+    label = label_map(dims)
+    points = torch.as_tensor(random_points(dims, (40, 30, 11)[:dims]) * 1.2 - 0.6, dtype=torch.float32)[None]
+    result = warp_labels(label, points)
+    with monkeypatch.context() as patched:
+        patched.setattr(world, "mixed_cells", torch.ones_like)
+        patched.setattr(torch.Tensor, "nonzero", lambda values: torch.arange(len(values))[:, None])
+        assert torch.equal(warp_labels(label, points), result)
+    voted = world.mixed_cells(label[0, 0])
+    assert voted.any() and not voted.all()
+    monkeypatch.setattr(world, "largest_label", lambda label, points: torch.zeros_like(points[0], dtype=label.dtype))
+    assert (warp_labels(label, points) != result).any()  # there is a vote where it counts
+
+
 @pytest.mark.parametrize("at_once", [1, 7, 10_000])
 def test_labels_do_not_depend_on_how_many_points_are_taken_at_once(monkeypatch, at_once):
     label, points = label_map(2), torch.as_tensor(random_points(2, (9, 11)), dtype=torch.float32)[None]

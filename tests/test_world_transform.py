@@ -23,6 +23,7 @@ from oracles import (
     normal,
     oblique_affine,
     rng,
+    rotation,
 )
 
 from istn_monai.geometry.affine import AffineTransformation
@@ -179,6 +180,26 @@ def test_the_default_levels_can_be_inverted(seed, scale):
     transform = world_transform(levels, theta, grid)
     points = points_in(grid, 200, seed=seed, reach=0.7)
     assert transform.inverse_error(transform.transform_points(points)).max() < 0.01
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("axes", ["along", "permuted and flipped", "aside"])
+def test_voxels_move_as_points_do(dims, axes):
+    """Along its lattice a B-spline is a product of matrices, to the ends of its domain; elsewhere it is sampled."""
+    transform = world_transform(*registration("levels", dims))
+    lattice = transform.components[-1]
+    grid = registration("levels", dims)[2]
+    turn = {"along": np.eye(dims), "permuted and flipped": -np.eye(dims)[::-1], "aside": rotation(dims, seed=3)}[axes]
+    fine = grid.affine.clone()
+    fine[:-1, :-1] = fine[:-1, :-1] @ torch.as_tensor(turn.copy()) / 1.7
+    size = tuple(4 * n for n in grid.spatial_size)  # beyond the lattice
+    fine[:-1, -1] += grid.center - Grid(size, fine).center
+    fixed = Grid(size, fine)
+    moved = transform.on_grid(fixed)
+    assert max_abs(moved.flatten(1), transform.transform_points(fixed.points().flatten(1))) < 1e-9
+    assert (lattice.on_grid(fixed) is None) == (axes == "aside")
+    slabs = [transform.on_grid(fixed, slab=slab) for slab in fixed.slabs(50)]
+    assert len(slabs) > 5 and max_abs(torch.cat(slabs, dim=1), moved) < 1e-12
 
 
 def test_many_points_in_chunks_are_the_same(monkeypatch):

@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from istn_monai.geometry.sampling import sample
+from istn_monai.geometry.sampling import column, sample_normalized
 from istn_monai.geometry.transformation import Transformation, per_axis
 
 
@@ -35,18 +35,23 @@ def sample_cubic_bspline(lattice: Tensor, index: Tensor) -> Tensor:
     Returns:
         ``(B, C, *T)``.
     """
+    dims = index.shape[1]
     whole = index.floor()
-    weights = [cubic_bspline(index - whole - offset) for offset in (-1, 0, 1, 2)]
-    sides = []
-    for (low, high), offset in ((weights[:2], -1), (weights[2:], 1)):
-        total = low + high  # never 0: the sum of two of the four is 1/6 at least
-        sides.append((total, whole + offset + high / total))
+    t = index - whole
+    second = 4 + t * t * (3 * t - 6)  # weight of the coefficient at ``whole``; here all weights are six times as large
+    left = (1 - t) ** 3 + second
+    right = 6 - left  # neither is 0: both are 1 at least
+    step = column(index.new_tensor([2 / (n - 1) for n in lattice.shape[2:]]), index.ndim - 1)
+    start = whole * step - 1
+    sides = (left, start + (second / left - 1) * step), (right, start + (t**3 / right + 1) * step)
+    grid = index.new_empty(len(index), *index.shape[2:], dims)
     result: Tensor | float = 0.0
-    for corner in product(range(2), repeat=index.shape[1]):
-        place = torch.stack([sides[side][1][:, axis] for axis, side in enumerate(corner)], dim=1)
+    for corner in product(range(2), repeat=dims):
+        for axis, side in enumerate(corner):
+            grid[..., dims - 1 - axis] = sides[side][1][:, axis]
         weight = math.prod(sides[side][0][:, axis] for axis, side in enumerate(corner))
-        result = result + weight[:, None] * sample(lattice, place)
-    return result
+        result = result + weight[:, None] * sample_normalized(lattice, grid)
+    return result / 6**dims
 
 
 class BSplineTransformation(Transformation):

@@ -10,7 +10,8 @@ Convention:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -19,7 +20,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from istn_monai.geometry.sampling import affine_points, column
+from istn_monai.geometry.sampling import WHOLE, affine_points, column
 from istn_monai.geometry.transformation import checked_size, per_axis
 
 
@@ -106,9 +107,20 @@ class Grid:
         middle = torch.tensor([(size - 1) / 2 for size in self.spatial_size], dtype=torch.float64)
         return map_points(self.affine, middle)
 
-    def points(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """World points ``(D, *S)`` of all voxels, computed in float64 whatever ``dtype`` they are returned in."""
-        return affine_points(self.affine, self.spatial_size, dtype)
+    def points(self, dtype: torch.dtype = torch.float64, slab: slice = WHOLE) -> Tensor:
+        """World points ``(D, *S)`` of all voxels, or of a slab, computed in float64 whatever ``dtype`` they come in."""
+        return affine_points(self.affine, self.spatial_size, dtype, slab)
+
+    def slabs(self, voxels: int) -> Iterator[slice]:
+        """Slabs of the first axis, of so many voxels or one index each, that together make up the grid.
+
+        Example:
+            >>> list(Grid((5, 4), torch.eye(3)).slabs(10))
+            [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+        """
+        first, *others = self.spatial_size
+        step = max(1, voxels // math.prod(others))
+        return (slice(start, min(start + step, first)) for start in range(0, first, step))
 
     def corners(self) -> Tensor:
         """World points ``(D, 2^D)`` of the outermost voxels' centers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from monai.networks.layers import Pool
@@ -11,9 +11,12 @@ from monai.transforms.utils_pytorch_numpy_unification import percentile
 from torch import Tensor
 
 from istn_monai.geometry.grids import Grid, map_points, within
-from istn_monai.geometry.sampling import affine_points, lifted, resample, sample
+from istn_monai.geometry.sampling import WHOLE, affine_points, lifted, resample, sample
 
-VOTES_AT_ONCE = 2**20  # in the vote of labels, which needs some 100 bytes for each
+VOTES_AT_ONCE = 2**18  # in the vote of labels, which needs some 300 bytes for each
+SLAB = 2**20  # voxels that are resampled at once: points and what is made of them need some 200 bytes for each
+SMALL_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32)
+Sampler = Callable[[Tensor], Tensor]
 
 
 def area_averaged(image: Tensor, own: Grid, target: Grid) -> Tensor:
@@ -38,21 +41,22 @@ def area_averaged(image: Tensor, own: Grid, target: Grid) -> Tensor:
     return samples if max(factors) == 1 else Pool[Pool.AVG, len(factors)](factors)(samples)
 
 
-def pull_back_points(ddf: Tensor, grid: Grid, fixed: Grid, moving: Grid) -> Tensor:
-    """Where each voxel of the fixed image is found in the moving image.
+def pull_back_points(ddf: Tensor, grid: Grid, fixed: Grid, moving: Grid, slab: slice = WHOLE) -> Tensor:
+    """Where each voxel of the fixed image, or of a slab of it, is found in the moving image.
 
     Args:
         ddf: ``(1, D, *S)`` on the registration grid, in its voxels.
         grid: the registration grid, of size ``*S``.
         fixed: grid of the fixed image.
         moving: grid of the moving image after the initial alignment, see :meth:`Grid.aligned`.
+        slab: indices of the fixed image's first axis.
 
     Returns:
         ``(1, D, *fixed.spatial_size)`` in voxels of the moving image, for
         :func:`istn_monai.geometry.sampling.sample`. Outside the registration grid the displacement is that of the
         grid's border.
     """
-    in_grid = affine_points(fixed.to(grid), fixed.spatial_size)[None].to(ddf.device)
+    in_grid = affine_points(fixed.to(grid), fixed.spatial_size, slab=slab)[None].to(ddf.device)
     in_grid = in_grid + sample(ddf, in_grid)
     return map_points(grid.to(moving).to(in_grid), in_grid[0])[None]
 
@@ -81,20 +85,67 @@ def warp_intensities(image: Tensor, points: Tensor, mode: str = "bilinear") -> T
     Returns:
         ``(C, *T)``.
     """
-    values = image[None].float().to(points.device)
-    # dark is not 0 in CT
-    sampled = torch.where(within(points, image.shape[1:]), sample(values, points, mode), values.min())[0]
-    return (sampled if image.is_floating_point() else sampled.round()).to(image.dtype)
+    return intensities(image.to(points.device), mode)(points)
+
+
+def intensities(image: Tensor, mode: str = "bilinear") -> Sampler:
+    """An image as :func:`warp_intensities` samples it, prepared once for points that come slab by slab."""
+    values = image[None].float()
+    darkest = values.min()  # dark is not 0 in CT
+
+    def at(points: Tensor) -> Tensor:
+        """``(1, D, *T)`` to ``(C, *T)``."""
+        sampled = torch.where(within(points, image.shape[1:]), sample(values, points, mode), darkest)[0]
+        return (sampled if image.is_floating_point() else sampled.round()).to(image.dtype)
+
+    return at
 
 
 def warp_label_map(label: Tensor, points: Tensor) -> Tensor:
     """All labels of a map ``(1, *S)`` at points, ``(1, *T)``, in whole numbers; see :func:`warp_labels`."""
-    whole = label[None].round().int().to(points.device)
-    warped = warp_labels(whole, points)[0]
-    return warped if label.is_floating_point() else warped.to(label.dtype)
+    return whole_labels(label.to(points.device))(points)
 
 
-def warp_labels(label: Tensor, points: Tensor, values: Sequence[int] | None = None) -> Tensor:
+def whole_labels(label: Tensor) -> Sampler:
+    """A label map as :func:`warp_label_map` samples it, prepared once for points that come slab by slab."""
+    whole = label[None] if label.dtype in SMALL_WHOLE else label[None].round().int()
+    mixed = mixed_cells(whole[0, 0])
+
+    def at(points: Tensor) -> Tensor:
+        """``(1, D, *T)`` to ``(1, *T)``."""
+        warped = warp_labels(whole, points, mixed=mixed)[0]
+        return warped if label.is_floating_point() else warped.to(label.dtype)
+
+    return at
+
+
+def on_grid_in_slabs(
+    grid: Grid, found: Callable[[slice], Tensor], samplers: Mapping[str, Sampler]
+) -> dict[str, Tensor]:
+    """Images on a grid, a slab of ``SLAB`` voxels at a time: memory then holds little more than the results.
+
+    Args:
+        grid: of the results.
+        found: where the voxels of a slab are found, ``(1, D, *slab)`` in voxels of what is sampled.
+        samplers: by the names of the results.
+
+    Returns:
+        ``(C, *grid.spatial_size)`` each.
+    """
+    results: dict[str, Tensor] = {}
+    for slab in grid.slabs(SLAB):
+        points = found(slab)
+        for name, sampler in samplers.items():
+            values = sampler(points)
+            if name not in results:
+                results[name] = values.new_empty(len(values), *grid.spatial_size)
+            results[name][:, slab] = values
+    return results
+
+
+def warp_labels(
+    label: Tensor, points: Tensor, values: Sequence[int] | None = None, mixed: Tensor | None = None
+) -> Tensor:
     """A label map sampled at points: linear one-hot, then the largest; no interpolation between label values.
 
     The time does not grow with the number of labels. Up to half a voxel beyond the outermost centers they go on, as in
@@ -104,15 +155,36 @@ def warp_labels(label: Tensor, points: Tensor, values: Sequence[int] | None = No
         label: ``(1, 1, *S)`` whole numbers.
         points: ``(1, D, *T)`` in voxels of the label map.
         values: labels to warp, all else counts as background 0; None for all.
+        mixed: the label map's :func:`mixed_cells`, where they are known already, for ``values`` None.
 
     Returns:
         ``(1, 1, *T)`` in the label's dtype.
     """
     if values is not None:
         label = torch.where(torch.isin(label, label.new_tensor(list(values))), label, 0)
-    chunks = points[0].nan_to_num().flatten(1).split(VOTES_AT_ONCE, dim=1)
-    largest = torch.cat([largest_label(label[0, 0], chunk) for chunk in chunks]).view(1, 1, *points.shape[2:])
-    return torch.where(within(points, label.shape[2:]), largest, 0)
+    mixed = mixed_cells(label[0, 0]) if mixed is None else mixed
+    places = points[0].nan_to_num().flatten(1)
+    last = places.new_tensor(mixed.shape)[:, None] - 1
+    cells = tuple(places.floor().clamp(min=torch.zeros_like(last), max=last).long())
+    largest = label[0, 0][cells]  # in most cells there is one label
+    voted = mixed[cells].nonzero()[:, 0]
+    for chunk in voted.split(VOTES_AT_ONCE):
+        largest[chunk] = largest_label(label[0, 0], places[:, chunk])
+    return torch.where(within(points, label.shape[2:]), largest.view(1, 1, *points.shape[2:]), 0)
+
+
+def mixed_cells(label: Tensor) -> Tensor:
+    """``(*S)``: whether the voxels from each one of a label map ``(*S)`` to the next along each axis differ."""
+    mixed = torch.zeros(label.shape, dtype=torch.bool, device=label.device)
+    for axis, size in enumerate(label.shape):
+        edges = torch.zeros_like(mixed)
+        edges.narrow(axis, 0, size - 1).copy_(label.narrow(axis, 0, size - 1) != label.narrow(axis, 1, size - 1))
+        for other in range(label.ndim):
+            if other != axis:
+                last = label.shape[other] - 1
+                edges = edges | torch.cat([edges.narrow(other, 1, last), edges.narrow(other, last, 1)], other)
+        mixed |= edges
+    return mixed
 
 
 def largest_label(label: Tensor, points: Tensor) -> Tensor:

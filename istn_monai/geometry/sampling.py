@@ -16,6 +16,8 @@ from torch import Tensor, nn
 MODES = ("bilinear", "nearest", "bicubic")
 PADDING_MODES = ("border", "zeros", "reflection")
 MAX_CPU_CHUNKS = 8
+FEW = 2**15  # numbers below which torch's own operations take one thread, too
+WHOLE = slice(None)
 
 
 def voxel_grid(spatial_size: Sequence[int], like: Tensor, stride: int = 1) -> Tensor:
@@ -52,12 +54,18 @@ def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: 
         ``(B, C, *T)``, float32, or float64 if the points are.
     """
     points = at_least_float32(points)
-    image = image.to(points.dtype)
     with torch.autocast(image.device.type, enabled=False):
-        # grid_sample wants [-1, 1] over size - 1 voxels, last tensor axis first
         last_voxel = points.new_tensor([max(size - 1, 1) for size in image.shape[2:]])
         # in this order of operations the result is MONAI's to the last bit
         grid = (points * 2 / column(last_voxel, points.ndim - 1) - 1).flip(1).movedim(1, -1)
+    return sample_normalized(image, grid, mode, padding_mode)
+
+
+def sample_normalized(image: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
+    """As :func:`sample`, at places ``(B, *T, D)`` in ``grid_sample``'s own frame: -1 to 1 over the size - 1 steps from
+    the first to the last voxel, last tensor axis first."""
+    image = image.to(grid.dtype)
+    with torch.autocast(image.device.type, enabled=False):
         chunks = cpu_chunks(grid)
         if chunks > 1:
             image, grid = image.expand(chunks, *image.shape[1:]), grid.unflatten(1, (chunks, -1))[0]
@@ -69,9 +77,12 @@ def cpu_chunks(grid: Tensor) -> int:
     """Into how many equal chunks to split the points ``(1, *T, D)`` of one image: threads on the CPU, 1 elsewhere.
 
     On the CPU ``grid_sample`` in 3-D uses one thread for each item of the batch, so one image would keep one core busy.
+    A few points are not worth it, and may be in a thread of their own already.
     The image's gradient needs memory for each chunk, hence at most ``MAX_CPU_CHUNKS``.
     """
-    if grid.device.type != "cpu" or grid.shape[0] != 1 or torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return 1
+    if grid.device.type != "cpu" or grid.shape[0] != 1 or grid.numel() < FEW:
         return 1
     most = min(torch.get_num_threads(), MAX_CPU_CHUNKS)
     return max(n for n in range(1, most + 1) if grid.shape[1] % n == 0)
@@ -121,14 +132,20 @@ def resample(
     return sample(image, affine_points(matrix, spatial_size)[None].to(image.device), mode, padding_mode)
 
 
-def affine_points(matrix: Tensor, spatial_size: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """``(D, *spatial_size)``: each voxel of a grid mapped by ``matrix`` ``(D+1, D+1)``, in float64, then ``dtype``."""
+def affine_points(
+    matrix: Tensor, spatial_size: Sequence[int], dtype: torch.dtype = torch.float32, slab: slice = WHOLE
+) -> Tensor:
+    """``(D, *spatial_size)``: each voxel of a grid mapped by ``matrix`` ``(D+1, D+1)``, in float64, then ``dtype``.
+
+    Of a ``slab`` of the grid, some indices of its first axis, the points are the same to the last bit.
+    """
     matrix = torch.as_tensor(matrix, dtype=torch.float64)
     dims = len(spatial_size)
     points = column(matrix[:-1, -1], dims + 1)
     for axis, size in enumerate(spatial_size):  # a sum of one term for each axis needs no grid of coordinates
-        term = matrix[:-1, axis, None] * torch.arange(size, dtype=torch.float64, device=matrix.device)
-        points = points + term.view(dims, *(size if other == axis else 1 for other in range(dims)))
+        index = torch.arange(size, dtype=torch.float64, device=matrix.device)[slab if axis == 0 else WHOLE]
+        term = matrix[:-1, axis, None] * index
+        points = points + term.view(dims, *(len(index) if other == axis else 1 for other in range(dims)))
     return points.to(dtype)
 
 

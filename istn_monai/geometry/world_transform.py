@@ -8,6 +8,7 @@ Convention:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from istn_monai.geometry.affine import AffineTransformation
-from istn_monai.geometry.bspline import BSplineTransformation, sample_cubic_bspline
+from istn_monai.geometry.bspline import BSplineTransformation, cubic_bspline, sample_cubic_bspline
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.grids import Grid, map_points
-from istn_monai.geometry.sampling import lifted, sample
+from istn_monai.geometry.sampling import WHOLE, lifted, sample
 from istn_monai.geometry.transformation import Transformation
 
-POINTS_AT_ONCE = 2**19  # whole brains at full resolution then need little more memory than their points
+#: so few that what is made of them stays in a core's cache, and that torch does not split them among threads again
+POINTS_AT_ONCE = 2**13
 ITERATIONS, TOLERANCE = 100, 1e-3  # of an inversion, mm
 
 
@@ -110,6 +112,28 @@ class WorldBSpline(WorldDisplacement):
         """See :class:`WorldDisplacement`."""
         return sample_cubic_bspline(self.values[None], index)
 
+    def on_grid(self, grid: Grid, slab: slice = WHOLE) -> Tensor | None:
+        """Displacement ``(D, *S)`` at the voxels of a grid along the lattice's axes; None for any other grid.
+
+        There a B-spline is a product of one matrix for each axis, which takes a hundredth of the time.
+        """
+        matrix = torch.linalg.solve(self.affine, grid.affine)
+        axes = matrix[:-1, :-1].abs().argmax(dim=1)  # the grid's, for each of the lattice's
+        if len(axes.unique()) < len(axes):
+            return None
+        steps = matrix[range(len(axes)), axes]
+        aside = matrix[:-1, :-1].clone()
+        aside[range(len(axes)), axes] = 0.0
+        if (aside.abs().amax(dim=1) > 1e-12 * steps.abs()).any():
+            return None
+        field = self.values
+        for step, start, axis, n in zip(steps, matrix[:-1, -1], axes.tolist(), self.values.shape[1:], strict=True):
+            index = (start + step * torch.arange(grid.spatial_size[axis]))[slab if axis == 0 else WHOLE]
+            inside = (index > self.margin - 1e-6) & (index < n - 1 - self.margin + 1e-6)
+            weights = cubic_bspline(index[:, None] - torch.arange(n)) * inside[:, None]
+            field = torch.tensordot(field, weights, dims=([1], [1]))  # the grid's axis becomes the last
+        return field.permute(0, *(1 + axes.argsort()).tolist())
+
 
 class WorldTransform:
     """Components one after the other, the last one first: ``T = T_1 o ... o T_n``, as in ``itk.CompositeTransform``.
@@ -132,13 +156,16 @@ class WorldTransform:
         return self.in_chunks(points, "inverse_points", self.components)
 
     def in_chunks(self, points: Tensor, method: str, components: Sequence[WorldComponent]) -> Tensor:
-        """Applies a method of every component, in chunks of ``POINTS_AT_ONCE`` points."""
-        chunks = []
-        for chunk in points.double().split(POINTS_AT_ONCE, dim=1):
+        """Applies a method of every component, in chunks of ``POINTS_AT_ONCE`` points, each in a thread of its own."""
+
+        def moved(chunk: Tensor) -> Tensor:
+            """By all components."""
             for component in components:
                 chunk = getattr(component, method)(chunk)
-            chunks.append(chunk)
-        return torch.cat(chunks, dim=1)
+            return chunk
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            return torch.cat(list(pool.map(moved, points.double().split(POINTS_AT_ONCE, dim=1))), dim=1)
 
     def inverse_error(self, points: Tensor) -> Tensor:
         """``(N,)`` in mm: how far the inverse of points ``(D, N)`` is from mapping back onto them."""
@@ -164,11 +191,22 @@ class WorldTransform:
         field = WorldField(rest.on_grid(grid, inverse=True) - grid.points(), grid.affine)
         return WorldTransform([field, *exact], self.dims)
 
-    def on_grid(self, grid: Grid, inverse: bool = False) -> Tensor:
-        """Where the voxels of a grid are found: world points ``(D, *S)``; with ``inverse``, by the inverse."""
-        points = grid.points().flatten(1)
-        moved = self.inverse_points(points) if inverse else self.transform_points(points)
-        return moved.unflatten(1, grid.spatial_size)
+    def on_grid(self, grid: Grid, inverse: bool = False, slab: slice = WHOLE) -> Tensor:
+        """Where the voxels of a grid, or of a slab of it, are found: world points ``(D, *S)``.
+
+        Args:
+            grid: in the fixed image's world; with ``inverse``, in the moving one's.
+            inverse: by the inverse.
+            slab: indices of the first axis.
+        """
+        points = grid.points(slab=slab)
+        if inverse:
+            return self.inverse_points(points.flatten(1)).view(points.shape)
+        rest, first = self, self.components[-1] if self.components else None
+        displacement = first.on_grid(grid, slab) if isinstance(first, WorldBSpline) else None
+        if displacement is not None:
+            rest, points = WorldTransform(self.components[:-1], self.dims), points + displacement
+        return rest.transform_points(points.flatten(1)).view(points.shape)
 
 
 def world_transform(

@@ -9,18 +9,21 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 import torch
+from nibabel.openers import ImageOpener
 from torch import Tensor
 
 from istn_monai.geometry.frames import flipped, lps
 from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, WorldComponent, WorldField, WorldTransform
+from istn_monai.io.nifti import NIFTI_SUFFIXES, slabs_of, write_nifti
 
 SUFFIXES = (".h5", ".tfm")
 
@@ -252,8 +255,28 @@ def read_transform(file: str | Path, dims: int | None = None) -> WorldTransform:
         raise ValueError(f"{path}: {error}") from error
 
 
+def displacement_header(shape: Sequence[int], affine: Tensor | np.ndarray, file: Path) -> nib.Nifti1Header:
+    """The NIfTI header of displacements ``(D, *S)``, as ITK writes it into ``file`` for an image of one voxel."""
+    dims, *size = shape
+    sitk.WriteImage(vector_image(np.zeros((dims, *[1] * dims)), affine, np.float32), str(file))
+    with ImageOpener(file) as content:
+        header = nib.Nifti1Header.from_fileobj(content)
+    header["dim"][1 : dims + 1] = size
+    return header
+
+
 def write_displacement(field: Tensor | np.ndarray, affine: Tensor | np.ndarray, file: str | Path) -> Path:
-    """Writes displacements ``(D, *S)`` in mm, RAS, as an image of vectors in LPS: so ITK, ANTs and Slicer read it."""
+    """Writes displacements ``(D, *S)`` in mm, RAS, as a NIfTI image of vectors in LPS, float32: so ITK, ANTs and Slicer
+    read it.
+
+    Needs no memory for a copy of the field.
+    """
     path = Path(file).expanduser().absolute()
-    sitk.WriteImage(vector_image(field, affine, np.float32), str(path))
+    if not path.name.endswith(NIFTI_SUFFIXES):
+        raise ValueError(f"a displacement field is written as one of {NIFTI_SUFFIXES}, got {path.name}")
+    values = np.asarray(field)
+    header = displacement_header(values.shape, affine, path)
+    signs = lps(len(values)).diagonal().tolist()
+    components = zip(signs, values, strict=True)
+    write_nifti(header, (sign * slab + 0.0 for sign, volume in components for slab in slabs_of(volume)), path)
     return path

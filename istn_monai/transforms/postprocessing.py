@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,15 @@ from torch import Tensor
 
 from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.meta import affine_of, with_affine
-from istn_monai.geometry.resampling import pull_back_points, warp_intensities, warp_label_map
+from istn_monai.geometry.resampling import (
+    SLAB,
+    Sampler,
+    intensities,
+    on_grid_in_slabs,
+    pull_back_points,
+    whole_labels,
+)
+from istn_monai.geometry.sampling import WHOLE
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.geometry.world_transform import world_transform
 from istn_monai.inferer import refinement_of
@@ -44,35 +53,41 @@ class WarpPaird(Transform):
         self.transformation = transformation
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
-        result = dict(data)
-        moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
-        points = self.points(data)
-        result["warped"] = with_affine(warp_intensities(moving.as_tensor(), points), affine_of(fixed), fixed)
-        result["displacement"] = with_affine(self.displacement(data, points), affine_of(fixed), fixed)
+        fixed = data[ORIGINAL_KEYS[1]]
+        grid, device = Grid.of(fixed), self.device(data)
+        samplers = {
+            "warped": intensities(data[ORIGINAL_KEYS[0]].as_tensor().to(device)),
+            "displacement": self.found_in_world(data),
+        }
         if ORIGINAL_KEYS[2] in data:
-            label = data[ORIGINAL_KEYS[2]].as_tensor()
-            result["warped_label"] = with_affine(warp_label_map(label, points), affine_of(fixed), fixed)
-        return result
+            samplers["warped_label"] = whole_labels(data[ORIGINAL_KEYS[2]].as_tensor().to(device))
+        images = on_grid_in_slabs(grid, partial(self.points, data), samplers)
+        for slab in grid.slabs(SLAB):
+            images["displacement"][:, slab] -= grid.points(torch.float32, slab).to(device)
+        return dict(data) | {name: with_affine(image, grid.affine, fixed) for name, image in images.items()}
 
-    def points(self, data: Mapping[Hashable, Any]) -> Tensor:
-        """Where each voxel of the fixed image is found, ``(1, D, *fixed)`` in voxels of the moving image."""
+    def device(self, data: Mapping[Hashable, Any]) -> torch.device:
+        """Where it is sampled: that of a ddf which is interpolated; transforms in the world are on the CPU."""
+        exact = self.transformation is not None and "theta" in data
+        return torch.device("cpu") if exact else torch.as_tensor(data["pred"]).device
+
+    def points(self, data: Mapping[Hashable, Any], slab: slice = WHOLE) -> Tensor:
+        """Where each voxel of (a slab of) the fixed image is found, ``(1, D, *fixed)``, in voxels of the moving one."""
         moving, fixed = (Grid.of(data[key]) for key in ORIGINAL_KEYS[:2])
         grid = Grid.of(data["image"])
         if self.transformation is None or "theta" not in data:
             ddf = convert_to_tensor(data["pred"], track_meta=False)[None]
-            return pull_back_points(ddf, grid, fixed, moving)
+            return pull_back_points(ddf, grid, fixed, moving, slab)
         # the moving image's affine has the initial alignment already
         transform = world_transform(self.transformation, torch.as_tensor(data["theta"])[None], grid)
-        return moving.voxels(transform.on_grid(fixed)).float()[None]
+        return moving.voxels(transform.on_grid(fixed, slab=slab)).float()[None]
 
-    def displacement(self, data: Mapping[Hashable, Any], points: Tensor) -> Tensor:
-        """``(D, *fixed)`` in mm, RAS, initial alignment included."""
-        moving, fixed = (Grid.of(data[key]) for key in ORIGINAL_KEYS[:2])
-        to_world = moving.affine
+    def found_in_world(self, data: Mapping[Hashable, Any]) -> Sampler:
+        """Points ``(1, D, *T)`` in voxels of the moving image to mm, RAS, ``(D, *T)``, initial alignment included."""
+        to_world = Grid.of(data[ORIGINAL_KEYS[0]]).affine
         if "initial_alignment" in data:
             to_world = torch.as_tensor(data["initial_alignment"], dtype=torch.float64) @ to_world
-        found = map_points(to_world.to(points), points[0])
-        return found - fixed.points(torch.float32).to(found)
+        return lambda points: map_points(to_world.to(points), points[0])
 
 
 class Representd(Transform):

@@ -65,6 +65,7 @@ def check_training() -> None:
         value("checkpoints")
         if rank() == 0 and not is_hosted(training):
             write_run(value("output_dir"), training.file)
+        value("train#trainer")
 
 
 def check_evaluation() -> None:
