@@ -35,7 +35,7 @@ CACHES = ("MONAI_LABEL_SESSION_PATH", "MONAI_LABEL_DICOMWEB_CACHE_PATH")  # wher
 CACHE = Path.home() / ".cache" / "monailabel"  # this folder
 LABEL_FOLDERS = ("labels/final", "labels/original")  # of MONAI Label's datastore, in this order
 UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\..*)?")  # how Python's tempfile names the files that the host makes of uploads
-MAX_STEPS = 1000
+MAX_STEPS, MAX_ID = 1000, 250
 #: what a request may not bring along: keys whose values the bundle's transforms read as files or take as results
 OWN_KEYS = {"label", *PAIR_KEYS, *ORIGINAL_KEYS, "theta", "warped", "warped_label"}
 BAD_REQUEST, FORBIDDEN, NOT_FOUND = 400, 403, 404
@@ -74,11 +74,11 @@ def is_cached(file: Path) -> bool:
 def check_id(name: Any, key: str) -> str:
     """A request's id of an image or label, or RequestError: a path is never followed."""
     if not isinstance(name, str):
-        raise RequestError(f"{key} must be the id of an image in the datastore, got {type(name).__name__}")
-    if not name or name.startswith(".") or re.search(r"[/\\\x00]", name):
+        raise RequestError(f"{key} must be an id of an image in the datastore, got {type(name).__name__}")
+    if not name or len(name) > MAX_ID or name.startswith(".") or re.search(r"[/\\\x00-\x1f]", name):
         raise RequestError(
-            f"{key} must be the id of an image in the datastore, such as 'case_01', got {name!r}: paths are refused; "
-            "upload the image, or put it into the studies folder",
+            f"{key} must be an id of an image in the datastore, such as 'case_01', got {name[:MAX_ID]!r}: paths are "
+            "refused; upload the image, or put it into the studies folder",
             FORBIDDEN,
         )
     return name

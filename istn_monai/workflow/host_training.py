@@ -49,7 +49,8 @@ def publish(checkpoints: Checkpoints, bundle_root: str) -> str:
     first = served.with_name(ORIGINAL)
     served.parent.mkdir(parents=True, exist_ok=True)
     if served.exists() and not first.exists():
-        shutil.copy2(served, first)
+        with replacing(first) as part:  # a copy that is cut short would be taken for the first network ever after
+            shutil.copy2(served, part)
     with replacing(served) as part:  # requests are served meanwhile
         shutil.copyfile(checkpoints.best_file, part)
     return f"served from now on: {served}; the first network is {first}"

@@ -1,0 +1,73 @@
+"""The studies folder as the app's datastore: what is written there is new, and nothing is read or written outside."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.local import LocalDatastore
+from request_checks import UPLOAD_SUFFIXES, check_new_id
+
+from istn_monai.workflow.host_requests import FORBIDDEN, RequestError, is_inside
+
+CONFLICT = 409
+
+
+def check_apart(studies: str, folders: dict[str, str]) -> None:
+    """ValueError if the studies folder, into which requests write, is in another one of the server's or holds one."""
+    data = Path(studies).resolve()
+    for name, folder in folders.items():
+        other = Path(folder).resolve()
+        if data.is_relative_to(other) or other.is_relative_to(data):
+            raise ValueError(
+                f"studies {data} and the {name} {other} must not lie in each other, because requests write to the "
+                "studies: give --studies another folder"
+            )
+
+
+class StudiesFolder(LocalDatastore):
+    """MONAI Label's datastore of a folder, with checks where it trusts a request."""
+
+    def own(self, file: str | os.PathLike) -> str:
+        """A file of the folder, or RequestError for a link that leads out of it."""
+        if not is_inside(Path(file), Path(self._datastore_path)):
+            raise RequestError(f"{Path(file).name!r} leads out of the studies folder: copy the file there", FORBIDDEN)
+        return str(file)
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The image's file; an empty text if there is none."""
+        file = super().get_image_uri(image_id)
+        return file and self.own(file)
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """The label's file; an empty text if there is none."""
+        file = super().get_label_uri(label_id, label_tag)
+        return file and self.own(file)
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Adds an image under an id that is not taken."""
+        name, suffix = self._to_id(os.path.basename(image_filename))
+        image_id = image_id or name
+        check_new_id(image_id, "image")
+        taken = [f"{image_id}{end}" for end in {suffix, *UPLOAD_SUFFIXES}]
+        if image_id in self._datastore.objects or any(os.path.lexists(self.place(file)) for file in taken):
+            raise RequestError(f"the datastore has an image {image_id!r} already: choose another id", CONFLICT)
+        return super().add_image(image_id, image_filename, image_info)
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Saves the label of an image, in the place of the one with this tag if there is one."""
+        _, suffix = self._to_id(os.path.basename(label_filename))
+        self.own(os.path.join(self._datastore.label_path(label_tag), f"{image_id}{suffix}"))
+        return super().save_label(image_id, label_filename, label_tag, label_info)
+
+    def remove_image(self, image_id: str) -> None:
+        """Removes an image and its labels; never what a link leads to."""
+        found = self._datastore.objects.get(image_id)
+        if found and os.path.islink(self.place(f"{image_id}{found.image.ext}")):
+            raise RequestError(f"{image_id!r} is a link: remove it on the server", FORBIDDEN)
+        super().remove_image(image_id)
+
+    def place(self, name: str) -> str:
+        """Where an image's file is."""
+        return os.path.join(self._datastore.image_path(), name)
