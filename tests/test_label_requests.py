@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts" / "monai_label"))
-from request_checks import check_inline  # noqa: E402
+from request_checks import check_inline, without_paths  # noqa: E402
 from requests_allowed import all_routes, find_route  # noqa: E402
 
 from istn_monai.workflow.host_requests import RequestError  # noqa: E402
@@ -115,7 +115,9 @@ def test_registrations_take_nothing_else(params):
         infer(**params)
 
 
-@pytest.mark.parametrize("body", ["[]", "{", "1", '"a"', "{'a': 1}", "[" * 100_000, '{"max_epochs": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "body", ["[]", "{", "1", '"a"', "{'a': 1}", "[" * 100_000, '{"max_epochs": ' + "9" * 5000 + "}"]
+)
 def test_only_json_objects_are_read(body):
     with pytest.raises(RequestError, match="must be a JSON object"):
         send("POST", "/train/istn", body)
@@ -197,3 +199,20 @@ def test_an_upload_names_no_other_file_as_its_data(head, good):
         return check_inline(head, "file")
     with pytest.raises(RequestError, match="must hold its data"):
         check_inline(head, "file")
+
+
+def test_replies_name_no_folder_of_the_server():
+    reply = {
+        "path": "/srv/studies/case 1.nii.gz",
+        "details": ['File "/usr/lib/python3.11/a.py", line 1', "saved to /srv/my app/model/istn; next"],
+        "detail": "cannot read PosixPath('/tmp/x/tmpab.nii.gz')",
+        "url": "see https://docs.monai.io/en/latest, T1/T2 and #/components/schemas/A",
+        "number": 1.5,
+    }
+    assert without_paths(reply, ["/srv/studies", "/srv/my app", ""]) == {
+        "path": "case 1.nii.gz",
+        "details": ['File "a.py", line 1', "saved to istn; next"],
+        "detail": "cannot read PosixPath('tmpab.nii.gz')",
+        "url": "see https://docs.monai.io/en/latest, T1/T2 and #/components/schemas/A",
+        "number": 1.5,
+    }

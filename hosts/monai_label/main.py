@@ -5,7 +5,7 @@ See README.md in this folder.
 
 import logging
 import os
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from monailabel.utils.others.generic import device_list, device_map
 from request_checks import Check, anything, check_keys
 from request_guard import RequestGuard
 from requests_allowed import MODEL, all_routes, batch_keys, infer_keys, train_keys
-from studies_folder import StudiesFolder, check_apart
+from studies_folder import StudiesFolder
 
 from istn_monai.registration import bundle_folder
 from istn_monai.workflow.errors import foreseen_cause
-from istn_monai.workflow.host_requests import CACHE, OWN_KEYS, RequestError
+from istn_monai.workflow.host_requests import CACHE, OWN_KEYS, RequestError, check_apart
+from istn_monai.workflow.host_training import copy_once
 
 logger = logging.getLogger(__name__)
 MAX_UPLOAD_MB = "1024"
@@ -40,15 +41,7 @@ def served_bundle(app_dir: str, conf: dict[str, str]) -> str:
     """The bundle's folder: ``--conf bundle DIR``, or a copy of the installed one, which training may change."""
     if "bundle" in conf:
         return str(bundle_folder(conf["bundle"]))
-    served = Path(app_dir) / "model" / MODEL
-    if not served.is_dir():
-        served.parent.mkdir(parents=True, exist_ok=True)
-        part = served.with_name(f".{MODEL}.{os.getpid()}.part")  # a copy that is cut short is never served
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(bundle_folder(), part, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
-        os.rename(part, served)
-        logger.info(f"copied the bundle to {served}")
-    return str(served)
+    return str(copy_once(bundle_folder(), Path(app_dir) / "model" / MODEL))
 
 
 def devices() -> list[str]:
@@ -63,6 +56,18 @@ def upload_limit(conf: dict[str, str]) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise ValueError(f"--conf max_upload_mb must be a whole number of at least 1, got {value!r}")
     return int(value) << 20
+
+
+def allowed_origins(conf: dict[str, str]) -> list[str]:
+    """The web pages that may use the server; ValueError unless ``--conf cors_origins`` is a list of origins.
+
+    MONAI Label allows all where ``MONAI_LABEL_CORS_ORIGINS`` names none, and does not start where it names one.
+    """
+    origins = [origin.strip() for origin in conf.get("cors_origins", "").split(",") if origin.strip()]
+    for origin in origins:
+        if not re.fullmatch(r"https?://[^/\s*]+", origin):
+            raise ValueError(f"--conf cors_origins must be like https://viewer.example,http://10.0.0.5, got {origin!r}")
+    return origins
 
 
 def explain(error: Exception) -> tuple[int, str]:
@@ -113,7 +118,7 @@ class IstnApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.bundle = served_bundle(app_dir, conf)
-        self.limit = upload_limit(conf)
+        self.limit, self.origins = upload_limit(conf), allowed_origins(conf)
         sessions = settings.MONAI_LABEL_SESSION_PATH or str(CACHE / "sessions")
         self.folders = {"app": app_dir, "bundle": self.bundle, "sessions": sessions}
         if not studies.startswith(("http://", "https://")):
@@ -148,19 +153,17 @@ class IstnApp(MONAILabelApp):
         super().on_init_complete()
         from monailabel.app import app as server
 
-        # MONAI Label allows all origins where none is named, and never those that are, because of a slash
-        origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
         guard = {
             "routes": all_routes(devices(), lambda: weights(self.bundle)),
             "explain": explain,
-            "origins": origins,
+            "origins": self.origins,
             "roots": [self.studies, *self.folders.values(), os.getcwd(), os.path.expanduser("~")],
             "limit": self.limit,
             "prefix": settings.MONAI_LABEL_API_STR,
         }
         every = {"allow_credentials": True, "allow_methods": ["*"], "allow_headers": ["*"]}
         server.user_middleware[:] = [
-            Middleware(CORSMiddleware, allow_origins=origins, **every),
+            Middleware(CORSMiddleware, allow_origins=self.origins, **every),
             Middleware(RequestGuard, **guard),
         ]
         server.middleware_stack = server.build_middleware_stack()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from istn_monai.io.datalist import IMAGE_SUFFIXES
@@ -218,3 +218,27 @@ def check_inline(head: bytes, key: str) -> None:
     for name in re.findall(rb"(?im)^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\r\n]*)", head):
         if name.strip().upper() != b"LOCAL":
             raise RequestError(f"{key} must hold its data: this MetaImage header names another file", FORBIDDEN)
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+PART = r"[^\s/'\"<>:;,()\[\]{}|=`]"
+PATH = re.compile(rf"(?<![\w:/.>#])/(?:{PART}+/)+({PART}*)")
+
+
+def without_paths(value: Any, roots: Sequence[str]) -> Any:
+    """A reply without the server's paths: of each, the last name alone is left.
+
+    Args:
+        value: of JSON.
+        roots: folders of the server that are looked for first, whatever letters they have.
+    """
+    if isinstance(value, dict):
+        return {key: without_paths(item, roots) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item, roots) for item in value]
+    if not isinstance(value, str):
+        return value
+    for root in sorted(filter(None, roots), key=len, reverse=True):
+        value = value.replace(root.rstrip("/") + "/", "/-/")  # a path of which the name is left, too
+    return PATH.sub(r"\1", value)

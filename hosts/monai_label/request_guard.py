@@ -16,14 +16,13 @@ import asyncio
 import ipaddress
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from request_checks import MAX_HEADER, check_inline
+from request_checks import MAX_HEADER, check_inline, without_paths
 from requests_allowed import Route, find_route
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
@@ -37,26 +36,6 @@ MAX_JSON, CHUNK = 1 << 20, 1 << 20
 TOO_LARGE, WRONG_TYPE = 413, 415
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 Message = dict[str, Any]
-PART = r"[^\s/'\"<>:;,()\[\]{}|=`]"
-PATH = re.compile(rf"(?<![\w:/.>#])/(?:{PART}+/)+({PART}*)")
-
-
-def without_paths(value: Any, roots: Sequence[str]) -> Any:
-    """A reply without the server's paths: of each, the last name alone is left.
-
-    Args:
-        value: of JSON.
-        roots: folders of the server that are looked for first, whatever letters they have.
-    """
-    if isinstance(value, dict):
-        return {key: without_paths(item, roots) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_paths(item, roots) for item in value]
-    if not isinstance(value, str):
-        return value
-    for root in sorted(filter(None, roots), key=len, reverse=True):
-        value = value.replace(root.rstrip("/") + "/", "/-/")  # a short path, of which the name is left, too
-    return PATH.sub(r"\1", value)
 
 
 def check_origin(headers: Headers, origins: Sequence[str]) -> None:
@@ -71,8 +50,7 @@ def check_origin(headers: Headers, origins: Sequence[str]) -> None:
     if address.netloc and address.netloc == headers.get("host") and is_number(address.hostname or ""):
         return
     raise RequestError(
-        f"requests of the web page {origin[:100]!r} are not served; to allow them, start the server with "
-        f'MONAI_LABEL_CORS_ORIGINS=["{origin[:100]}"]',
+        f"requests of web pages of {origin[:100]!r} are not served, unless the server's --conf cors_origins names them",
         FORBIDDEN,
     )
 

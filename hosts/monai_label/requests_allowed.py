@@ -177,74 +177,87 @@ def find_route(routes: Sequence[Route], method: str, path: str) -> Route:
 
 def all_routes(devices: Sequence[str], weights: Callable[[], list[str]]) -> tuple[Route, ...]:
     """Everything that the app serves; see :func:`infer_keys`."""
-    image, info = {"image": check_id}, json_of(INFO)
-    label = {"label": check_id, "tag": tag}
-    run = {"run_sync": of_text(off), "enqueue": of_text(switch)}
-    status = {"all": of_text(switch), "check_if_running": of_text(switch)}
-    infer, train = infer_keys(devices, weights), train_keys(devices, weights)
-    # MONAI Label would take these for its own
-    own = {"label": refused("must be an upload; name a moving image by moving_image")}
-    own |= {key: refused("must be an id in the query, not among the parameters") for key in ("image", "session")}
-    results = {"output": one_of(("image", "json", "all"))}
     credentials = dict.fromkeys(("username", "password", "grant_type", "scope", "client_id", "client_secret"), text)
     return (
         Route("GET HEAD", r"|/docs|/openapi\.json|/favicon\.ico|/info|/auth|/auth/token/valid"),
         Route("POST", r"/auth/token", form=credentials),
+        Route("POST", r"/activelearning/random", body={"client_id": person}),
+        *infer_routes(devices, weights),
+        *task_routes(devices, weights),
+        *session_routes(),
+        *image_routes(),
+        *label_routes(),
+    )
+
+
+def infer_routes(devices: Sequence[str], weights: Callable[[], list[str]]) -> list[Route]:
+    """Registration of one image."""
+    # MONAI Label would take these for its own
+    own = {"label": refused("must be an upload; name a moving image by moving_image")}
+    own |= {key: refused("must be an id in the query, not among the parameters") for key in ("image", "session")}
+    ids = {"image": optional(check_id), "session_id": optional(session)}
+    return [
         Route(
             "POST",
             rf"/infer/{MODEL}",
-            query={"image": optional(check_id), "session_id": optional(session)} | results,
-            form={"params": json_of(infer | own)},
+            query=ids | {"output": one_of(("image", "json", "all"))},
+            form={"params": json_of(infer_keys(devices, weights) | own)},
             files={"file": image_name, "label": image_name},
-        ),
+        )
+    ]
+
+
+def task_routes(devices: Sequence[str], weights: Callable[[], list[str]]) -> list[Route]:
+    """What runs in the background: a training, and the registration of all images."""
+    train, background = train_keys(devices, weights), {"run_sync": of_text(off)}
+    both = train | {MODEL: lambda value, key: check_keys(object_of(value, key), train, key)}
+    status = {"all": of_text(switch), "check_if_running": of_text(switch)}
+    images = {"images": one_of(("all", "labeled", "unlabeled"))}
+    return [
         Route("GET", r"/train|/batch/infer", query=status),
         Route("DELETE", r"/train|/batch/infer"),
-        Route("POST", rf"/train/{MODEL}", query=run, body=train),
-        Route(
-            "POST",
-            r"/train",
-            query={"run_sync": of_text(off)},
-            body=train | {MODEL: lambda value, key: check_keys(object_of(value, key), train, key)},
-        ),
-        Route(
-            "POST",
-            rf"/batch/infer/{MODEL}",
-            query={"images": one_of(("all", "labeled", "unlabeled")), "run_sync": of_text(off)},
-            body=batch_keys(devices, weights),
-        ),
-        Route("POST", r"/activelearning/random", body={"client_id": person}),
-        Route(
-            "PUT",
-            r"/session",
-            query={"uncompress": of_text(off), "expiry": of_text(whole(0, MAX_SECONDS))},
-            form={"client_id": person},
-            files={"files": session_name},
-        ),
-        Route("GET", rf"/session/{SESSION}", query={"update_ts": of_text(switch), "image": of_text(switch)}),
+        Route("POST", rf"/train/{MODEL}", query=background | {"enqueue": of_text(switch)}, body=train),
+        Route("POST", r"/train", query=background, body=both),
+        Route("POST", rf"/batch/infer/{MODEL}", query=background | images, body=batch_keys(devices, weights)),
+    ]
+
+
+def session_routes() -> list[Route]:
+    """Images that are not in the datastore and are used more than once."""
+    options = {"uncompress": of_text(off), "expiry": of_text(whole(0, MAX_SECONDS))}
+    shown = {"update_ts": of_text(switch), "image": of_text(switch)}
+    return [
+        Route("PUT", r"/session", query=options, form={"client_id": person}, files={"files": session_name}),
+        Route("GET", rf"/session/{SESSION}", query=shown),
         Route("DELETE", rf"/session/{SESSION}"),
+    ]
+
+
+def image_routes() -> list[Route]:
+    """The datastore and its images."""
+    image, old, info = {"image": check_id}, r"/datastore|/datastore/image", json_of(INFO)
+    added = {"image": optional(check_new_id)}
+    checksum = {"check_sum": matching(r"[A-Za-z0-9:]{1,200}", "a checksum")}
+    return [
         Route("GET", r"/datastore", query={"output": one_of(("stats", "all"))}),
-        Route(
-            "PUT",
-            r"/datastore|/datastore/image",
-            query={"image": optional(check_new_id)},
-            form={"params": info},
-            files={"file": image_name},
-        ),
-        Route("DELETE", r"/datastore|/datastore/image", query={"id": check_id}),
-        Route("HEAD", r"/datastore/image", query=image | {"check_sum": matching(r"[A-Za-z0-9:]{1,200}", "a checksum")}),
+        Route("GET", r"/datastore/dataset", query={"limit_cases": of_text(whole(1, MAX_CASES))}),
+        Route("PUT", old, query=added, form={"params": info}, files={"file": image_name}),
+        Route("DELETE", old, query={"id": check_id}),
+        Route("HEAD", r"/datastore/image", query=image | checksum),
         Route("GET", r"/datastore/image|/datastore/image/info", query=image),
         Route("PUT", r"/datastore/image/info", query=image, form={"info": info}),
-        Route(
-            "PUT",
-            r"/datastore/label",
-            query=image | {"tag": optional(tag)},
-            form={"params": info},
-            files={"label": image_name},
-        ),
-        Route("DELETE", r"/datastore/label", query={"id": check_id, "tag": tag}),
-        Route("HEAD", r"/datastore/label", query=image | {"tag": tag}),
-        Route("GET", r"/datastore/label|/datastore/label/info", query=label),
-        Route("PUT", r"/datastore/label/info", query=label, form={"info": info}),
+    ]
+
+
+def label_routes() -> list[Route]:
+    """The labels of the datastore's images."""
+    image, label, info = {"image": check_id}, {"label": check_id, "tag": tag}, json_of(INFO)
+    path = r"/datastore/label"
+    return [
+        Route("PUT", path, query=image | {"tag": optional(tag)}, form={"params": info}, files={"label": image_name}),
+        Route("DELETE", path, query={"id": check_id, "tag": tag}),
+        Route("HEAD", path, query=image | {"tag": tag}),
+        Route("GET", rf"{path}|{path}/info", query=label),
+        Route("PUT", rf"{path}/info", query=label, form={"info": info}),
         Route("PUT", r"/datastore/updatelabelinfo", query=label, form={"params": info}),
-        Route("GET", r"/datastore/dataset", query={"limit_cases": of_text(whole(1, MAX_CASES))}),
-    )
+    ]

@@ -14,18 +14,6 @@ from istn_monai.workflow.host_requests import FORBIDDEN, RequestError, is_inside
 CONFLICT = 409
 
 
-def check_apart(studies: str, folders: dict[str, str]) -> None:
-    """ValueError if the studies folder, into which requests write, is in another one of the server's or holds one."""
-    data = Path(studies).resolve()
-    for name, folder in folders.items():
-        other = Path(folder).resolve()
-        if data.is_relative_to(other) or other.is_relative_to(data):
-            raise ValueError(
-                f"studies {data} and the {name} {other} must not lie in each other, because requests write to the "
-                "studies: give --studies another folder"
-            )
-
-
 class StudiesFolder(LocalDatastore):
     """MONAI Label's datastore of a folder, with checks where it trusts a request."""
 
@@ -44,6 +32,23 @@ class StudiesFolder(LocalDatastore):
         """The label's file; an empty text if there is none."""
         file = super().get_label_uri(label_id, label_tag)
         return file and self.own(file)
+
+    def inside(self, image_ids: list[str]) -> list[str]:
+        """The ids of images that requests may read."""
+        folder = Path(self._datastore_path)
+        return [name for name in image_ids if is_inside(Path(super(StudiesFolder, self).get_image_uri(name)), folder)]
+
+    def list_images(self) -> list[str]:
+        """The ids of all images."""
+        return self.inside(super().list_images())
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """The ids of those with a final label."""
+        return self.inside(super().get_labeled_images(label_tag, labels))
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """The ids of those without."""
+        return self.inside(super().get_unlabeled_images(label_tag, labels))
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Adds an image under an id that is not taken."""

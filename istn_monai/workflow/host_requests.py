@@ -65,6 +65,21 @@ def is_inside(file: Path, folder: Path) -> bool:
     return file.resolve().is_relative_to(folder.resolve())
 
 
+def check_apart(studies: str | os.PathLike, folders: Mapping[str, str | os.PathLike]) -> None:
+    """ValueError if the studies folder, into which requests write, is in another one of the host's, or holds one.
+
+    Args:
+        studies: the folder.
+        folders: the others by their names.
+    """
+    for name, folder in folders.items():
+        if is_inside(Path(folder), Path(studies)) or is_inside(Path(studies), Path(folder)):
+            raise ValueError(
+                f"the studies folder {studies} and the {name} folder {folder} must not lie in each other, because "
+                "requests write to the studies: choose another folder for them"
+            )
+
+
 def is_cached(file: Path) -> bool:
     """Whether a host keeps this file: of a session, or of a remote datastore."""
     named = [Path(os.environ[name]) for name in CACHES if os.environ.get(name)]
