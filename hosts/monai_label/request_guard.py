@@ -16,6 +16,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,26 +40,20 @@ Message = dict[str, Any]
 
 
 def check_origin(headers: Headers, origins: Sequence[str]) -> None:
-    """RequestError for a request that a browser sends for a page of another server.
-
-    A name that leads here is no proof, since any page may be given one; a number, or ``localhost``, is.
-    """
+    """RequestError for what a browser sends for a page of another server, or of a name that was turned to this one."""
+    host = headers.get("host", "localhost")
+    if not is_own(urlsplit(f"//{host}").hostname or "") and host not in [urlsplit(page).netloc for page in origins]:
+        raise RequestError(f"nothing is served as {host[:100]!r}, unless --conf cors_origins names it", FORBIDDEN)
     origin = headers.get("origin")
-    if origin is None or origin in origins:
-        return
-    address = urlsplit(origin)
-    if address.netloc and address.netloc == headers.get("host") and is_number(address.hostname or ""):
-        return
-    raise RequestError(
-        f"requests of web pages of {origin[:100]!r} are not served, unless the server's --conf cors_origins names them",
-        FORBIDDEN,
-    )
+    if origin not in (None, *origins) and urlsplit(origin).netloc != host:
+        text = f"pages of {origin[:100]!r} are not served, unless the server's --conf cors_origins names it"
+        raise RequestError(text, FORBIDDEN)
 
 
-def is_number(host: str) -> bool:
-    """Whether a host is named by its address, or is this machine."""
+def is_own(host: str) -> bool:
+    """Whether a name is surely this machine's: an address, or what it calls itself; any other name may lead here."""
     try:
-        return host == "localhost" or bool(ipaddress.ip_address(host))
+        return host in ("localhost", socket.gethostname().lower()) or bool(ipaddress.ip_address(host))
     except ValueError:
         return False
 

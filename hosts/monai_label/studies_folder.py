@@ -58,13 +58,20 @@ class StudiesFolder(LocalDatastore):
         taken = [f"{image_id}{end}" for end in {suffix, *UPLOAD_SUFFIXES}]
         if image_id in self._datastore.objects or any(os.path.lexists(self.place(file)) for file in taken):
             raise RequestError(f"the datastore has an image {image_id!r} already: choose another id", CONFLICT)
-        return super().add_image(image_id, image_filename, image_info)
+        try:
+            return super().add_image(image_id, image_filename, image_info)
+        except OSError:  # half an image would be found and added afterwards
+            Path(self.place(f"{image_id}{suffix}")).unlink(missing_ok=True)
+            raise
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Saves the label of an image, in the place of the one with this tag if there is one."""
         _, suffix = self._to_id(os.path.basename(label_filename))
-        self.own(os.path.join(self._datastore.label_path(label_tag), f"{image_id}{suffix}"))
-        return super().save_label(image_id, label_filename, label_tag, label_info)
+        file = Path(self.own(os.path.join(self._datastore.label_path(label_tag), f"{image_id}{suffix}")))
+        saved = super().save_label(image_id, label_filename, label_tag, label_info)
+        for other in set(UPLOAD_SUFFIXES) - {suffix}:  # of another format, it would be found in the place of this one
+            file.with_name(f"{image_id}{other}").unlink(missing_ok=True)
+        return saved
 
     def remove_image(self, image_id: str) -> None:
         """Removes an image and its labels; never what a link leads to."""

@@ -113,6 +113,7 @@ def origins(target: Target) -> Iterator[Attack]:
     turned = {"Origin": "http://evil.example:80", "Host": "evil.example:80"}
     yield Attack("train for a name that was turned", "POST", "/train/istn", body, headers=turned)
     yield Attack("read for another page", "GET", "/datastore/?output=all", headers=evil)
+    yield Attack("read by a name that was turned", "GET", "/datastore/?output=all", headers={"Host": "evil.example"})
     asked = evil | {"Access-Control-Request-Method": "POST"}
     yield Attack("ask for another page", "OPTIONS", "/train/istn", headers=asked)
 

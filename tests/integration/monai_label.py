@@ -266,8 +266,13 @@ def check_limits(server: Server, check: Checks, target: Target) -> None:
         connection.close()
         check(answer.status == 413, f"an upload that is too large, {name}: {answer.status} {detail}")
     with socket.create_connection(server.address) as connection:
-        head = f"PUT {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {len(body) // 2}\r\n\r\n"
-        connection.sendall(head.encode() + body[: 3 << 20])
+        lines = [
+            f"PUT {path} HTTP/1.1",
+            "Host: localhost",
+            f"Content-Type: {kind}",
+            f"Content-Length: {len(body) // 2}",
+        ]
+        connection.sendall("\r\n".join([*lines, "", ""]).encode() + body[: 1 << 20])
         time.sleep(0.5)
     check(server.request("GET", "/info/")[0] == 200, "the server lives on after an upload that broke off")
     request = urllib.request.Request(f"{server.url}/info/", headers={"Origin": VIEWER})
@@ -295,12 +300,17 @@ def check_datastore(server: Server, check: Checks, target: Target) -> None:
     status, detail = put("/datastore/label?image=new&tag=final", info, {"label": label})
     same = server.request("GET", "/datastore/label?label=new&tag=final")[2] == label.read_bytes()
     check(status == 200 and same, f"a label is saved: {status} {detail}")
+    other = target.run / "label.nrrd"
+    other.write_bytes(b"NRRD0004\ntype: uchar\ndimension: 1\nsizes: 1\nencoding: raw\n\n1")
+    put("/datastore/label?image=new&tag=final", {}, {"label": other})
+    found = sorted(file.name for file in (target.run / "studies" / "labels" / "final").glob("new.*"))
+    check(found == ["new.nrrd"], f"a label of another format takes its place: {found}")
     check(
         put("/datastore/image/info?image=new", {"info": {"comment": "motion"}}, {})[0] == 200, "an image is described"
     )
     objects = json.loads(server.request("GET", "/datastore/?output=all")[2])["objects"]
     check(objects["new"]["image"]["info"]["comment"] == "motion", "and the description is there")
-    answers = [server.request("POST", "/activelearning/random", b'{"client_id": "a"}') for _ in range(10)]
+    answers = [server.request("POST", "/activelearning/random", b'{"client_id": "a"}') for _ in range(3)]
     answers += [server.request("GET", path) for path in ("/datastore/image/info?image=new", "/datastore/?output=all")]
     body, kind = multipart({}, {"files": image})
     answers.append(server.request("PUT", "/session/", body, kind))
