@@ -131,6 +131,8 @@ def test_only_json_objects_are_read(body):
         ("PUT", "/datastore/?image=a", {"uploads": [("file", "../a.nii.gz")]}, 400),
         ("PUT", "/datastore/?image=a", {"uploads": [("file", "")]}, 400),
         ("PUT", "/datastore/?image=a", {"uploads": [("file", "a.mhd")]}, 400),
+        ("PUT", "/datastore/?image=a", {"uploads": [("file", "a.$b.mha")]}, 400),
+        ("PUT", "/datastore/?image=a", {"uploads": [("file", "a.b::c.mha")]}, 400),
         ("PUT", "/datastore/?image=a", {"uploads": [("params", "a.nii.gz")]}, 400),
         ("PUT", "/datastore/?image=a", {"form": {"params": {"strategy": {}}}}, 400),
         ("PUT", "/datastore/?image=a%23b", {}, 400),

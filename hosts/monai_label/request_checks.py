@@ -191,11 +191,14 @@ def object_of(value: Any, key: str) -> dict[str, Any]:
 
 
 def image_name(value: Any, key: str) -> None:
-    """The name of an uploaded image: MONAI Label makes a temporary file of its suffix."""
-    plain = isinstance(value, str) and len(value) <= MAX_NAME and not re.search(r"[/\\\x00-\x1f]", value)
-    if not plain or value.startswith(".") or not value.endswith(UPLOAD_SUFFIXES):
+    """The name of an uploaded image: MONAI Label makes a temporary file of its suffix, and an id of the rest."""
+    plain = isinstance(value, str) and re.fullmatch(rf"\w[\w .()+-]{{0,{MAX_NAME}}}", value)
+    if not plain or not value.endswith(UPLOAD_SUFFIXES):
         listed = ", ".join(UPLOAD_SUFFIXES)
-        raise RequestError(f"{key} must be an upload with the plain name of an image ({listed}), got {quoted(value)}")
+        raise RequestError(
+            f"{key} must be an upload with the plain name of an image ({listed}; letters, digits, blanks and .()+-), "
+            f"got {quoted(value)}"
+        )
 
 
 def session_name(value: Any, key: str) -> None:

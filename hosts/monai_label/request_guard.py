@@ -20,6 +20,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import IO, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -50,10 +51,16 @@ def check_origin(headers: Headers, origins: Sequence[str]) -> None:
         raise RequestError(text, FORBIDDEN)
 
 
+@cache
+def own_names() -> set[str]:
+    """What this machine calls itself."""
+    return {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
+
+
 def is_own(host: str) -> bool:
-    """Whether a name is surely this machine's: an address, or what it calls itself; any other name may lead here."""
+    """Whether a name is surely this machine's: an address, or one of its own names; any other name may lead here."""
     try:
-        return host in ("localhost", socket.gethostname().lower()) or bool(ipaddress.ip_address(host))
+        return host in own_names() or bool(ipaddress.ip_address(host))
     except ValueError:
         return False
 
@@ -214,13 +221,13 @@ class RequestGuard:
         route = find_route(self.routes, scope["method"], path)
         route.check_query(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         kind = headers.get("content-type", "").split(";")[0].strip().lower()
-        if route.form or route.files:
+        if kind and (route.form or route.files):
             if kind not in FORMS:
                 raise RequestError(f"a form is expected ({' or '.join(FORMS)}), got {kind[:50]!r}", WRONG_TYPE)
             await receive_body(receive, headers, self.limit if route.files else MAX_JSON, body)
             await check_form(route, scope, body)
             return handed_on(scope, body, headers["content-type"])
-        if route.body is None:
+        if route.body is None:  # or no form was sent: whatever else was sent is not handed on
             return handed_on(scope, body, "")
         await receive_body(receive, headers, MAX_JSON, body)
         self.check_json(route, kind, body)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,23 @@ from request_checks import UPLOAD_SUFFIXES, check_new_id
 from istn_monai.workflow.host_requests import FORBIDDEN, RequestError, is_inside
 
 CONFLICT = 409
+
+
+@contextmanager
+def unless_whole(file: Path) -> Iterator[None]:
+    """Puts back what a file was, or nothing, if writing it fails."""
+    old = file.with_name(f".{file.name}.old") if file.exists() else None
+    if old:
+        shutil.copy2(file, old)
+    try:
+        yield
+    except BaseException:
+        file.unlink(missing_ok=True)
+        if old:
+            os.replace(old, file)
+        raise
+    if old:
+        old.unlink()
 
 
 class StudiesFolder(LocalDatastore):
@@ -58,17 +78,16 @@ class StudiesFolder(LocalDatastore):
         taken = [f"{image_id}{end}" for end in {suffix, *UPLOAD_SUFFIXES}]
         if image_id in self._datastore.objects or any(os.path.lexists(self.place(file)) for file in taken):
             raise RequestError(f"the datastore has an image {image_id!r} already: choose another id", CONFLICT)
-        try:
+        with unless_whole(Path(self.place(f"{image_id}{suffix}"))):  # half of one would be found and added afterwards
             return super().add_image(image_id, image_filename, image_info)
-        except OSError:  # half an image would be found and added afterwards
-            Path(self.place(f"{image_id}{suffix}")).unlink(missing_ok=True)
-            raise
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Saves the label of an image, in the place of the one with this tag if there is one."""
         _, suffix = self._to_id(os.path.basename(label_filename))
-        file = Path(self.own(os.path.join(self._datastore.label_path(label_tag), f"{image_id}{suffix}")))
-        saved = super().save_label(image_id, label_filename, label_tag, label_info)
+        file = Path(self._datastore.label_path(label_tag), f"{image_id}{suffix}")
+        self.own(file)
+        with unless_whole(file):
+            saved = super().save_label(image_id, label_filename, label_tag, label_info)
         for other in set(UPLOAD_SUFFIXES) - {suffix}:  # of another format, it would be found in the place of this one
             file.with_name(f"{image_id}{other}").unlink(missing_ok=True)
         return saved
@@ -79,6 +98,11 @@ class StudiesFolder(LocalDatastore):
         if found and os.path.islink(self.place(f"{image_id}{found.image.ext}")):
             raise RequestError(f"{image_id!r} is a link: remove it on the server", FORBIDDEN)
         super().remove_image(image_id)
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        """The id in a file's name, and its suffix; MONAI Label takes all after the first dot for that of some."""
+        suffix = next((end for end in UPLOAD_SUFFIXES if file.endswith(end)), None)
+        return super()._to_id(file) if suffix is None else (file.removesuffix(suffix), suffix)
 
     def place(self, name: str) -> str:
         """Where an image's file is."""

@@ -196,6 +196,8 @@ def check_errors(server: Server, check: Checks, pair: tuple[str, str]) -> None:
         broken = Path(folder) / ("broken" + SUFFIX)
         broken.write_bytes(b"not an image")
         reply = server.infer(fixed, {"label": broken})
+    status, _, body = server.request("POST", f"/infer/istn?image={fixed}", kind="")
+    check(status == 400 and b"moving_image is missing" in body, f"without a form: {status}")
     check(reply.status == 400 and "cannot read" in reply.params["detail"], f"{reply.status} {reply.params['detail']}")
     check(server.infer(fixed, moving_image=moving).status == 200, "the server lives on")
 
