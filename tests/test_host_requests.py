@@ -23,6 +23,7 @@ from istn_monai.workflow.host_requests import (
     RequestError,
     RequestPaird,
     check_apart,
+    check_holds,
     check_id,
     narrowed,
     report,
@@ -350,3 +351,16 @@ def test_one_pass_is_not_expected_to_improve():
 def test_label_maps_take_the_smallest_type(values, kind):
     label = narrowed(torch.tensor(values))
     assert label.dtype == kind and label.tolist() == values
+
+
+@pytest.mark.parametrize(
+    "dtype, values", [("uint8", [0, 256]), ("uint8", [-1.0, 5.0]), ("int16", [40000]), ("uint16", [-1])]
+)
+def test_a_type_that_the_result_does_not_fit_is_refused(dtype, values):
+    with pytest.raises(RequestError, match=f"result_dtype {dtype} holds .* leave result_dtype out"):
+        check_holds(dtype, torch.tensor(values))
+
+
+@pytest.mark.parametrize("dtype, values", [("uint8", [0, 255]), ("int16", [-5.0]), ("float32", [1e9]), (None, [-1])])
+def test_a_type_that_the_result_fits_is_taken(dtype, values):
+    check_holds(dtype, torch.tensor(values))

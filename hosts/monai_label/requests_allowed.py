@@ -40,6 +40,7 @@ from request_checks import (
 from istn_monai.workflow.host_requests import MAX_STEPS, NOT_FOUND, OWN_KEYS, RequestError, check_id
 
 MODEL = "istn"
+RESULT_SUFFIXES = tuple(suffix for suffix in UPLOAD_SUFFIXES if suffix != ".png")  # which would be one slice
 TYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 FINAL = "final"  # the tag of what annotators have finished
 SESSION = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -87,7 +88,7 @@ def infer_keys(devices: Sequence[str], weights: Callable[[], list[str]]) -> dict
         "refine_steps": whole(0, MAX_STEPS),
         "device": optional(one_of(devices)),
         "model_filename": one_of(weights),
-        "result_extension": optional(one_of(UPLOAD_SUFFIXES)),
+        "result_extension": optional(one_of(RESULT_SUFFIXES)),
         "result_dtype": optional(one_of(TYPES)),
         "result_compress": switch,
         "save_label": switch,

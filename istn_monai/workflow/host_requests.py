@@ -16,6 +16,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
@@ -36,6 +37,7 @@ CACHE = Path.home() / ".cache" / "monailabel"  # this folder
 LABEL_FOLDERS = ("labels/final", "labels/original")  # of MONAI Label's datastore, in this order
 UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\..*)?")  # how Python's tempfile names the files that the host makes of uploads
 MAX_STEPS, MAX_ID = 1000, 250
+INTEGERS = ("uint8", "int16", "uint16", "int32")  # types of a result that wrap around
 #: what a request may not bring along: keys whose values the bundle's transforms read as files or take as results
 OWN_KEYS = {"label", *PAIR_KEYS, *ORIGINAL_KEYS, "theta", "warped", "warped_label"}
 BAD_REQUEST, FORBIDDEN, NOT_FOUND = 400, 403, 404
@@ -252,6 +254,8 @@ class Replyd(Transform):
     - ``pred``: the moving label ``(1, *fixed)`` on the request's image's own grid, or, without one, the warped image;
       the host takes size and affine from the metadata of ``image``, which are those of the request's image still;
     - ``result``: for the reply's JSON, see :func:`report`.
+
+    A ``result_dtype`` that cannot hold the values of ``pred`` is an error.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
@@ -261,6 +265,7 @@ class Replyd(Transform):
         label = data.get("warped_label")
         output = data["warped"] if label is None else label
         values = output.as_tensor().cpu()
+        check_holds(data.get("result_dtype"), values)
         pred = with_affine(values.float() if label is None else narrowed(values), affine_of(output), output)
         return dict(data) | {"pred": pred, "result": report(data)}
 
@@ -270,6 +275,18 @@ def narrowed(label: Tensor) -> Tensor:
     low, high = label.min().item(), label.max().item()
     kinds = (torch.uint8, torch.int16, torch.int32)
     return label.to(next(kind for kind in kinds if torch.iinfo(kind).min <= low and high <= torch.iinfo(kind).max))
+
+
+def check_holds(dtype: Any, values: Tensor) -> None:
+    """RequestError if a host would wrap values around in the type that a request wants of the result."""
+    if dtype not in INTEGERS:
+        return
+    bounds, low, high = np.iinfo(dtype), values.min().item(), values.max().item()
+    if not bounds.min <= low <= high <= bounds.max:
+        raise RequestError(
+            f"result_dtype {dtype} holds {bounds.min} to {bounds.max}, but the result has values from {low:g} to "
+            f"{high:g}: leave result_dtype out, or give the moving image a label"
+        )
 
 
 def report(data: Mapping[Hashable, Any]) -> dict[str, Any]:
