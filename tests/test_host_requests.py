@@ -17,7 +17,17 @@ from monai.data import MetaTensor
 from istn_monai.metrics import FIELD_METRICS
 from istn_monai.qa.rules import traffic_light
 from istn_monai.registration import Registration
-from istn_monai.workflow.host_requests import STUDIES, Replyd, RequestError, RequestPaird, narrowed, report
+from istn_monai.workflow.host_requests import (
+    STUDIES,
+    Replyd,
+    RequestError,
+    RequestPaird,
+    check_apart,
+    check_holds,
+    check_id,
+    narrowed,
+    report,
+)
 
 IMAGE = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 
@@ -166,6 +176,21 @@ def test_image_from_elsewhere_is_refused(studies, monkeypatch, image):
     monkeypatch.setenv(STUDIES, str(studies))
     write_nifti(studies.parent / "tmp" / "other.nii.gz", IMAGE)
     refused(request(studies, image=str(studies.parent / image), moving_image="b"), 403, "image must be an id")
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".lock", "a\\b", "a\nb", "a\0b", "", "a" * 300])
+def test_an_id_is_no_path(name):
+    with pytest.raises(RequestError, match="paths are refused") as error:
+        check_id(name, "image")
+    assert error.value.status == 403 and len(str(error.value)) < 600
+
+
+def test_the_studies_lie_apart_from_all_that_the_host_runs(tmp_path):
+    check_apart(tmp_path / "studies", {"app": tmp_path / "app", "bundle": tmp_path / "studies_app"})
+    (tmp_path / "link").symlink_to(tmp_path / "studies")
+    for folder in ("studies", "studies/app", ".", "link/app", "app/../studies/model"):
+        with pytest.raises(ValueError, match="studies folder .* and the app folder .* must not lie in each other"):
+            check_apart(tmp_path / "studies", {"app": tmp_path / folder})
 
 
 def test_only_what_the_host_made_is_an_upload(studies):
@@ -326,3 +351,16 @@ def test_one_pass_is_not_expected_to_improve():
 def test_label_maps_take_the_smallest_type(values, kind):
     label = narrowed(torch.tensor(values))
     assert label.dtype == kind and label.tolist() == values
+
+
+@pytest.mark.parametrize(
+    "dtype, values", [("uint8", [0, 256]), ("uint8", [-1.0, 5.0]), ("int16", [40000]), ("uint16", [-1])]
+)
+def test_a_type_that_the_result_does_not_fit_is_refused(dtype, values):
+    with pytest.raises(RequestError, match=f"result_dtype {dtype} holds .* leave result_dtype out"):
+        check_holds(dtype, torch.tensor(values))
+
+
+@pytest.mark.parametrize("dtype, values", [("uint8", [0, 255]), ("int16", [-5.0]), ("float32", [1e9]), (None, [-1])])
+def test_a_type_that_the_result_fits_is_taken(dtype, values):
+    check_holds(dtype, torch.tensor(values))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import monai.bundle
 import pytest
@@ -13,7 +15,7 @@ from monai.bundle import ConfigParser
 from istn_monai import NetworkSettings
 from istn_monai.weights import read_weights
 from istn_monai.workflow.datasets import read_pairs
-from istn_monai.workflow.host_training import output_folder
+from istn_monai.workflow.host_training import copy_once, output_folder, publish
 
 SMALL = {"spatial_size": [16, 16, 16], "control_spacing": [8, 4], "device": "cpu"}
 
@@ -87,6 +89,44 @@ def test_the_first_network_is_kept_through_further_trainings(bundle):
     assert equal(weights(bundle / "models" / "original.pt"), first)
     assert equal(weights(bundle / "models" / "model.pt"), weights(run / "models" / "model.pt"))
     assert not equal(weights(run / "models" / "last.pt"), weights(bundle / "models" / "original.pt"))
+
+
+def half(copy):
+    """A copy that ends on a full disk, with half of the file written."""
+
+    def broken(source, target, **_):
+        copy(source, target)
+        Path(target).write_bytes(Path(source).read_bytes()[:100])
+        raise OSError(28, "No space left on device")
+
+    return broken
+
+
+def test_the_first_network_is_kept_whole_or_not_at_all(bundle, monkeypatch):
+    models = bundle / "models"
+    before = (models / "model.pt").read_bytes()
+    checkpoints = SimpleNamespace(best_file=models / "model.pt")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copy2", half(shutil.copyfile))
+        with pytest.raises(OSError, match="No space left"):
+            publish(checkpoints, str(bundle))
+    assert [file.name for file in models.iterdir()] == ["model.pt"] and (models / "model.pt").read_bytes() == before
+    publish(checkpoints, str(bundle))
+    assert (models / "original.pt").read_bytes() == before
+
+
+def test_the_served_bundle_is_copied_whole_or_not_at_all(tmp_path, monkeypatch):
+    served = tmp_path / "app" / "model" / "istn"
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copytree", lambda source, target, **_: Path(target).mkdir() or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            copy_once(BUNDLE, served)
+    assert not list(served.parent.iterdir())
+    assert copy_once(BUNDLE, served) == served and (served / "configs" / "inference.json").is_file()
+    (served / "configs" / "inference.json").write_text("changed")
+    copy_once(BUNDLE, served)
+    assert (served / "configs" / "inference.json").read_text() == "changed"
+    assert [file.name for file in served.parent.iterdir()] == ["istn"]
 
 
 def test_one_image_is_too_few(bundle):

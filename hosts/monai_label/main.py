@@ -1,4 +1,4 @@
-"""A MONAI Label app that serves the ISTN bundle as the stock ``monaibundle`` app does, with errors that say something.
+"""A MONAI Label app that serves the ISTN bundle as the stock ``monaibundle`` app does, but trusts no request.
 
 See README.md in this folder.
 """
@@ -6,28 +6,34 @@ See README.md in this folder.
 import logging
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import monailabel
 import torch
-from fastapi import HTTPException
+from fastapi.middleware import Middleware
+from fastapi.middleware.cors import CORSMiddleware
+from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
-from monailabel.utils.others.generic import name_to_device
+from monailabel.utils.others.generic import device_list, device_map
+from request_checks import Check, anything, check_keys
+from request_guard import RequestGuard
+from requests_allowed import MODEL, all_routes, batch_keys, infer_keys, train_keys
+from studies_folder import StudiesFolder
 
 from istn_monai.registration import bundle_folder
 from istn_monai.workflow.errors import foreseen_cause
-from istn_monai.workflow.host_requests import RequestError
+from istn_monai.workflow.host_requests import CACHE, OWN_KEYS, RequestError, check_apart
+from istn_monai.workflow.host_training import copy_once
 
 logger = logging.getLogger(__name__)
-NAME = "istn"
+MAX_UPLOAD_MB = "1024"
 Request = dict[str, Any]
 
 
@@ -35,70 +41,76 @@ def served_bundle(app_dir: str, conf: dict[str, str]) -> str:
     """The bundle's folder: ``--conf bundle DIR``, or a copy of the installed one, which training may change."""
     if "bundle" in conf:
         return str(bundle_folder(conf["bundle"]))
-    served = os.path.join(app_dir, "model", NAME)
-    if not os.path.isdir(served):
-        shutil.copytree(bundle_folder(), served, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
-        logger.info(f"copied the bundle to {served}")
-    return served
+    return str(copy_once(bundle_folder(), Path(app_dir) / "model" / MODEL))
 
 
-def check_plain(value: Any, key: str) -> None:
-    """RequestError for what MONAI would evaluate: requests' values go into the bundle's configuration as they are."""
-    if isinstance(value, str) and value.startswith(("$", "@", "%")):
-        raise RequestError(f"{key} must not begin with $, @ or %: got {value!r}, an expression")
-    if isinstance(value, dict):
-        if "_target_" in value:
-            raise RequestError(f"{key} must not have a '_target_': requests build no objects")
-        for name, item in value.items():
-            check_plain(item, str(name))
-    if isinstance(value, list):
-        for item in value:
-            check_plain(item, key)
+def devices() -> list[str]:
+    """The names of the devices that a request may ask for: MONAI Label's and PyTorch's."""
+    cuda = ["cuda"] if torch.cuda.is_available() else []
+    return list(dict.fromkeys(["cpu", *cuda, *device_map(), *device_map().values()]))
 
 
-def check_device(name: Any) -> None:
-    """RequestError unless a request's device, by its name in the server's list or PyTorch's, exists."""
-    try:
-        torch.empty(1, device=name_to_device(name))
-    except Exception as error:
-        raise RequestError(f"device must be one of the server's, such as 'cpu', got {name!r}") from error
+def upload_limit(conf: dict[str, str]) -> int:
+    """The largest request in bytes; ValueError unless ``--conf max_upload_mb`` is a number above 0."""
+    value = conf.get("max_upload_mb", MAX_UPLOAD_MB)
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"--conf max_upload_mb must be a whole number of at least 1, got {value!r}")
+    return int(value) << 20
 
 
-def check_request(request: Request) -> None:
-    """RequestError for values that would be evaluated, a device that is not there, and files from elsewhere."""
-    check_plain(request, "request")
-    check_device(request.get("device"))
-    for key in ("model_filename", "label_tag"):
-        names = request.get(key) or []
-        for name in [names] if isinstance(names, str) else names:
-            if not re.fullmatch(r"\w[\w.-]*", str(name)):
-                raise RequestError(f"{key} must be a plain name, without folders, got {name!r}", 403)
-    epochs = request.get("max_epochs", 1)
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise RequestError(f"max_epochs must be a whole number of at least 1, got {epochs!r}")
+def allowed_origins(conf: dict[str, str]) -> list[str]:
+    """The web pages that may use the server; ValueError unless ``--conf cors_origins`` is a list of origins.
+
+    MONAI Label allows all where ``MONAI_LABEL_CORS_ORIGINS`` names none, and does not start where it names one.
+    """
+    origins = [origin.strip() for origin in conf.get("cors_origins", "").split(",") if origin.strip()]
+    for origin in origins:
+        if not re.fullmatch(r"https?://[^/\s*]+", origin):
+            raise ValueError(f"--conf cors_origins must be like https://viewer.example,http://10.0.0.5, got {origin!r}")
+    return origins
 
 
-def reason(error: BaseException) -> BaseException:
-    """What a client should be told: the first foreseen error, which MONAI wraps in others."""
-    return foreseen_cause(error) or error
+def explain(error: Exception) -> tuple[int, str]:
+    """The HTTP status and the text of an error: 4xx for the client's own, else 500, of which the log has the rest."""
+    if isinstance(error, MONAILabelException):
+        return 404, str(error.msg)
+    cause = foreseen_cause(error) or error  # MONAI wraps it in others
+    status = cause.status if isinstance(cause, RequestError) else 400 if isinstance(cause, ValueError) else 500
+    if status == 500:
+        logger.error("request failed", exc_info=error)
+    return status, str(cause) or type(cause).__name__
 
 
-@contextmanager
-def readable_errors(studies: str) -> Iterator[None]:
-    """Errors become HTTP answers with their cause: 4xx for the client's own, else 500; the log has the rest."""
-    try:
-        yield
-    except HTTPException:
-        raise
-    except MONAILabelException as error:
-        raise HTTPException(404, error.msg) from error
-    except Exception as error:
-        cause = reason(error)
-        status = cause.status if isinstance(cause, RequestError) else 400 if isinstance(cause, ValueError) else 500
-        if status == 500:
-            logger.exception("request failed")
-        text = str(cause).replace(studies.rstrip(os.sep) + os.sep, "")
-        raise HTTPException(status, text or type(cause).__name__) from error
+def checked(request: Request, keys: dict[str, Check], own: tuple[str, ...]) -> Request:
+    """A request with nothing in it but what is allowed, checked again, and what the server itself put there."""
+    allowed = {key: value for key, value in request.items() if keys.get(key, anything) is not anything}
+    check_keys(allowed, keys, "the request")
+    return {key: request[key] for key in own if key in request} | allowed
+
+
+class Infer(BundleInferTask):
+    """MONAI Label's task, which puts the values that clients can set into the bundle's configuration: no texts here."""
+
+    def pre_transforms(self, data: Any = None) -> Any:
+        texts = {key: value for key, value in self.displayable_configs.items() if isinstance(value, str)}
+        return super().pre_transforms({**data, **texts})
+
+
+class Train(BundleTrainTask):
+    """MONAI Label's task, of which a request may set what concerns training alone."""
+
+    def config(self) -> Request:
+        offered = {"device": device_list(), "pretrained": True, "max_epochs": 50, "val_split": 0.2}
+        return offered | {"model_filename": weights(self.bundle_path)}
+
+    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list) -> None:
+        if pretrained:  # MONAI Label looks for the file None
+            super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
+
+
+def weights(bundle: str) -> list[str]:
+    """The names of a bundle's checkpoints, that which is served first."""
+    return sorted((file.name for file in Path(bundle, "models").glob("*.pt")), key=len)
 
 
 class IstnApp(MONAILabelApp):
@@ -106,6 +118,11 @@ class IstnApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.bundle = served_bundle(app_dir, conf)
+        self.limit, self.origins = upload_limit(conf), allowed_origins(conf)
+        sessions = settings.MONAI_LABEL_SESSION_PATH or str(CACHE / "sessions")
+        self.folders = {"app": app_dir, "bundle": self.bundle, "sessions": sessions}
+        if not studies.startswith(("http://", "https://")):
+            check_apart(studies, self.folders)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -115,19 +132,56 @@ class IstnApp(MONAILabelApp):
             version=monailabel.__version__,
         )
 
+    def init_datastore(self) -> Datastore:
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return StudiesFolder(
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
     def init_infers(self) -> dict[str, InferTask]:
-        return {NAME: BundleInferTask(self.bundle, self.conf, load_strict=True)}
+        return {MODEL: Infer(self.bundle, self.conf, load_strict=True)}
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        return {NAME: BundleTrainTask(self.bundle, self.conf)}
+        return {MODEL: Train(self.bundle, self.conf)}
+
+    def on_init_complete(self) -> None:
+        """Puts the guard before the server, which has called this and begins to serve when it is done."""
+        super().on_init_complete()
+        from monailabel.app import app as server
+
+        guard = {
+            "routes": all_routes(devices(), lambda: weights(self.bundle)),
+            "explain": explain,
+            "origins": self.origins,
+            "roots": [self.studies, *self.folders.values(), os.getcwd(), os.path.expanduser("~")],
+            "limit": self.limit,
+            "prefix": settings.MONAI_LABEL_API_STR,
+        }
+        every = {"allow_credentials": True, "allow_methods": ["*"], "allow_headers": ["*"]}
+        server.user_middleware[:] = [
+            Middleware(CORSMiddleware, allow_origins=self.origins, **every),
+            Middleware(RequestGuard, **guard),
+        ]
+        server.middleware_stack = server.build_middleware_stack()
 
     def infer(self, request: Request, datastore: Any = None) -> Request:
-        with readable_errors(self.studies):
-            check_request(request)
-            return super().infer(request, datastore)
+        keys = infer_keys(devices(), lambda: weights(self.bundle))
+        ignored = sorted(OWN_KEYS.intersection(request) - {"moving_image", "moving_label", "label"})
+        result = super().infer(checked(request, keys, ("model", "image", "label")), datastore)
+        if ignored:
+            result["params"].setdefault("warnings", []).append(f"not read: {', '.join(ignored)}")
+        return result
+
+    def batch_infer(self, request: Request, datastore: Any = None) -> Request:
+        keys = batch_keys(devices(), lambda: weights(self.bundle))
+        one = {"multi_gpu": False, "max_workers": 1}  # the network is shared
+        return super().batch_infer(checked(request, keys, ("model", "images")) | one, datastore)
 
     def train(self, request: Request) -> Request:
-        with readable_errors(self.studies):
-            check_request(request)
-            # an empty run_id, which clients send, would have MONAI evaluate everything in the configuration
-            return super().train(request | {"run_id": request.get("run_id") or "run"})
+        keys = train_keys(devices(), lambda: weights(self.bundle))
+        fixed = {"run_id": "run", "multi_gpu": False, "gpus": "all", "tracking": "None"}
+        return super().train(checked(request, keys, ("model",)) | fixed)

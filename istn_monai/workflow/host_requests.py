@@ -16,6 +16,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
@@ -35,7 +36,8 @@ CACHES = ("MONAI_LABEL_SESSION_PATH", "MONAI_LABEL_DICOMWEB_CACHE_PATH")  # wher
 CACHE = Path.home() / ".cache" / "monailabel"  # this folder
 LABEL_FOLDERS = ("labels/final", "labels/original")  # of MONAI Label's datastore, in this order
 UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\..*)?")  # how Python's tempfile names the files that the host makes of uploads
-MAX_STEPS = 1000
+MAX_STEPS, MAX_ID = 1000, 250
+INTEGERS = ("uint8", "int16", "uint16", "int32")  # types of a result that wrap around
 #: what a request may not bring along: keys whose values the bundle's transforms read as files or take as results
 OWN_KEYS = {"label", *PAIR_KEYS, *ORIGINAL_KEYS, "theta", "warped", "warped_label"}
 BAD_REQUEST, FORBIDDEN, NOT_FOUND = 400, 403, 404
@@ -65,6 +67,21 @@ def is_inside(file: Path, folder: Path) -> bool:
     return file.resolve().is_relative_to(folder.resolve())
 
 
+def check_apart(studies: str | os.PathLike, folders: Mapping[str, str | os.PathLike]) -> None:
+    """ValueError if the studies folder, into which requests write, is in another one of the host's, or holds one.
+
+    Args:
+        studies: the folder.
+        folders: the others by their names.
+    """
+    for name, folder in folders.items():
+        if is_inside(Path(folder), Path(studies)) or is_inside(Path(studies), Path(folder)):
+            raise ValueError(
+                f"the studies folder {studies} and the {name} folder {folder} must not lie in each other, because "
+                "requests write to the studies: choose another folder for them"
+            )
+
+
 def is_cached(file: Path) -> bool:
     """Whether a host keeps this file: of a session, or of a remote datastore."""
     named = [Path(os.environ[name]) for name in CACHES if os.environ.get(name)]
@@ -74,11 +91,11 @@ def is_cached(file: Path) -> bool:
 def check_id(name: Any, key: str) -> str:
     """A request's id of an image or label, or RequestError: a path is never followed."""
     if not isinstance(name, str):
-        raise RequestError(f"{key} must be the id of an image in the datastore, got {type(name).__name__}")
-    if not name or name.startswith(".") or re.search(r"[/\\\x00]", name):
+        raise RequestError(f"{key} must be an id of an image in the datastore, got {type(name).__name__}")
+    if not name or len(name) > MAX_ID or name.startswith(".") or re.search(r"[/\\\x00-\x1f]", name):
         raise RequestError(
-            f"{key} must be the id of an image in the datastore, such as 'case_01', got {name!r}: paths are refused; "
-            "upload the image, or put it into the studies folder",
+            f"{key} must be an id of an image in the datastore, such as 'case_01', got {name[:MAX_ID]!r}: paths are "
+            "refused; upload the image, or put it into the studies folder",
             FORBIDDEN,
         )
     return name
@@ -237,6 +254,8 @@ class Replyd(Transform):
     - ``pred``: the moving label ``(1, *fixed)`` on the request's image's own grid, or, without one, the warped image;
       the host takes size and affine from the metadata of ``image``, which are those of the request's image still;
     - ``result``: for the reply's JSON, see :func:`report`.
+
+    A ``result_dtype`` that cannot hold the values of ``pred`` is an error.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
@@ -246,6 +265,7 @@ class Replyd(Transform):
         label = data.get("warped_label")
         output = data["warped"] if label is None else label
         values = output.as_tensor().cpu()
+        check_holds(data.get("result_dtype"), values)
         pred = with_affine(values.float() if label is None else narrowed(values), affine_of(output), output)
         return dict(data) | {"pred": pred, "result": report(data)}
 
@@ -255,6 +275,18 @@ def narrowed(label: Tensor) -> Tensor:
     low, high = label.min().item(), label.max().item()
     kinds = (torch.uint8, torch.int16, torch.int32)
     return label.to(next(kind for kind in kinds if torch.iinfo(kind).min <= low and high <= torch.iinfo(kind).max))
+
+
+def check_holds(dtype: Any, values: Tensor) -> None:
+    """RequestError if a host would wrap values around in the type that a request wants of the result."""
+    if dtype not in INTEGERS:
+        return
+    bounds, low, high = np.iinfo(dtype), values.min().item(), values.max().item()
+    if not bounds.min <= low <= high <= bounds.max:
+        raise RequestError(
+            f"result_dtype {dtype} holds {bounds.min} to {bounds.max}, but the result has values from {low:g} to "
+            f"{high:g}: leave result_dtype out, or give the moving image a label"
+        )
 
 
 def report(data: Mapping[Hashable, Any]) -> dict[str, Any]:

@@ -7,7 +7,9 @@ bundle, and the best network, which is the one it started from if nothing was be
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,27 @@ from istn_monai.workflow.distributed import gathered
 from istn_monai.workflow.settings import run_folder
 
 ORIGINAL = "original.pt"
+
+
+def copy_once(bundle: str | os.PathLike, served: str | os.PathLike) -> Path:
+    """Copies a bundle to the folder that a host serves it from, whole or not at all; what is there already is left.
+
+    Args:
+        bundle: its folder.
+        served: the new folder.
+    """
+    folder = Path(served).absolute()
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as part:
+        shutil.copytree(bundle, Path(part) / "bundle", ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+        try:
+            os.rename(Path(part) / "bundle", folder)
+        except OSError:
+            if not folder.is_dir():  # else another server, started at the same time, was faster
+                raise
+    return folder
 
 
 def output_folder(data: Sequence[Item], bundle_root: str, run_name: str, settings: NetworkSettings) -> str:
@@ -49,7 +72,8 @@ def publish(checkpoints: Checkpoints, bundle_root: str) -> str:
     first = served.with_name(ORIGINAL)
     served.parent.mkdir(parents=True, exist_ok=True)
     if served.exists() and not first.exists():
-        shutil.copy2(served, first)
+        with replacing(first) as part:  # a copy that is cut short would be taken for the first network ever after
+            shutil.copy2(served, part)
     with replacing(served) as part:  # requests are served meanwhile
         shutil.copyfile(checkpoints.best_file, part)
     return f"served from now on: {served}; the first network is {first}"

@@ -10,25 +10,33 @@ checkout); without them it says so and ends. The exit code is 1 if a check faile
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import http.client
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from label_attacks import Target, all_attacks, files_of, form, harm
 from monai_label_server import ROOT, SUFFIX, Reply, Server, make_environment, multipart, serve
 
 DATA = Path(os.environ.get("ISTN_DATA_DIR", ROOT.parent / "shared" / "data")) / "hippocampus"
 SHIPPED = ROOT / "bundle" / "models" / "model.pt"
 PAIRS, STEPS, REQUESTS = 5, 50, 20
+VIEWER = "http://viewer.example"  # an origin that is allowed
+MIN_ATTACKS, MAX_MB = 60, 4  # requests; the server's limit of uploads
 MIN_DICE, MAX_GROWTH = 0.70, 60.0  # mean over pairs, refined; MB of resident memory over 20 requests
 
 
@@ -188,6 +196,8 @@ def check_errors(server: Server, check: Checks, pair: tuple[str, str]) -> None:
         broken = Path(folder) / ("broken" + SUFFIX)
         broken.write_bytes(b"not an image")
         reply = server.infer(fixed, {"label": broken})
+    status, _, body = server.request("POST", f"/infer/istn?image={fixed}", kind="")
+    check(status == 400 and b"moving_image is missing" in body, f"without a form: {status}")
     check(reply.status == 400 and "cannot read" in reply.params["detail"], f"{reply.status} {reply.params['detail']}")
     check(server.infer(fixed, moving_image=moving).status == 200, "the server lives on")
 
@@ -221,6 +231,124 @@ def check_repeated(server: Server, check: Checks, pair: tuple[str, str]) -> None
     check(set(server.temporary.iterdir()) <= left, "no temporary files are left behind")
 
 
+def check_attacks(server: Server, check: Checks, target: Target) -> None:
+    """Hostile requests: all are refused, and nothing is left of them; see ``label_attacks.py``."""
+    attacks = all_attacks(target)
+    before = files_of(target.run)
+    for attack in attacks:
+        wrong = harm(server, target, attack, before)
+        if wrong:
+            check(False, f"{attack.name}: {wrong}")
+            before = files_of(target.run)
+    check(len(attacks) >= MIN_ATTACKS, f"{len(attacks)} hostile requests were sent")
+    check(files_of(target.run) == before and not target.canary.exists(), "nothing ran, and no file was left or changed")
+    check(server.request("GET", "/train/")[0] == 404, "no training was started")
+    check(server.request("GET", "/batch/infer")[0] == 404, "no batch was started")
+    check(server.infer(target.fixed, moving_image=target.moving).status == 200, "the server lives on")
+
+
+def check_limits(server: Server, check: Checks, target: Target) -> None:
+    """Requests that are too large, by what they say and by what they are, and one that is not finished."""
+    before = files_of(target.run)
+    size = (MAX_MB + 1) << 20
+    body, kind = form({}, [("file", f"a{SUFFIX}", bytes(size))])
+    path, chunked = "/datastore/?image=large", {"Content-Type": kind, "Transfer-Encoding": "chunked"}
+    announced = {"Content-Type": kind, "Content-Length": str(5 << 30)}
+    for name, headers, parts in (("announced", announced, []), ("in chunks", chunked, [body[:size], body[size:]])):
+        connection = http.client.HTTPConnection(*server.address, timeout=60)
+        connection.putrequest("PUT", path)
+        for header in headers.items():
+            connection.putheader(*header)
+        connection.endheaders()
+        with contextlib.suppress(ConnectionError):  # the server need not read on
+            for part in parts:
+                connection.send(b"%x\r\n%b\r\n" % (len(part), part))
+        answer = connection.getresponse()
+        detail = json.loads(answer.read())["detail"]
+        connection.close()
+        check(answer.status == 413, f"an upload that is too large, {name}: {answer.status} {detail}")
+    with socket.create_connection(server.address) as connection:
+        lines = [
+            f"PUT {path} HTTP/1.1",
+            "Host: localhost",
+            f"Content-Type: {kind}",
+            f"Content-Length: {len(body) // 2}",
+        ]
+        connection.sendall("\r\n".join([*lines, "", ""]).encode() + body[: 1 << 20])
+        time.sleep(0.5)
+    check(server.request("GET", "/info/")[0] == 200, "the server lives on after an upload that broke off")
+    request = urllib.request.Request(f"{server.url}/info/", headers={"Origin": VIEWER})
+    with urllib.request.urlopen(request) as answer:
+        check(
+            answer.headers["Access-Control-Allow-Origin"] == VIEWER, "a page of an origin that is allowed is answered"
+        )
+    check(files_of(target.run) == before, "no file is left of them")
+
+
+def check_datastore(server: Server, check: Checks, target: Target) -> None:
+    """What clients may do with the datastore: add, label, describe, read, and remove."""
+    image, label = (DATA / folder / (target.fixed + SUFFIX) for folder in ("imagesTr", "labelsTr"))
+
+    def put(path: str, fields: dict[str, Any], uploads: dict[str, Path]) -> tuple[int, str]:
+        body, kind = multipart({key: json.dumps(value) for key, value in fields.items()}, uploads)
+        status, _, answer = server.request("PUT", path, body, kind)
+        return status, answer.decode()
+
+    check(put("/datastore/?image=new", {"params": {"client_id": "a"}}, {"file": image})[0] == 200, "an image is added")
+    status, detail = put("/datastore/?image=new", {}, {"file": label})
+    same = server.request("GET", "/datastore/image?image=new")[2] == image.read_bytes()
+    check(status == 409 and same, f"an image that is there is not replaced: {status} {detail}")
+    info = {"params": {"label_info": [{"name": "anterior", "idx": 1}], "client_id": "a"}}
+    status, detail = put("/datastore/label?image=new&tag=final", info, {"label": label})
+    same = server.request("GET", "/datastore/label?label=new&tag=final")[2] == label.read_bytes()
+    check(status == 200 and same, f"a label is saved: {status} {detail}")
+    other = target.run / "label.nrrd"
+    other.write_bytes(b"NRRD0004\ntype: uchar\ndimension: 1\nsizes: 1\nencoding: raw\n\n1")
+    put("/datastore/label?image=new&tag=final", {}, {"label": other})
+    found = sorted(file.name for file in (target.run / "studies" / "labels" / "final").glob("new.*"))
+    check(found == ["new.nrrd"], f"a label of another format takes its place: {found}")
+    check(
+        put("/datastore/image/info?image=new", {"info": {"comment": "motion"}}, {})[0] == 200, "an image is described"
+    )
+    objects = json.loads(server.request("GET", "/datastore/?output=all")[2])["objects"]
+    check(objects["new"]["image"]["info"]["comment"] == "motion", "and the description is there")
+    answers = [server.request("POST", "/activelearning/random", b'{"client_id": "a"}') for _ in range(3)]
+    answers += [server.request("GET", path) for path in ("/datastore/image/info?image=new", "/datastore/?output=all")]
+    body, kind = multipart({}, {"files": image})
+    answers.append(server.request("PUT", "/session/", body, kind))
+    session = json.loads(answers[-1][2])["session_id"]
+    answers += [server.request(method, f"/session/{session}") for method in ("GET", "DELETE")]
+    answers.append(server.request("GET", "/info/"))
+    told = any(str(target.run).encode() in answer[2] for answer in answers)
+    check(all(answer[0] == 200 for answer in answers) and not told, "no answer names a folder of the server")
+    statuses = [server.request("DELETE", f"/datastore/{path}")[0] for path in ("label?id=new&tag=final", "?id=new")]
+    check(statuses == [200, 200], f"an image and its label are removed: {statuses}")
+    wait(lambda: "new" not in json.loads(server.request("GET", "/datastore/?output=all")[2])["objects"])
+
+
+def check_batch(server: Server, check: Checks, target: Target) -> None:
+    """The atlas's labels for images of the datastore, in the background; they do not take the place of final ones."""
+    body = json.dumps({"moving_image": target.moving, "max_batch_size": 1}).encode()
+    status = server.request("POST", "/batch/infer/istn?images=unlabeled", body)[0]
+    task = wait(lambda: finished(server, "/batch/infer"))
+    check(status == 200 and task["status"] == "DONE", f"a batch of one image: {status}, {task['status']}")
+    check(str(target.run) not in json.dumps(task), "its log names no folder of the server")
+
+
+def finished(server: Server, path: str) -> dict[str, Any] | None:
+    """A task of the server, once it has ended."""
+    task = json.loads(server.request("GET", path)[2])
+    return None if task["status"] in ("SUBMITTED", "RUNNING") else task
+
+
+def wait(value: Callable[[], Any], seconds: float = 400) -> Any:
+    """The first value that is true of one that is asked for again and again; the last one after a while."""
+    end = time.perf_counter() + seconds
+    while not (found := value()) and time.perf_counter() < end:
+        time.sleep(0.5)
+    return found
+
+
 def check_training(server: Server, check: Checks, app: Path, pair: tuple[str, str], log: Path) -> None:
     """Training on the datastore's labels in the background, and registration meanwhile and afterwards."""
     moving, fixed = pair
@@ -228,13 +356,15 @@ def check_training(server: Server, check: Checks, app: Path, pair: tuple[str, st
     settings = {"max_epochs": 1, "val_split": 0.25, "device": "cpu"}
     status, _, body = server.request("POST", "/train/istn", json.dumps(settings).encode())
     check(status == 200, f"training starts: {status}")
-    check(server.infer(fixed, moving_image=moving).status == 200, "a registration while the network is trained")
     begin = time.perf_counter()
-    while time.perf_counter() - begin < 400:
-        task = json.loads(server.request("GET", "/train/")[2])
-        if task["status"] not in ("SUBMITTED", "RUNNING"):
-            break
-        time.sleep(1)
+    answers, seconds = [], []
+    while not finished(server, "/train/") and len(answers) < 3:
+        asked = time.perf_counter()
+        answers.append(server.infer(fixed, moving_image=moving).status)
+        seconds.append(time.perf_counter() - asked)
+    check(answers and set(answers) == {200}, f"registrations while the network is trained: {np.round(seconds, 1)} s")
+    task = wait(lambda: finished(server, "/train/"))
+    check(str(app.parent) not in json.dumps(task), "the task's log names no folder of the server")
     lines = log.read_text()
     seconds = time.perf_counter() - begin
     check(task["status"] == "DONE", f"one epoch on 4 labeled images: {task['status']}, {seconds:.0f} s")
@@ -288,12 +418,18 @@ def run(work: Path) -> int:
         made = shutil.ignore_patterns("model", "logs", "bin", "lib")  # by a server that someone started in place
         shutil.copytree(ROOT / "hosts" / "monai_label", app, ignore=made)
         before = digest(SHIPPED)
-        with serve(python, app, studies, run_folder) as server:
+        target = Target(run_folder, *pairs[0])
+        conf = ("max_upload_mb", str(MAX_MB), "cors_origins", VIEWER)
+        with serve(python, app, studies, run_folder, *conf) as server:
             print(f"server with our app started: {time.perf_counter() - installed:.0f} s", flush=True)
             check_pairs(server, check, pairs)
             check_same_as_command_line(server, check, python, run_folder, pairs[0])
             check_sources(server, check, pairs[0])
             check_errors(server, check, pairs[0])
+            check_attacks(server, check, target)
+            check_limits(server, check, target)
+            check_datastore(server, check, target)
+            check_batch(server, check, target)
             check_repeated(server, check, pairs[0])
             check_training(server, check, app, pairs[0], run_folder / f"{app.name}.log")
         check_stock_app(check, python, studies, run_folder, pairs[0])

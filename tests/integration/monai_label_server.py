@@ -68,6 +68,12 @@ class Server:
     url: str
     temporary: Path
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        parts = urllib.parse.urlsplit(self.url)
+        return str(parts.hostname), int(parts.port or 80)
+
     def request(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> tuple:
         """Status, content type and body of an answer."""
         request = urllib.request.Request(self.url + path, body, {"Content-Type": kind}, method=method)
