@@ -130,23 +130,23 @@ def page(content: Mapping[str, Any], results: Path) -> str:
     rows, about = content["inputs"], content["provenance"]
     bad = sum(row["expected"] == "fails" for row in rows)
     longest = max((row["peak_mb"] for row in rows if row["outcome"] == "clear"), default=0)
+    usual = round(content["normal"]["peak_mb"])
     minutes, place = about["seconds"] / 60, f"{about['commit'][:12]}, {about['date']}, {about['device']}"
     return f"""# Reliability
 
 What becomes of inputs that are wrong, odd, or in the way: {len(rows)} of them, {bad} bad and {len(rows) - bad} odd ones
-that may or must work. Each goes through the command line, the bundle or Python in a folder and in processes of its own. A
-script makes the inputs and judges the outcome: the exit code, the last line, all files before and after, memory, and,
+that may or must work. Each goes through the command line, the bundle or Python in a folder and in processes of its own.
+A script makes the inputs and judges the outcome: the exit code, the last line, all files before and after, memory, and,
 where there is a result, whether it is ITK's.
 
 A bad input must end with exit code 1 (2 for usage) and one line that names the option or the file. An odd one must
-give the right result, or end so. Nothing else is as it must be: exit code 0 with a wrong result, a traceback, a file that
-changed or cannot be read, code that ran from an input, more than 1 GB beyond a normal run before the error, an error
-after the work.
+give the right result, or end so. Nothing else is as it must be: exit code 0 with a wrong result, a traceback, a file
+that changed or cannot be read, code that ran from an input, more than 1 GB beyond a normal run before the error, an
+error after the work.
 
 {table(rows)}
 {failures(rows)}
-The command that needed most memory before it ended with its line took {longest} MB, a normal registration
-{content["normal"]["peak_mb"]:.0f} MB.
+The command that needed most memory before it ended with its line took {longest} MB, a normal registration {usual} MB.
 
 ## What was tried
 {tried(rows)}
