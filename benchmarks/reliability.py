@@ -56,6 +56,7 @@ NORMAL = Case(
 )
 FILE = RESULTS / "reliability.json"
 PAGE = ROOT / "docs" / "reliability.md"
+SLOW = 60  # times a normal run's seconds that a command may take, where that is more than the timeout
 Row = dict[str, Any]
 
 
@@ -83,8 +84,14 @@ def all_cases() -> list[Case]:
 
 
 def code_hash() -> str:
-    """Package and bundle in a few letters."""
-    files = [*ROOT.glob("istn_monai/**/*.py"), *ROOT.glob("bundle/configs/*.json"), ROOT / "bundle/models/model.pt"]
+    """Package, bundle and cases in a few letters."""
+    folders = (
+        "istn_monai/**/*.py",
+        "bundle/configs/*.json",
+        "bundle/models/model.pt",
+        "benchmarks/reliability_cases/*.py",
+    )
+    files = [file for folder in folders for file in ROOT.glob(folder)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:12]
 
 
@@ -152,13 +159,13 @@ def chosen(cases: list[Case], only: str | tuple[str, ...] | None, case: str | No
 def normal_run(work: Path, timeout: float) -> Run:
     """What a good pair takes, the second time: ends the script if that does not work."""
     shutil.rmtree(work / "base", ignore_errors=True)
-    code, _, _ = in_fork(lambda: make_base(work / "base"), work / "base.txt", timeout)
-    if code != 0:
-        raise SystemExit((work / "base.txt").read_text())
-    rows = list(run_all([NORMAL, NORMAL], work, 1, timeout, Run(0, seconds=1e9, peak_mb=1e9)))
+    made = in_fork(lambda: make_base(work / "base"), timeout)
+    if made.code != 0:
+        raise SystemExit(made.text)
+    rows = list(run_all([NORMAL, NORMAL], work, 1, timeout, Run(0, work=1e9, peak_mb=1e9)))
     if rows[1]["outcome"] != "worked":
         raise SystemExit(f"a good pair: {rows[1]}")
-    return Run(0, seconds=rows[1]["seconds"], peak_mb=rows[1]["peak_mb"])
+    return Run(0, seconds=rows[1]["seconds"], work=rows[1]["work"], peak_mb=rows[1]["peak_mb"])
 
 
 def main(
@@ -182,6 +189,7 @@ def main(
     todo = [one for one in wanted if again or (one.kind, one.name) not in known]
     print(f"{len(cases)} inputs, {len(wanted)} chosen, {len(todo)} to run", flush=True)
     begin, normal = time.time(), normal_run(place, timeout)
+    timeout = max(timeout, SLOW * normal.seconds)
     with (place / "rows.jsonl").open("a") as file:
         for row in run_all(todo, place, jobs, timeout, normal):
             file.write(json.dumps(row | {"code_hash": code}) + "\n")

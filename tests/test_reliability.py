@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from reliability_cases.judge import GOOD, OUTCOMES, TRACEBACK, Expected, Run, judge, last_line
 from reliability_cases.page import page
 
-NORMAL = Run(0, seconds=1.0, peak_mb=400.0)
+NORMAL = Run(0, work=1.0, peak_mb=400.0)
 BAD, ODD, EITHER = (Expected(ending, ("moving_image", "m.nii.gz")) for ending in ("fails", "works", "either"))
 LINE = "istn-monai: moving_image: no such file: m.nii.gz\n"
 FILE = Path(__file__).parents[1] / "benchmarks" / "results" / "reliability.json"
@@ -45,7 +45,8 @@ FILE = Path(__file__).parents[1] / "benchmarks" / "results" / "reliability.json"
         (Run(1, LINE, written=["out/warped.nii.gz"]), BAD, "late"),
         (Run(1, LINE, written=["out/pair_0000/warped.nii.gz"]), Expected("fails", BAD.names, partial=True), "clear"),
         (Run(1, LINE, problem="off by 3"), Expected("fails", BAD.names, partial=True), "silent wrong"),
-        (Run(1, LINE, seconds=11.0), BAD, "late"),
+        (Run(1, LINE, work=11.0), BAD, "late"),
+        (Run(1, LINE, seconds=11.0), BAD, "clear"),
         (Run(None, LINE, seconds=120.0), BAD, "hang"),
     ],
 )

@@ -232,11 +232,11 @@ def weights() -> Iterator[Case]:
     yield Case(KIND, "weights in float16", register("--model", FILE), Expected("either", (FILE,)), half, registered())
     yield Case(
         KIND,
-        "untrained weights say so",
+        "weights of epoch 0 say so",
         register("--model", FILE),
         Expected("either", (FILE,)),
         epoch_zero,
-        says("epoch 0", "untrained"),
+        says("epoch 0", "untrained", "before training"),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 LIMIT_MB = 1024.0  # that a failing command may take beyond a normal one
-LATE = 10.0  # times the seconds of a normal command, after which an error comes late
+LATE = 10.0  # times the processor's seconds of a normal command, after which an error comes late
 TRACEBACK = "Traceback (most recent call last)"
 #: what may become of an input; the first two are as they must be
 OUTCOMES: Mapping[str, str] = {
@@ -49,6 +49,7 @@ class Run:
         code: exit code, negative for a signal; None if it was ended after too long a time.
         text: all that it printed.
         seconds: that it took.
+        work: seconds of the processor, which do not depend on what else the machine does.
         peak_mb: its resident memory at most.
         written: new files that are not hidden.
         changed: files that were there, and are not any more, or not as they were.
@@ -61,6 +62,7 @@ class Run:
     code: int | None
     text: str = ""
     seconds: float = 0.0
+    work: float = 0.0
     peak_mb: float = 0.0
     written: Sequence[str] = field(default_factory=tuple)
     changed: Sequence[str] = field(default_factory=tuple)
@@ -118,8 +120,8 @@ def judge_failure(run: Run, expected: Expected, normal: Run) -> tuple[str, str]:
         return "traceback", last_line(run.text)
     if run.written and not expected.partial:
         return "late", f"wrote {', '.join(sorted(run.written)[:3])}"
-    if run.seconds > LATE * max(normal.seconds, 1.0):
-        return "late", f"after {run.seconds:.0f} s"
+    if run.work > LATE * max(normal.work, 1.0):
+        return "late", f"after {run.work:.0f} s of the processor"
     line = last_line(run.text).lower()
     if run.code not in (1, 2):
         return "poor", f"exit code {run.code}"

@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,32 +72,61 @@ class Case:
         return f"{plain}_{hashlib.sha256(f'{self.kind} {self.name}'.encode()).hexdigest()[:6]}"
 
 
-def in_fork(call: Callable[[], None], output: Path, timeout: float) -> tuple[int | None, float, float]:
-    """Exit code (negative for a signal, None after ``timeout`` seconds), seconds and peak MB of a call in a process."""
+@dataclass(frozen=True)
+class Ending:
+    """How a process ended, as :class:`Run` says it: ``work`` is in seconds of the processor."""
+
+    code: int | None
+    text: str
+    seconds: float
+    work: float
+    peak_mb: float
+
+
+def in_fork(call: Callable[[], None], timeout: float) -> Ending:
+    """Runs a call in a process of its own. Its output comes through a pipe: a full disk must not shorten it."""
     begin = time.perf_counter()
+    source, sink = os.pipe()
     child = os.fork()
     if child == 0:
-        in_child(call, output)
+        in_child(call, sink)
+    os.close(sink)
+    os.set_blocking(source, False)
+    pieces: list[bytes] = []
     done, status, usage = 0, 0, None
     while not done and time.perf_counter() - begin < timeout:
         done, status, usage = os.wait4(child, os.WNOHANG)
+        read_into(pieces, source)
         time.sleep(0 if done else 0.01)
     seconds = time.perf_counter() - begin
     if not done:
         os.killpg(child, signal.SIGKILL)
         os.wait4(child, 0)
-        return None, seconds, 0.0
-    return os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss / 1024  # type: ignore[union-attr]
+    read_into(pieces, source)
+    os.close(source)
+    text = b"".join(pieces).decode(errors="replace")
+    if usage is None or not done:
+        return Ending(None, text, seconds, 0.0, 0.0)
+    work = usage.ru_utime + usage.ru_stime
+    return Ending(os.waitstatus_to_exitcode(status), text, seconds, work, usage.ru_maxrss / 1024)
 
 
-def in_child(call: Callable[[], None], output: Path) -> None:
-    """Runs a call with its output in a file, and ends the process as Python would."""
+def read_into(pieces: list[bytes], source: int) -> None:
+    """Takes what there is in a pipe."""
+    try:
+        while piece := os.read(source, 2**16):
+            pieces.append(piece)
+    except BlockingIOError:
+        pass
+
+
+def in_child(call: Callable[[], None], sink: int) -> None:
+    """Runs a call with its output in a pipe, and ends the process as Python would."""
     code = 1
     try:
         os.setsid()
-        with output.open("wb") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
         sys.stdin = open(os.devnull)
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
         call()
@@ -108,7 +138,8 @@ def in_child(call: Callable[[], None], output: Path) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
+        with suppress(Exception):
+            sys.stdout.flush()
         os._exit(code)
 
 
@@ -178,6 +209,8 @@ def unreadable(file: Path) -> bool:
             import SimpleITK as sitk
 
             sitk.ReadImage(str(file))
+        elif file.suffix == ".csv":
+            return not file.read_bytes().endswith(b"\n")
         elif file.suffix == ".json":
             json.loads(file.read_text())
         elif file.suffix == ".pt":
@@ -214,30 +247,27 @@ def run_case(case: Case, base: Path, folder: Path, timeout: float, normal: Run) 
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(base, folder)
     os.chdir(folder)
-    notes = folder.with_name(folder.name + ".txt")
-    code, _, _ = in_fork(case.make, notes, timeout)
-    if code != 0:
-        raise RuntimeError(f"{case.kind}, {case.name}: its inputs could not be made: {notes.read_text()[-2000:]}")
+    made = in_fork(case.make, timeout)
+    if made.code != 0:
+        raise RuntimeError(f"{case.kind}, {case.name}: its inputs could not be made: {made.text[-2000:]}")
     before = contents(folder)
 
     def call() -> None:
         limited(case.file_limit)
         WAYS[case.way](case.command)
 
-    code, seconds, peak = in_fork(call, notes, timeout)
+    ending = in_fork(call, timeout)
+    folder.with_name(folder.name + ".txt").write_text(ending.text)
     after = contents(folder)
     free = [name for name in before if any(fnmatch.fnmatch(name, pattern) for pattern in case.replaces)]
     new = visible(set(after) - set(before))
     run = Run(
-        code,
-        notes.read_text(errors="replace"),
-        seconds,
-        peak,
+        **vars(ending),
         written=new,
         changed=[name for name in before if after.get(name) != before[name] and name not in free],
         broken=[name for name in new if unreadable(folder / name)],
         executed=CANARY in after,
-        problem=problem_of(case.check if code == 0 or case.expected.partial else None),
+        problem=problem_of(case.check if ending.code == 0 or case.expected.partial else None),
     )
     outcome, why = judge(run, case.expected, normal)
     return {
@@ -249,7 +279,8 @@ def run_case(case: Case, base: Path, folder: Path, timeout: float, normal: Run) 
         "outcome": outcome,
         "why": why,
         "last_line": last_line(run.text)[:400],
-        "code": code,
-        "seconds": round(seconds, 2),
-        "peak_mb": round(peak),
+        "code": run.code,
+        "seconds": round(run.seconds, 2),
+        "work": round(run.work, 2),
+        "peak_mb": round(run.peak_mb),
     }
