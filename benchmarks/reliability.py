@@ -3,9 +3,9 @@
     python benchmarks/reliability.py [--only KIND[,KIND]] [--case WORDS] [--jobs N] [--work FOLDER] [--again]
 
 Makes every input itself, the same each time, runs it in a folder and in processes of its own, and judges the outcome:
-see ``reliability_cases/judge.py``. Writes ``results/reliability.json`` and, from it, ``docs/reliability.md``; rows that
-``--work`` holds of the same code are not run again. ``--only`` and ``--case`` choose, and print
-alone; ``--page_only`` makes the page of the results as they are.
+``reliability_cases/judge.py`` says how. Writes ``results/reliability.json`` and, from it, the page ``reliability.md`` of
+the documents; rows that ``--work`` holds of the same code are not run again. ``--only`` and ``--case`` choose, and print
+alone; ``--page_only`` makes the page of the results as they are. What a wrong outcome left stays in ``--work``.
 """
 
 from __future__ import annotations

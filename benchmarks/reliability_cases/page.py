@@ -109,8 +109,8 @@ def measured(results: Path) -> str:
     """Kills at random and requests, of the benchmarks that measure them, as far as there are results."""
     lines = []
     for file, what in {
-        "kills.json": "Random `kill -9` in cohorts, `apply` and publishing (`benchmarks/kills.py`)",
-        "kills_training.json": "Random `kill -9` in trainings (`benchmarks/kills_training.py`)",
+        "kills.json": "Random `kill -9` in cohorts, `apply` and publishing (`benchmarks/results/kills.json`)",
+        "kills_training.json": "Random `kill -9` in trainings (`benchmarks/results/kills_training.json`)",
         "monai_label_requests.json": "Hostile requests to the MONAI Label app (`tests/integration/monai_label.py`)",
     }.items():
         path = results / file
