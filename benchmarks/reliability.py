@@ -2,10 +2,10 @@
 
     python benchmarks/reliability.py [--only KIND[,KIND]] [--case WORDS] [--jobs N] [--work FOLDER] [--again]
 
-Makes every input itself, the same each time, runs it in a folder and in processes of its own, and judges the outcome:
-``reliability_cases/judge.py`` says how. Writes ``results/reliability.json`` and, from it, the page ``reliability.md`` of
-the documents; rows that ``--work`` holds of the same code are not run again. ``--only`` and ``--case`` choose, and print
-alone; ``--page_only`` makes the page of the results as they are. What a wrong outcome left stays in ``--work``.
+Makes every input itself, the same each time, runs it in a folder and in processes of its own, and judges the outcome,
+as ``reliability_cases/judge.py`` says. Writes ``results/reliability.json`` and, from it, the page ``reliability.md`` of
+the documents; rows that ``--work`` holds of the same code are not run again. ``--only`` and ``--case`` choose, and
+print alone; ``--page_only`` makes the page of the results as they are. What a wrong outcome left stays in ``--work``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: its threads do not survive a fork
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch: its threads do not survive a fork
 
 import fire
 import torch

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import reliability
 from reliability_cases.judge import GOOD, OUTCOMES, TRACEBACK, Expected, Run, judge, last_line
-from reliability_cases.page import page
+from reliability_cases.page import KINDS, page
 
 NORMAL = Run(0, work=1.0, peak_mb=400.0)
 BAD, ODD, EITHER = (Expected(ending, ("moving_image", "m.nii.gz")) for ending in ("fails", "works", "either"))
@@ -84,3 +85,12 @@ def test_no_committed_result_is_wrong_lost_or_a_traceback():
     assert {
         name: outcomes[name] for name in ("silent wrong", "traceback", "memory", "lost data", "ran code", "hang")
     } == {name: 0 for name in ("silent wrong", "traceback", "memory", "lost data", "ran code", "hang")}
+
+
+def test_cases_have_names_of_their_own_and_say_what_an_error_must_name():
+    cases = reliability.all_cases()  # ValueError for two of one name
+    kinds = Counter(case.kind for case in cases)
+    assert len(cases) >= 300 and kinds.keys() == KINDS.keys() and min(kinds.values()) >= 5
+    nameless = [case.name for case in cases if case.expected.ending == "fails" and not case.expected.names]
+    assert not nameless
+    assert len({case.folder for case in cases}) == len(cases)
