@@ -7,17 +7,19 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.geometry.transformation` (theta to displacement field: what all transformations share),
   :mod:`~istn_monai.geometry.affine`, :mod:`~istn_monai.geometry.bspline`, :mod:`~istn_monai.geometry.dense`,
   :mod:`~istn_monai.geometry.composite`, :mod:`~istn_monai.geometry.grids` (registration grid),
-  :mod:`~istn_monai.geometry.meta` (affines of MetaTensors), :mod:`~istn_monai.geometry.resampling`,
+  :mod:`~istn_monai.geometry.meta` (affines of MetaTensors), :mod:`~istn_monai.geometry.exact`,
+  :mod:`~istn_monai.geometry.resampling`,
   :mod:`~istn_monai.geometry.frames` (RAS and LPS), :mod:`~istn_monai.geometry.world_transform`
 - :mod:`istn_monai.layers`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
   :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.refinement`: test-time refinement for the
   one pair in hand; :mod:`istn_monai.inferer`: refinement as a MONAI inferer; :mod:`istn_monai.alignment`: initial
   alignment; :mod:`istn_monai.metrics`
 - :mod:`istn_monai.io`: files in, files out.
-  :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.landmarks`,
+  :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.file_checks`, :mod:`~istn_monai.io.values`,
+  :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.landmarks`,
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
-  :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`,
+  :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
   :mod:`~istn_monai.transforms.landmarks`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.postprocessing`
@@ -40,8 +42,9 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.planning.dataset` (a folder or a datalist), :mod:`~istn_monai.planning.subjects`,
   :mod:`~istn_monai.planning.fingerprint`, :mod:`~istn_monai.planning.grid` and :mod:`~istn_monai.planning.rules` (what
   is chosen, and why), :mod:`~istn_monai.planning.plan`
-- :mod:`istn_monai.registration`: pairs of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``;
-  :mod:`istn_monai.apply`: a written transform on other files; :mod:`istn_monai.__main__`: the commands
+- :mod:`istn_monai.apply`: a written transform on other files; :mod:`istn_monai.moved_points`: a pair's landmarks;
+  :mod:`istn_monai.registration`: pairs of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``;
+  :mod:`istn_monai.__main__`: the commands
 """
 
 from istn_monai._lazy import lazy

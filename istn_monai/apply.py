@@ -17,12 +17,13 @@ from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import with_affine
 from istn_monai.geometry.resampling import warp_intensities, warp_label_map
 from istn_monai.geometry.world_transform import WorldTransform
-from istn_monai.io.images import load_image, save_image
+from istn_monai.io.images import load_image, save_image, source
 from istn_monai.io.itk_transforms import read_transform
 from istn_monai.io.landmarks import Points, is_points, read_points, write_points
 from istn_monai.io.paths import new_file
+from istn_monai.io.values import check_finite, check_whole, interpolation_of
 
-INTERPOLATIONS = ("linear", "nearest", "label")
+INTERPOLATIONS = ("auto", "linear", "nearest", "label")
 WRITTEN_SUFFIXES = (".nii.gz", ".nii")
 
 
@@ -44,6 +45,8 @@ def resample_image(
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
+    if interpolation == "auto":
+        interpolation = chosen_interpolation(image)
     grid = Grid.of(reference)
     points = Grid.of(image).voxels(transform.on_grid(grid, inverse)).float()[None]
     values = image.as_tensor()
@@ -52,6 +55,24 @@ def resample_image(
     else:
         warped = warp_intensities(values, points, {"linear": "bilinear"}.get(interpolation, interpolation))
     return with_affine(warped, grid.affine, reference)
+
+
+def chosen_interpolation(image: MetaTensor, interpolation: str = "auto") -> str:
+    """What "auto" is for an image, printed; see :func:`istn_monai.io.values.interpolation_of`. Others stay.
+
+    Raises:
+        ValueError: naming the file, if its values do not say whether they are labels or intensities.
+    """
+    chosen = interpolation_of(image) if interpolation == "auto" else interpolation
+    if chosen is None:
+        raise ValueError(
+            f"{source(image, 'input')} may hold labels or intensities, its values do not say which: give interpolation "
+            "label or linear"
+        )
+    if chosen == "label":
+        check_whole(image, source(image, "input"))
+    print(f"interpolation: {chosen}")
+    return chosen
 
 
 def move_points(points: Points, transform: WorldTransform, inverse: bool = False) -> Points:
@@ -68,7 +89,7 @@ def apply_transform(
     output: str,
     reference: str | None = None,
     inverse: bool = False,
-    interpolation: str = "linear",
+    interpolation: str = "auto",
     frame: str | None = None,
 ) -> Path:
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
@@ -79,7 +100,8 @@ def apply_transform(
         output: file to write; an existing one is left alone.
         reference: image whose grid the result has: the fixed one (with inverse the moving one).
         inverse: bring what belongs to the fixed image to the moving one.
-        interpolation: linear, nearest, or label (linear one-hot, then the largest).
+        interpolation: linear, nearest, label (linear one-hot, then the largest), or auto: label or linear, by the
+            image's values, and printed; values that do not say which raise an error.
         frame: RAS or LPS, of landmarks in a .csv that does not say it in a column; the result is in the same.
     """
     path = new_file(output)
@@ -91,6 +113,8 @@ def apply_transform(
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
     images = load_image(input, "input", loaded.dims), load_image(reference, "reference", loaded.dims)
+    check_finite(images[0], source(images[0], "input"))
+    interpolation = chosen_interpolation(images[0], interpolation)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(resample_image(images[0], loaded, images[1], inverse, interpolation), path)
     return path

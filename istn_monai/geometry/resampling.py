@@ -10,6 +10,7 @@ from monai.networks.layers import Pool
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from torch import Tensor
 
+from istn_monai.geometry.exact import working
 from istn_monai.geometry.grids import Grid, map_points, within
 from istn_monai.geometry.sampling import affine_points, lifted, resample, sample
 
@@ -81,7 +82,8 @@ def warp_intensities(image: Tensor, points: Tensor, mode: str = "bilinear") -> T
     Returns:
         ``(C, *T)``.
     """
-    values = image[None].float().to(points.device)
+    values = working(image[None]).to(points.device)
+    points = points.to(values.dtype)
     # dark is not 0 in CT
     sampled = torch.where(within(points, image.shape[1:]), sample(values, points, mode), values.min())[0]
     return (sampled if image.is_floating_point() else sampled.round()).to(image.dtype)
@@ -89,7 +91,10 @@ def warp_intensities(image: Tensor, points: Tensor, mode: str = "bilinear") -> T
 
 def warp_label_map(label: Tensor, points: Tensor) -> Tensor:
     """All labels of a map ``(1, *S)`` at points, ``(1, *T)``, in whole numbers; see :func:`warp_labels`."""
-    whole = label[None].round().int().to(points.device)
+    whole = label[None].round().long()
+    if whole.abs().amax() < 2**31:
+        whole = whole.int()
+    whole = whole.to(points.device)
     warped = warp_labels(whole, points)[0]
     return warped if label.is_floating_point() else warped.to(label.dtype)
 

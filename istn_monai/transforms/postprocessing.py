@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,12 +47,15 @@ class WarpPaird(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
         moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
+        check_prediction(data)
         points = self.points(data)
-        result["warped"] = with_affine(warp_intensities(moving.as_tensor(), points), affine_of(fixed), fixed)
+        warped = with_affine(warp_intensities(moving.as_tensor(), points), affine_of(fixed), fixed)
+        result["warped"] = named(warped, file_of(moving))
         result["displacement"] = with_affine(self.displacement(data, points), affine_of(fixed), fixed)
         if ORIGINAL_KEYS[2] in data:
             label = data[ORIGINAL_KEYS[2]].as_tensor()
-            result["warped_label"] = with_affine(warp_label_map(label, points), affine_of(fixed), fixed)
+            warped_label = with_affine(warp_label_map(label, points), affine_of(fixed), fixed)
+            result["warped_label"] = named(warped_label, label_file(file_of(data[ORIGINAL_KEYS[2]]), file_of(moving)))
         return result
 
     def points(self, data: Mapping[Hashable, Any]) -> Tensor:
@@ -73,6 +77,36 @@ class WarpPaird(Transform):
             to_world = torch.as_tensor(data["initial_alignment"], dtype=torch.float64) @ to_world
         found = map_points(to_world.to(points), points[0])
         return found - fixed.points(torch.float32).to(found)
+
+
+def check_prediction(data: Mapping[Hashable, Any]) -> None:
+    """ValueError if the network's, or the refinement's, prediction is not finite."""
+    for key in ("theta", "pred"):
+        if key in data and not torch.isfinite(convert_to_tensor(data[key], track_meta=False)).all():
+            raise ValueError(
+                f"{key}, what was predicted for this pair, has NaN or infinite values: check the images' intensities "
+                "and the weights (istn-monai info), or refine with a lower learning rate"
+            )
+
+
+def file_of(image: MetaTensor) -> str:
+    """The file that an image came from; empty for one from memory."""
+    return str(image.meta.get("filename_or_obj") or "")
+
+
+def label_file(label: str, image: str) -> str:
+    """A label's file, by another name if its image's is the same in another folder: results would be one file."""
+    path = Path(label)
+    stem, dot, suffixes = path.name.partition(".")
+    return str(path.with_name(f"{stem}_label{dot}{suffixes}")) if label and path.name == Path(image).name else label
+
+
+def named(image: MetaTensor, file: str) -> MetaTensor:
+    """An image whose metadata names a file, which MONAI's ``SaveImaged`` names its own after; none for no file."""
+    image.meta.pop("filename_or_obj", None)
+    if file:
+        image.meta["filename_or_obj"] = file
+    return image
 
 
 class Representd(Transform):
