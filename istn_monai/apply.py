@@ -32,7 +32,7 @@ def resample_image(
     transform: WorldTransform,
     reference: MetaTensor,
     inverse: bool = False,
-    interpolation: str = "linear",
+    interpolation: str = "auto",
 ) -> MetaTensor:
     """``image`` on the grid of ``reference``, in its own dtype.
 
@@ -41,7 +41,8 @@ def resample_image(
         transform: fixed to moving points.
         reference: an image of the other side.
         inverse: see the module.
-        interpolation: "linear", "nearest", or "label": linear one-hot, then the largest.
+        interpolation: "auto", see :func:`chosen_interpolation`, "linear", "nearest", or "label": linear one-hot, then
+            the largest.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
