@@ -7,7 +7,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.geometry.transformation` (theta to displacement field: what all transformations share),
   :mod:`~istn_monai.geometry.affine`, :mod:`~istn_monai.geometry.bspline`, :mod:`~istn_monai.geometry.dense`,
   :mod:`~istn_monai.geometry.composite`, :mod:`~istn_monai.geometry.grids` (registration grid),
-  :mod:`~istn_monai.geometry.meta` (affines of MetaTensors), :mod:`~istn_monai.geometry.resampling`,
+  :mod:`~istn_monai.geometry.meta` (affines of MetaTensors), :mod:`~istn_monai.geometry.exact`,
+  :mod:`~istn_monai.geometry.resampling`,
   :mod:`~istn_monai.geometry.frames` (RAS and LPS), :mod:`~istn_monai.geometry.world_transform`
 - :mod:`istn_monai.layers`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
   :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.refinement`: test-time refinement for the
@@ -16,10 +17,11 @@ Where things are, in reading order: no module comes before one that it imports.
 - :mod:`istn_monai.io`: files in, files out.
   :mod:`~istn_monai.io.whole` (written to the end), :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.locks`,
   :mod:`~istn_monai.io.staging` (results that appear together), :mod:`~istn_monai.io.hashes`,
+  :mod:`~istn_monai.io.file_checks`, :mod:`~istn_monai.io.values`,
   :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.landmarks`, :mod:`~istn_monai.io.nifti`,
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
-  :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`,
+  :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
   :mod:`~istn_monai.transforms.landmarks`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.postprocessing`
@@ -30,6 +32,7 @@ Where things are, in reading order: no module comes before one that it imports.
 - :mod:`istn_monai.qa`: judging a registered pair.
   :mod:`~istn_monai.qa.rules`, :mod:`~istn_monai.qa.measures`, :mod:`~istn_monai.qa.panels`,
   :mod:`~istn_monai.qa.page`, :mod:`~istn_monai.qa.cohort`, :mod:`~istn_monai.qa.inspector`
+- :mod:`istn_monai.apply`: a written transform on other files; :mod:`istn_monai.moved_points`: a pair's landmarks
 - :mod:`istn_monai.workflow`: what the bundle's configs call.
   :mod:`~istn_monai.workflow.errors`, :mod:`~istn_monai.workflow.distributed`, :mod:`~istn_monai.workflow.settings`,
   :mod:`~istn_monai.workflow.item_cache` (prepared pairs on disk), :mod:`~istn_monai.workflow.datasets`,
@@ -48,7 +51,7 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.planning.fingerprint`, :mod:`~istn_monai.planning.grid` and :mod:`~istn_monai.planning.rules` (what
   is chosen, and why), :mod:`~istn_monai.planning.plan`
 - :mod:`istn_monai.registration`: pairs of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``;
-  :mod:`istn_monai.apply`: a written transform on other files; :mod:`istn_monai.__main__`: the commands
+  :mod:`istn_monai.__main__`: the commands
 """
 
 from istn_monai._lazy import lazy

@@ -181,7 +181,7 @@ def apply(
     output: str,
     reference: str | None = None,
     inverse: bool = False,
-    interpolation: str = "linear",
+    interpolation: str = "auto",
     frame: str | None = None,
     overwrite: bool = False,
 ) -> str:
@@ -193,7 +193,8 @@ def apply(
         output: file to write; an existing one is left alone.
         reference: image whose grid the result has: the fixed one (with inverse the moving one).
         inverse: bring what belongs to the fixed image to the moving one.
-        interpolation: linear, nearest, or label (linear one-hot, then the largest).
+        interpolation: auto (label or linear, by the image's values), linear, nearest, or label (linear one-hot, then
+            the largest).
         frame: RAS or LPS, of landmarks in a .csv that does not say it in a column; the result is in the same.
         overwrite: replace an existing output.
     """

@@ -17,12 +17,13 @@ from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import with_affine
 from istn_monai.geometry.resampling import intensities, on_grid_in_slabs, whole_labels
 from istn_monai.geometry.world_transform import WorldTransform
-from istn_monai.io.images import check_written_suffix, load_image, write_image
+from istn_monai.io.images import check_written_suffix, load_image, source, write_image
 from istn_monai.io.itk_transforms import read_transform
 from istn_monai.io.landmarks import Points, is_points, read_points, suffix_of, write_points
 from istn_monai.io.paths import check_apart, new_file
+from istn_monai.io.values import check_finite, check_whole, interpolation_of
 
-INTERPOLATIONS = ("linear", "nearest", "label")
+INTERPOLATIONS = ("auto", "linear", "nearest", "label")
 
 
 def resample_image(
@@ -30,7 +31,7 @@ def resample_image(
     transform: WorldTransform,
     reference: MetaTensor,
     inverse: bool = False,
-    interpolation: str = "linear",
+    interpolation: str = "auto",
 ) -> MetaTensor:
     """``image`` on the grid of ``reference``, in its own dtype.
 
@@ -39,10 +40,13 @@ def resample_image(
         transform: fixed to moving points.
         reference: an image of the other side.
         inverse: see the module.
-        interpolation: "linear", "nearest", or "label": linear one-hot, then the largest.
+        interpolation: "auto", see :func:`chosen_interpolation`, "linear", "nearest", or "label": linear one-hot, then
+            the largest.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
+    if interpolation == "auto":
+        interpolation = chosen_interpolation(image)
     grid = Grid.of(reference)
     values = image.as_tensor()
     if interpolation == "label":
@@ -56,6 +60,24 @@ def resample_image(
 
     warped = on_grid_in_slabs(grid, found, {str(number): sampler for number, sampler in enumerate(samplers)})
     return with_affine(torch.cat(list(warped.values())), grid.affine, reference)
+
+
+def chosen_interpolation(image: MetaTensor, interpolation: str = "auto") -> str:
+    """What "auto" is for an image, printed; see :func:`istn_monai.io.values.interpolation_of`. Others stay.
+
+    Raises:
+        ValueError: naming the file, if its values do not say whether they are labels or intensities.
+    """
+    chosen = interpolation_of(image) if interpolation == "auto" else interpolation
+    if chosen is None:
+        raise ValueError(
+            f"{source(image, 'input')} may hold labels or intensities, its values do not say which: give interpolation "
+            "label or linear"
+        )
+    if chosen == "label":
+        check_whole(image, source(image, "input"))
+    print(f"interpolation: {chosen}")
+    return chosen
 
 
 def move_points(points: Points, transform: WorldTransform, inverse: bool = False) -> Points:
@@ -72,7 +94,7 @@ def apply_transform(
     output: str,
     reference: str | None = None,
     inverse: bool = False,
-    interpolation: str = "linear",
+    interpolation: str = "auto",
     frame: str | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -84,7 +106,8 @@ def apply_transform(
         output: file to write; an existing one is left alone, unless ``overwrite``.
         reference: image whose grid the result has: the fixed one (with inverse the moving one).
         inverse: bring what belongs to the fixed image to the moving one.
-        interpolation: linear, nearest, or label (linear one-hot, then the largest).
+        interpolation: linear, nearest, label (linear one-hot, then the largest), or auto: label or linear, by the
+            image's values, and printed; values that do not say which raise an error.
         frame: RAS or LPS, of landmarks in a .csv that does not say it in a column; the result is in the same.
         overwrite: replace an existing output; never a file that is read here.
     """
@@ -101,5 +124,7 @@ def apply_transform(
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
     images = load_image(input, "input", loaded.dims), load_image(reference, "reference", loaded.dims)
+    check_finite(images[0], source(images[0], "input"))
+    interpolation = chosen_interpolation(images[0], interpolation)
     write_image(resample_image(images[0], loaded, images[1], inverse, interpolation), path)
     return path

@@ -209,7 +209,9 @@ class Refiner:
             late = self.max_seconds is not None and time.perf_counter() - begin > self.max_seconds
             stride = COARSE_STRIDE if 0 < step < self.coarse_steps and not late else 1
             theta = theta_of()
-            values = self.objectives(transformation(theta, stride), moving, fixed, stride)
+            ddf = transformation(theta, stride)
+            values = self.objectives(ddf, moving, fixed, stride)
+            check_finite_step(step, values.detach(), ddf.detach())
             if stride == 1:
                 track.update(step, theta.detach(), values.detach())
             if step == self.steps or late or not track.active.any():
@@ -220,6 +222,17 @@ class Refiner:
             ddf = transformation(track.theta)
         seconds = time.perf_counter() - begin
         return Refinement(track.theta, ddf, track.reports(seconds), track.theta_start, moving, fixed)
+
+
+def check_finite_step(step: int, values: Tensor, ddf: Tensor) -> None:
+    """ValueError before gradients are taken of what is not finite, which ends the whole process in 2-D."""
+    what = "objective" if not torch.isfinite(values).all() else "displacement field"
+    if what == "displacement field" and torch.isfinite(ddf.sum()):
+        return
+    raise ValueError(
+        f"refinement: the {what} is NaN or infinite at step {step}: check that images and weights are finite, or "
+        "choose a lower refine_learning_rate or another similarity"
+    )
 
 
 def cosine_to_zero(step: int, steps: int) -> float:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser, run
 from monai.data import decollate_batch
-from monai.transforms import Transform
+from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
-from istn_monai.io.datalist import Item, existing, read_datalist
+from istn_monai.io.datalist import Item, existing, read_datalist, read_json
 from istn_monai.io.images import check_written_suffix, write_image
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_file
+from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.options import typed_settings
-from istn_monai.transforms.keys import IMAGE_KEYS
+from istn_monai.transforms.inverses import NotInvertible
+from istn_monai.transforms.keys import IMAGE_KEYS, PAIR_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.weights import read_weights, warn_if_untrained
 from istn_monai.workflow.cohorts import Cohort
@@ -76,6 +79,7 @@ class Registration:
         if model is not None:
             settings = {"checkpoint_file": str(find_weights(model))} | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
+        self.arguments = (model, refine_steps, config, bundle_root, settings)
         folder = bundle_folder(bundle_root)
         names = ["inference", "refine"] if refine_steps else ["inference"]
         self.parser = ConfigParser()
@@ -94,6 +98,10 @@ class Registration:
         #: files that are read for each pair, by what errors call them
         self.read = {"checkpoint_file": self.content("checkpoint_file")} | ({"config": config} if config else {})
         warn_if_untrained(weights)
+
+    def __reduce__(self) -> tuple[Callable[..., Registration], tuple[Any, ...]]:
+        """Copies and other processes load the weights again: a parsed configuration holds modules and functions."""
+        return loaded, self.arguments
 
     def content(self, name: str) -> Any:
         """What an entry of the configuration stands for."""
@@ -127,7 +135,18 @@ class Registration:
         self.saver(output_dir, inverse).save(result, convert_to_tensor(result["pred"], track_meta=False))
 
 
-class RegisterISTNd(Transform):
+def loaded(
+    model: str | Path | None,
+    refine_steps: int,
+    config: str | Path | None,
+    bundle_root: str | Path | None,
+    settings: Mapping[str, Any],
+) -> Registration:
+    """A registration from the arguments that another one was made of."""
+    return Registration(model, refine_steps, config, bundle_root, **settings)
+
+
+class RegisterISTNd(MapTransform, NotInvertible):
     """Registers the pair in a dictionary, in any ``Compose``: loaded before by ``LoadImaged``, or still paths.
 
     Adds to it what ``RESULTS`` names: ``warped`` (the moving image on the fixed image's own grid, in its own dtype),
@@ -140,6 +159,7 @@ class RegisterISTNd(Transform):
         moving_label: key of a label map that is warped along, if the dictionary has it.
         model: see :class:`Registration`.
         refine_steps: likewise.
+        keys: all three keys at once, or the first two, in this order, as MONAI's other transforms have them.
         settings: likewise.
 
     Example:
@@ -159,16 +179,21 @@ class RegisterISTNd(Transform):
         moving_label: str = "moving_label",
         model: str | Path | None = None,
         refine_steps: int = 50,
+        keys: Sequence[str] | None = None,
         **settings: Any,
     ) -> None:
-        self.keys = {"moving_image": moving, "fixed_image": fixed, "moving_label": moving_label}
+        keys = (moving, fixed, moving_label) if keys is None else (*keys, moving_label)[:3]
+        super().__init__(keys, allow_missing_keys=True)
+        if len(self.keys) != 3:
+            raise ValueError(f"keys must be those of moving image, fixed image and moving label, got {self.keys}")
+        self.names = dict(zip(PAIR_KEYS[:3], map(str, self.keys), strict=True))
         self.registration = Registration(model, refine_steps, **settings)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        for key in list(self.keys.values())[:2]:
+        for key in self.keys[:2]:
             if key not in data:
                 raise KeyError(f"the pair has no {key!r}, only {sorted(map(str, data))}")
-        result = self.registration({name: data[key] for name, key in self.keys.items() if key in data})
+        result = self.registration({name: data[key] for name, key in self.names.items() if key in data})
         return dict(data) | {name: result[name] for name in RESULTS if name in result}
 
 
@@ -182,7 +207,8 @@ def register_files(
         output_dir: folder for the results.
         inverse: also writes the transform from moving to fixed points.
         wait: for another process that writes to the folder.
-        files: ``moving_image``, ``fixed_image`` and, if there is one, ``moving_label``.
+        files: ``moving_image``, ``fixed_image`` and, if there are, ``moving_label``, ``moving_points`` and
+            ``fixed_points``; landmarks are moved along, see :mod:`istn_monai.moved_points`.
 
     Returns:
         Whether there was anything to do.
@@ -194,11 +220,13 @@ def register_files(
     check_pair_files(output_dir, **files)
     saver = registration.saver(output_dir, inverse)
     check_apart(saver.results.files, registration.read.items())
+    points = {key: file for key, file in files.items() if file and key in POINT_KEYS}
+    check_points(points)
     with saver.results.locked(wait):
         if saver.finished(files):
             return False
-        result = registration({key: file for key, file in files.items() if file})
-        saver.save(result, convert_to_tensor(result["pred"], track_meta=False))
+        result = registration({key: file for key, file in files.items() if file and key not in points})
+        saver.save(result, convert_to_tensor(result["pred"], track_meta=False), points)
     return True
 
 
@@ -229,8 +257,14 @@ def register_datalist(
 
 
 def pairs_of(datalist: str | Path, split: str) -> Sequence[Item]:
-    """The pairs of a split, with the files that registration takes."""
-    taken = ("moving_image", "fixed_image", "moving_label")
+    """The pairs of a split, with the files that registration takes; a warning names keys that nothing reads."""
+    taken = (*PAIR_KEYS[:3], *POINT_KEYS)
+    items = read_json(existing(datalist), "datalist", "a JSON object").get(split)
+    found = {str(key) for item in items or () if isinstance(item, Mapping) for key in item}
+    unknown = sorted(found - {*PAIR_KEYS, *POINT_KEYS})
+    if unknown:
+        known = (*PAIR_KEYS, *POINT_KEYS)
+        warnings.warn(f"datalist {datalist}: the keys {unknown} are not read, only {known}: mistyped?", stacklevel=2)
     pairs = read_datalist(datalist, [split], IMAGE_KEYS)[split]
     return [{key: pair[key] for key in taken if key in pair} for pair in pairs]
 

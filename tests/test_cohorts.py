@@ -12,10 +12,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from helpers import ball, random_checkpoint, write_json, write_nifti
 from nibabel.filebasedimages import ImageFileError
 
 from istn_monai.apply import apply_transform
+from istn_monai.io.itk_transforms import read_transform
+from istn_monai.io.landmarks import read_points
 from istn_monai.pairing import make_datalist
 from istn_monai.registration import Registration, register_datalist, register_files, represent_file
 from istn_monai.workflow.provenance import weights_hash
@@ -346,3 +349,27 @@ def test_pairs_leave_an_equal_datalist_and_replace_another_on_demand_alone(image
         make_datalist(images, output, **counts, overwrite=True)
     with pytest.raises(FileExistsError, match="would be replaced"):
         make_datalist(images, images / "0.nii.gz", **counts, overwrite=True)
+
+
+# --- landmarks --------------------------------------------------------------------------------------------------------
+
+
+def test_landmarks_are_moved_with_the_pair_and_belong_to_its_result(registration, images, tmp_path):
+    points = {}
+    for key, x in (("moving_points", 10), ("fixed_points", 11)):
+        points[key] = tmp_path / f"{key}.csv"
+        points[key].write_text(f"label,x,y,frame\nAC,{x},9,RAS\n")
+    files = pair(images) | {key: str(file) for key, file in points.items()}
+    assert register_files(registration, tmp_path / "out", **files)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    transform = read_transform(tmp_path / "out" / "transform.h5")
+    moved = read_points(tmp_path / "out" / "moved_points.csv").positions
+    back = transform.transform_points(moved.T).T
+    assert (back - torch.tensor([[10.0, 9.0]], dtype=torch.float64)).abs().max() < 1e-3
+    expected = (moved - torch.tensor([[11.0, 9.0]], dtype=torch.float64)).norm().item()
+    assert report["points"]["tre_mm"]["AC"] == pytest.approx(expected, abs=1e-4)
+    assert {"moving_points", "fixed_points"} <= set(report["inputs"])
+    assert not register_files(registration, tmp_path / "out", **files)
+    points["fixed_points"].write_text("label,x,y,frame\nAC,12,9,RAS\n")
+    with pytest.raises(FileExistsError, match="fixed_points: other content"):
+        register_files(registration, tmp_path / "out", **files)

@@ -85,3 +85,10 @@ def test_wrong_names(tmp_path):
         read_points(tmp_path / "p.txt")
     with pytest.raises(ValueError, match="3-D landmarks alone"):
         write_points(Points(RAS[:, :2], POINTS.labels), tmp_path / "p.fcsv")
+
+
+def test_a_csv_with_a_byte_order_mark_and_headers_in_any_case_keeps_its_names(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("Label, X ,y,Z,Frame\nAC,1,2,3,ras\n", encoding="utf-8-sig")
+    points = read_points(file)
+    assert points.labels == ("AC",) and points.positions.tolist() == [[1, 2, 3]]

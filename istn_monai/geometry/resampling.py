@@ -10,6 +10,7 @@ from monai.networks.layers import Pool
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from torch import Tensor
 
+from istn_monai.geometry.exact import working
 from istn_monai.geometry.grids import Grid, map_points, within
 from istn_monai.geometry.sampling import WHOLE, affine_points, lifted, resample, sample
 
@@ -90,11 +91,12 @@ def warp_intensities(image: Tensor, points: Tensor, mode: str = "bilinear") -> T
 
 def intensities(image: Tensor, mode: str = "bilinear") -> Sampler:
     """An image as :func:`warp_intensities` samples it, prepared once for points that come slab by slab."""
-    values = image[None].float()
+    values = working(image[None])
     darkest = values.min()  # dark is not 0 in CT
 
     def at(points: Tensor) -> Tensor:
         """``(1, D, *T)`` to ``(C, *T)``."""
+        points = points.to(values.dtype)
         sampled = torch.where(within(points, image.shape[1:]), sample(values, points, mode), darkest)[0]
         return (sampled if image.is_floating_point() else sampled.round()).to(image.dtype)
 
@@ -108,7 +110,10 @@ def warp_label_map(label: Tensor, points: Tensor) -> Tensor:
 
 def whole_labels(label: Tensor) -> Sampler:
     """A label map as :func:`warp_label_map` samples it, prepared once for points that come slab by slab."""
-    whole = label[None] if label.dtype in SMALL_WHOLE else label[None].round().int()
+    whole = label[None]
+    if label.dtype not in SMALL_WHOLE:
+        whole = whole.round().long()
+        whole = whole.int() if whole.abs().amax() < 2**31 else whole
     mixed = mixed_cells(whole[0, 0])
 
     def at(points: Tensor) -> Tensor:

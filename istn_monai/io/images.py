@@ -14,6 +14,7 @@ from torch import Tensor
 
 from istn_monai.geometry.grids import square
 from istn_monai.geometry.meta import affine_of
+from istn_monai.io.file_checks import check_file
 from istn_monai.io.paths import not_written, replacing
 
 WRITTEN_SUFFIXES = (".nii.gz", ".nii")
@@ -44,6 +45,7 @@ def read_image(file: str | Path, **options: Any) -> MetaTensor:
 
 def read_or_explain(file: str | Path, place: str, **options: Any) -> MetaTensor:
     """The image in ``file``, or a ValueError that names it; ``options`` are those of MONAI's ``LoadImage``."""
+    check_file(file, place)
     try:
         return read_image(file, **options)
     except Exception as error:
@@ -71,7 +73,7 @@ def save_image(image: MetaTensor, file: Path) -> None:
         affine = original.astype(float)  # a 2-D image keeps its plane in space
     small = affine_of(image).numpy()
     affine[:dims, :dims], affine[:dims, 3] = small[:dims, :dims], small[:dims, dims]
-    nib.save(nib.Nifti1Image(array, affine), file)
+    nib.save(nib.Nifti1Image(array, affine, dtype=array.dtype), file)
 
 
 def check_written_suffix(file: Path) -> None:

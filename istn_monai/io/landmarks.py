@@ -118,7 +118,7 @@ def read_points(file: str | Path, frame: str | None = None) -> Points:
         raise FileNotFoundError(f"no such landmark file: {path}")
     reader = {".csv": read_csv, ".fcsv": read_fcsv, ".mrk.json": read_markups}[suffix]
     try:
-        positions, labels, own_frame = reader(path.read_text())
+        positions, labels, own_frame = reader(path.read_text(encoding="utf-8-sig"))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a landmark file that can be read: {error}") from error
     if not positions:
@@ -138,14 +138,16 @@ Parsed = tuple[list[list[float]], list[str], str | None]
 
 def read_csv(text: str) -> Parsed:
     """Positions, labels and frame of a CSV file."""
-    rows = list(csv.DictReader(io.StringIO(text)))
+    names, *lines = [*csv.reader(io.StringIO(text))] or [[]]
+    header = [name.strip().lower() for name in names]
+    rows = [dict(zip(header, map(str.strip, line), strict=False)) for line in lines if line]
     axes = [axis for axis in AXES if rows and axis in rows[0]]
     if axes[:2] != ["x", "y"]:
         raise ValueError(f"a CSV file needs columns x, y and, in 3-D, z; it has {list(rows[0]) if rows else 'no row'}")
     frames = {row["frame"].strip().upper() for row in rows if row.get("frame")}
     if len(frames) > 1:
         raise ValueError(f"one frame for all landmarks, got {sorted(frames)}")
-    labels = [row.get("label") or row.get("name") or str(number) for number, row in enumerate(rows, 1)]
+    labels = [row.get("label") or row.get("name") or row.get("id") or str(number) for number, row in enumerate(rows, 1)]
     return [[float(row[axis]) for axis in axes] for row in rows], labels, next(iter(frames), None)
 
 

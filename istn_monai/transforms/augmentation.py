@@ -14,10 +14,11 @@ from istn_monai.geometry.bspline import BSplineTransformation
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.sampling import warp
+from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import Pair
 
 
-class RandDeformd(RandomizableTransform, MapTransform):
+class RandDeformd(RandomizableTransform, MapTransform, NotInvertible):
     """Random affine and B-spline deformation of an image and its SoI together, in one interpolation and never folding.
 
     Parameters are drawn in the unbounded space of :mod:`istn_monai.geometry.transformation`, normal with standard

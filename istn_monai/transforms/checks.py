@@ -10,11 +10,9 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from istn_monai.io.images import check_affine, check_dims, source
+from istn_monai.io.values import check_finite, check_labels, plain
 
-
-def plain(image: Tensor) -> Tensor:
-    """A MetaTensor's values: its own arithmetic is slow, and whole brains are large."""
-    return image.as_tensor() if isinstance(image, MetaTensor) else image
+SMALLEST_RANGE = 1e-12  # of intensities that can be scaled to [0, 1]
 
 
 def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | None = None) -> None:
@@ -34,11 +32,12 @@ def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | N
         )
     check_affine(image, key)
     values = plain(image)
-    bad = (~torch.isfinite(values)).sum().item()
-    if bad:
-        raise ValueError(f"{source(image, key)} has {bad} voxels that are NaN or infinite; repair the file first")
-    if values.min() == values.max():
-        raise ValueError(f"{source(image, key)} is constant ({values.min().item():g}): there is nothing to register")
+    check_finite(values, source(image, key))
+    low, high = torch.aminmax(values)
+    if low == high:
+        raise ValueError(f"{source(image, key)} is constant ({low.item():g}): there is nothing to register")
+    if float(high) - float(low) < SMALLEST_RANGE:
+        raise ValueError(f"{source(image, key)} has a range below {SMALLEST_RANGE:g}: rescale its intensities")
 
 
 def check_label(
@@ -71,6 +70,8 @@ def check_label(
     values = plain(label)
     if not torch.isfinite(values).all():
         raise ValueError(f"{name} has NaN or infinite voxels; repair the file first")
+    if soi_labels is not None or not need_soi:  # else it is a real-valued map
+        check_labels(values, name)
     if need_soi and soi_labels is None and values.max() <= 0:
         raise ValueError(f"{name} is empty: a map of structures of interest needs values above 0")
     if need_soi and soi_labels is not None:

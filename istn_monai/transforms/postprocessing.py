@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,10 +54,11 @@ class WarpPaird(Transform):
         self.transformation = transformation
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
-        fixed = data[ORIGINAL_KEYS[1]]
+        check_prediction(data)
+        moving, fixed = (data[key] for key in ORIGINAL_KEYS[:2])
         grid, device = Grid.of(fixed), self.device(data)
         samplers = {
-            "warped": intensities(data[ORIGINAL_KEYS[0]].as_tensor().to(device)),
+            "warped": intensities(moving.as_tensor().to(device)),
             "displacement": self.found_in_world(data),
         }
         if ORIGINAL_KEYS[2] in data:
@@ -64,7 +66,11 @@ class WarpPaird(Transform):
         images = on_grid_in_slabs(grid, partial(self.points, data), samplers)
         for slab in grid.slabs(SLAB):
             images["displacement"][:, slab] -= grid.points(torch.float32, slab).to(device)
-        return dict(data) | {name: with_affine(image, grid.affine, fixed) for name, image in images.items()}
+        results = {name: with_affine(image, grid.affine, fixed) for name, image in images.items()}
+        named(results["warped"], file_of(moving))
+        if ORIGINAL_KEYS[2] in data:
+            named(results["warped_label"], label_file(file_of(data[ORIGINAL_KEYS[2]]), file_of(moving)))
+        return dict(data) | results
 
     def device(self, data: Mapping[Hashable, Any]) -> torch.device:
         """Where it is sampled: that of a ddf which is interpolated; transforms in the world are on the CPU."""
@@ -88,6 +94,36 @@ class WarpPaird(Transform):
         if "initial_alignment" in data:
             to_world = torch.as_tensor(data["initial_alignment"], dtype=torch.float64) @ to_world
         return lambda points: map_points(to_world.to(points), points[0])
+
+
+def check_prediction(data: Mapping[Hashable, Any]) -> None:
+    """ValueError if the network's, or the refinement's, prediction is not finite."""
+    for key in ("theta", "pred"):
+        if key in data and not torch.isfinite(convert_to_tensor(data[key], track_meta=False)).all():
+            raise ValueError(
+                f"{key}, what was predicted for this pair, has NaN or infinite values: check the images' intensities "
+                "and the weights (istn-monai info), or refine with a lower learning rate"
+            )
+
+
+def file_of(image: MetaTensor) -> str:
+    """The file that an image came from; empty for one from memory."""
+    return str(image.meta.get("filename_or_obj") or "")
+
+
+def label_file(label: str, image: str) -> str:
+    """A label's file, by another name if its image's is the same in another folder: results would be one file."""
+    path = Path(label)
+    stem, dot, suffixes = path.name.partition(".")
+    return str(path.with_name(f"{stem}_label{dot}{suffixes}")) if label and path.name == Path(image).name else label
+
+
+def named(image: MetaTensor, file: str) -> MetaTensor:
+    """An image whose metadata names a file, which MONAI's ``SaveImaged`` names its own after; none for no file."""
+    image.meta.pop("filename_or_obj", None)
+    if file:
+        image.meta["filename_or_obj"] = file
+    return image
 
 
 class Representd(Transform):

@@ -15,14 +15,17 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from monai.utils import get_equivalent_dtype
 from torch import Tensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment
+from istn_monai.geometry.exact import EXACT, largest, working
 from istn_monai.geometry.grids import Grid, overlap_in_world
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import unit_range
 from istn_monai.io.images import read_or_explain
 from istn_monai.transforms.checks import check_image, check_label, source
+from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, PAIR_KEYS, Pair
 
 
@@ -52,12 +55,27 @@ class LoadPaird(MapTransform):
     def load(self, image: Any, key: str) -> MetaTensor:
         """The image at a path; or the image that it is."""
         if isinstance(image, (str, Path)):
-            return read_or_explain(image, key, **self.options)
+            return (
+                read_exactly(image, key, self.options)
+                if key in LABEL_KEYS
+                else read_or_explain(image, key, **self.options)
+            )
         if not isinstance(image, MetaTensor):
             raise ValueError(f"{key} must be a path or a channel-first MetaTensor with an affine, got {type(image)}")
         result = MetaTensor(image.as_tensor(), meta={"original_affine": image.affine.clone()} | dict(image.meta))
         result.affine = image.affine
         return result
+
+
+def read_exactly(file: str | Path, key: str, options: Mapping[str, Any]) -> MetaTensor:
+    """A label map in the dtype of ``options``, MONAI's float32 by default, unless that would round its values."""
+    label = read_or_explain(file, key, **{**options, "dtype": None})
+    dtype = options.get("dtype", torch.float32)
+    return (
+        label
+        if dtype is None or largest(label.as_tensor()) >= EXACT
+        else label.to(get_equivalent_dtype(dtype, torch.Tensor))
+    )
 
 
 class CheckPaird(Transform):
@@ -100,7 +118,8 @@ class CheckPaird(Transform):
 
 
 class NormalizeIntensityRanged(MapTransform):
-    """Intensities between two percentiles, scaled to [0, 1] and clipped there, whatever the scanner's scale.
+    """Intensities between two percentiles, scaled to [0, 1] and clipped there, whatever the scanner's scale; each
+    channel by its own percentiles.
 
     An image so sparse that its percentiles coincide, which MONAI's ``ScaleIntensityRangePercentilesd`` leaves as it is,
     is scaled between its extremes.
@@ -130,7 +149,8 @@ class NormalizeIntensityRanged(MapTransform):
         """Each key ``(C, *S)`` to the same in [0, 1], float32."""
         result = dict(data)
         for key in self.key_iterator(data):
-            scaled = unit_range(data[key].as_tensor().float(), self.lower, self.upper)
+            channels = working(data[key].as_tensor())
+            scaled = torch.stack([unit_range(channel, self.lower, self.upper) for channel in channels]).float()
             result[key] = with_affine(scaled, affine_of(data[key]), data[key])
         return result
 
@@ -174,7 +194,7 @@ class SoIGroupsd(MapTransform):
         return torch.cat([torch.isin(whole, whole.new_tensor(list(group))) for group in self.soi_labels]).float()
 
 
-class InitialAlignmentd(Transform):
+class InitialAlignmentd(NotInvertible):
     """Moves the moving image and label into the fixed image's world by editing their affines.
 
     Writes ``T0`` ``(D+1, D+1)``, fixed world to moving world in RAS mm, under ``initial_alignment``.

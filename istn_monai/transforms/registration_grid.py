@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Transform
 
 from istn_monai.geometry.grids import Grid, map_points, registration_grid
 from istn_monai.geometry.meta import affine_of, with_affine
@@ -16,6 +15,7 @@ from istn_monai.geometry.resampling import area_averaged
 from istn_monai.geometry.sampling import resample
 from istn_monai.geometry.transformation import checked_size, per_axis
 from istn_monai.transforms.checks import source
+from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, PAIR_KEYS, Pair
 
 AUTO = "auto"
@@ -24,7 +24,7 @@ MOST_VOXELS, MEMORY = 2**23, 8
 LIMIT = 2**26  # voxels of a grid that is given in numbers, some 60 GB
 
 
-class RegistrationGridd(Transform):
+class RegistrationGridd(NotInvertible):
     """Resamples a pair once, linearly, onto one registration grid built from the fixed image.
 
     On a grid that is coarser by a factor of 2 or more, a voxel is the mean of several samples: with one alone, fine

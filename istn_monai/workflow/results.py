@@ -24,10 +24,13 @@ from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.inferer import refinement_of
 from istn_monai.io.images import save_image
 from istn_monai.io.itk_transforms import write_displacement, write_transform
+from istn_monai.io.landmarks import write_points
 from istn_monai.io.paths import absolute, check_apart, check_output_dir, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
+from istn_monai.moved_points import errors, moved
 from istn_monai.qa.inspector import PairInspector
+from istn_monai.transforms.keys import POINT_KEYS
 from istn_monai.workflow.provenance import (
     differing_inputs,
     differing_options,
@@ -38,10 +41,11 @@ from istn_monai.workflow.provenance import (
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
 DISPLACEMENT, TRANSFORM, INVERSE = "displacement.nii.gz", "transform.h5", "inverse_transform.h5"
+MOVED = "moved_points.csv"
 QA_PAGE = "qa.png"
 MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
 REPORT = "report.json"
-OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, QA_PAGE, REPORT)
+OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, MOVED, QA_PAGE, REPORT)
 INPUT_KEYS = ("moving_image", "fixed_image", "moving_label")
 
 
@@ -179,26 +183,36 @@ class SavePairHandler:
             )
         return self.results.is_whole()
 
-    def save(self, pair: Mapping[str, Any], ddf: torch.Tensor) -> None:
-        """Writes one pair's results, all or none; ``ddf`` is ``(D, *S)``.
+    def save(self, pair: Mapping[str, Any], ddf: torch.Tensor, points: Mapping[str, str] | None = None) -> None:
+        """Writes one pair's results, all or none.
+
+        Args:
+            pair: what pre- and postprocessing made of it.
+            ddf: ``(D, *S)``.
+            points: landmark files that are moved along, see :mod:`istn_monai.moved_points`.
 
         Raises:
             FileExistsError: if another result is there, without ``overwrite``.
             OSError: naming the file that could not be written; what was there before is whole then.
         """
         with self.results.staged():
-            self.finished({key: record["file"] for key, record in self.inputs(pair).items()})
-            note = self.write(pair, ddf)
+            inputs = self.inputs(pair, points or {})
+            self.finished({key: record["file"] for key, record in inputs.items()})
+            note = self.write(pair, ddf, inputs, points or {})
         print(f"registered: results in {self.output_dir}{note}")
 
-    def write(self, pair: Mapping[str, Any], ddf: torch.Tensor) -> str:
+    def write(
+        self, pair: Mapping[str, Any], ddf: torch.Tensor, inputs: Mapping[str, Any], points: Mapping[str, str]
+    ) -> str:
         """Writes the files to the folder's hidden one; what the QA says of them, for a line of output."""
         for name in IMAGES:
             if name in pair:
                 with self.results.writing(f"{name}.nii.gz") as file:
                     save_image(pair[name], file)
         transforms = self.save_transforms(pair)
-        report = self.report(pair) | {"transforms": transforms}
+        report = self.report(pair) | {"inputs": inputs, "transforms": transforms}
+        if POINT_KEYS[0] in points:
+            report["points"] = self.save_points(self.transform(pair), points)
         note = ""
         if self.inspect is None:
             report["metrics"] = field_metrics(ddf.cpu(), Grid.of(pair["image"]).spacing)
@@ -228,27 +242,40 @@ class SavePairHandler:
             }
         if self.transformation is None or "theta" not in pair:
             return written
-        theta, start = (torch.as_tensor(pair[key]) for key in ("theta", "initial_alignment"))
-        transform = world_transform(self.transformation, theta[None], Grid.of(pair["image"]), start)
+        transform = self.transform(pair)
         with self.results.writing(TRANSFORM) as file:
             write_transform(transform, file)
         written[TRANSFORM] = {"maps": "fixed to moving points", "frame": "LPS mm"}
         if self.inverse:
+            start = torch.as_tensor(pair["initial_alignment"])
             inverse, residual = inverse_of(transform, pair, start, min(self.transformation.spacing))
             with self.results.writing(INVERSE) as file:
                 write_transform(inverse, file)
             written[INVERSE] = {"maps": "moving to fixed points", "frame": "LPS mm", "residual_mm": residual}
         return written
 
-    def inputs(self, pair: Mapping[str, Any]) -> dict[str, Any]:
-        """What is kept of each image that was read; an image from memory has no file."""
+    def transform(self, pair: Mapping[str, Any]) -> WorldTransform:
+        """The pair's transform, fixed to moving points, from ``theta``."""
+        if self.transformation is None:
+            raise ValueError("transformation is not set: landmarks are moved by a transformation, not by a field")
+        theta, start = (torch.as_tensor(pair[key]) for key in ("theta", "initial_alignment"))
+        return world_transform(self.transformation, theta[None], Grid.of(pair["image"]), start)
+
+    def save_points(self, transform: WorldTransform, points: Mapping[str, str]) -> dict[str, Any]:
+        """Writes the moving landmarks on the fixed side; what they are, and their errors, for the report."""
+        with self.results.writing(MOVED) as file:
+            write_points(moved(transform, points), file)
+        return {MOVED: {"are": "moving landmarks on the fixed side", "frame": "LPS mm"}, **errors(transform, points)}
+
+    def inputs(self, pair: Mapping[str, Any], points: Mapping[str, str]) -> dict[str, Any]:
+        """What is kept of each file that was read; an image from memory has none."""
         images = {key: pair[f"{key}_original"] for key in INPUT_KEYS if f"{key}_original" in pair}
         files = {key: image.meta.get("filename_or_obj") for key, image in images.items()}
         return {
             key: (input_record(str(files[key])) if files[key] else {"file": None, "sha256": None, "state": None})
             | {"shape": list(image.shape[1:]), "affine": np.asarray(image.meta["original_affine"]).tolist()}
             for key, image in images.items()
-        }
+        } | {key: input_record(str(file)) for key, file in points.items()}
 
     def report(self, pair: Mapping[str, Any]) -> dict[str, Any]:
         """What was done, and with what."""
@@ -261,7 +288,6 @@ class SavePairHandler:
             },
             "weights_sha256": self.weights_sha256,
             "options": self.options,
-            "inputs": self.inputs(pair),
             "initial_alignment": torch.as_tensor(pair["initial_alignment"]).tolist(),
             "registration_grid": {"shape": list(grid.spatial_size), "affine": grid.affine.tolist()},
             "frame": "affines and initial_alignment in RAS mm; initial_alignment maps fixed to moving world points",
