@@ -293,7 +293,7 @@ def benchmark(device: str, repeats: int, sizes: Sequence[int], pairs: int, steps
     rows = time_fields(sizes, repeats, device)
     rows += time_registration(network, input_of(items[0], device), steps, repeats, device)
     result = {
-        "provenance": common.provenance(device, repeats=repeats, weights=weights_hash(network)),
+        "provenance": common.provenance(device, repeats=repeats, weights=weights_hash(network.state_dict())),
         "rows": rows,
         "ratios": common.ratios(rows),
         "registration": register_pairs(parser, items, steps, device),

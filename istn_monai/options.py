@@ -110,7 +110,7 @@ KINDS: dict[str, Kind] = {
     "points_map": choice("heatmap", "distance"),
     "points_width": number(above=0),
     "initial_alignment": choice("world", "center", "moments", "rigid"),
-    "learning_rate": number(above=0, most=10),
+    "learning_rate": number(least=0, most=10),
     "refine_learning_rate": none_or(number(above=0, most=10)),
     "training_dtype": choice("float32", "bfloat16"),
     "frame": choice("RAS", "LPS"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -24,6 +25,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from istn_monai import kinds
 
 DEVICE = "meta"
 #: what takes a tensor from one device to another
@@ -162,6 +165,7 @@ def second_device() -> Iterator[None]:
         mock.patch.object(torch._tensor, "_convert", functools.partial(converted, convert=torch._tensor._convert)),
         mock.patch.object(MetaTensor, "__new__", meta_tensor_far),
         mock.patch.object(torch, "load", load_far),
+        mock.patch.object(kinds, "DEVICE", re.compile(f"{kinds.DEVICE.pattern}|{DEVICE}")),
         mock.patch.object(torch.autocast, "__init__", autocast_far),
         Functions(),
         Operations(),

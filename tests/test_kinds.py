@@ -51,7 +51,7 @@ def test_a_path_may_begin_with_the_home_folder_or_with_a_tilde_that_is_none(monk
         ("max_epochs", 0), ("max_epochs", "many"), ("max_epochs", 1.5), ("max_epochs", "nan"), ("max_epochs", True),
         ("batch_size", "-1"), ("num_workers", "two"), ("num_workers", -1), ("val_interval", 0), ("seed", -1),
         ("seed", 2**32), ("seed", "x"), ("refine_steps", "1.5"), ("refine_steps", ""), ("refine_steps", "True"),
-        ("learning_rate", 0), ("learning_rate", "nan"), ("learning_rate", "inf"), ("learning_rate", 1e30),
+        ("learning_rate", -1), ("learning_rate", "nan"), ("learning_rate", "inf"), ("learning_rate", 1e30),
         ("refine_learning_rate", -1), ("refine_learning_rate", "[0.1]"), ("regularization_weight", "heavy"),
         ("regularization_weight", -1), ("max_displacement", "far"), ("spacing", 0), ("spacing", "[1,1]x"),
         ("spacing", [1, 1, 1, 1]), ("control_spacing", []), ("control_spacing", [24, -6]), ("spatial_size", [48]),

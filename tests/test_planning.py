@@ -447,7 +447,10 @@ def test_an_existing_plan_is_left_alone_unless_it_may_be_replaced(tmp_path, else
     (elsewhere / "mine_plan.json").write_text("precious")
     with pytest.raises(FileExistsError, match=f"{elsewhere}/mine_plan.json.*overwrite"):
         write_plan(folder)
+    with pytest.raises(FileExistsError, match="is no plan and is left alone"):
+        write_plan(folder, overwrite=True)
     assert state_of(elsewhere) == {"mine_plan.json": b"precious"}
+    (elsewhere / "mine_plan.json").write_text(json.dumps({"_plan_": {}, "run_name": "earlier"}))
     plan, file = write_plan(folder, overwrite=True)
     assert isinstance(plan, Plan) and json.loads(file.read_text())["run_name"] == "mine"
 

@@ -19,6 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from nibabel.openers import ImageOpener
+from nibabel.wrapstruct import WrapStructError
 from torch import Tensor
 
 from istn_monai.geometry.frames import flipped, lps
@@ -259,8 +260,11 @@ def displacement_header(shape: Sequence[int], affine: Tensor | np.ndarray, file:
     """The NIfTI header of displacements ``(D, *S)``, as ITK writes it into ``file`` for an image of one voxel."""
     dims, *size = shape
     sitk.WriteImage(vector_image(np.zeros((dims, *[1] * dims)), affine, np.float32), str(file))
-    with ImageOpener(file) as content:
-        header = nib.Nifti1Header.from_fileobj(content)
+    try:
+        with ImageOpener(file) as content:
+            header = nib.Nifti1Header.from_fileobj(content)
+    except (WrapStructError, EOFError) as error:  # ITK does not say that a disk is full
+        raise OSError(f"{file} cannot be written: {error}") from error
     header["dim"][1 : dims + 1] = size
     return header
 

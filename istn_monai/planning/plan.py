@@ -123,13 +123,21 @@ def write_plan(
     if identities(file) & identities(source):
         raise ValueError(f"output {file} is the data set itself; choose another name")
     new_file(file, overwrite=overwrite)
-    if file.exists() and NOTES not in read_settings(file):
+    if file.exists() and not is_plan(file):
         raise FileExistsError(f"output {file} is no plan and is left alone: choose another name")
     check_output_dir(file.parent, "the plan's folder")
     plan = make_plan(data_set(source, drawn_pairs(source, file)))
     with replacing(file) as part:
         part.write_text(json.dumps(plan.content(), indent=1) + "\n")
     return plan, file
+
+
+def is_plan(file: Path) -> bool:
+    """Whether a file is a plan, which may be replaced where that is asked for."""
+    try:
+        return NOTES in read_settings(file)
+    except ValueError:
+        return False
 
 
 def drawn_pairs(source: Path, plan: Path) -> Path:
