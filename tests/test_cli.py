@@ -108,6 +108,28 @@ def test_an_error_in_the_bundle_ends_with_its_reason(tmp_path):
     assert last.startswith("istn-monai: unknown setting 'moving_imag': did you mean 'moving_image'?")
 
 
+@pytest.mark.parametrize(
+    "run, options, reason",
+    [
+        ("training", ("--max_epochs", 0), "max_epochs must be a whole number of at least 1, got 0"),
+        ("training", ("--seed", "x"), "seed must be a whole number"),
+        ("inference", ("--moving_image", "nan.nii.gz", "--fixed_image", "nan.nii.gz"), "1 voxels that are NaN"),
+    ],
+)
+def test_whatever_fails_in_the_bundle_is_one_line_without_a_traceback(tmp_path, run, options, reason):
+    values = np.random.default_rng(0).random((8, 9, 10), np.float32)
+    values[1, 2, 3] = np.nan
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "nan.nii.gz")
+    config = {"training": "train", "inference": "inference"}[run]
+    file = Path(__file__).parents[1] / "bundle" / "configs" / f"{config}.json"
+    command = [sys.executable, "-m", "monai.bundle", "run", run, "--config_file", str(file), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("istn-monai: ") and reason in last and "Traceback" not in done.stdout + done.stderr
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["nan.nii.gz"]
+
+
 def test_version_and_info():
     assert istn_monai("--version").stdout == f"istn-monai {__version__}\n"
     done = istn_monai("info")

@@ -21,7 +21,10 @@ __getattr__, __all__ = lazy(
         "provenance": ["config_hash"],
         "results": ["SavePairHandler"],
         "settings": ["check_settings", "find_bundle_root", "given", "none_or", "run_folder", "trained_settings"],
-        "start": ["check_evaluation", "check_inference", "check_training", "finish_training", "infer"],
+        "start": [
+            "check_evaluation", "check_inference", "check_training", "finish_training", "infer", "run_evaluation",
+            "seed_run",
+        ],
         "training": [
             "FiniteHandler", "KeepBestHandler", "KeepLastHandler", "LoadHandler", "OutputListHandler",
             "ProgressHandler", "ResumeHandler", "SeedHandler", "ValidateHandler", "channels_last", "cosine_schedule",

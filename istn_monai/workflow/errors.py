@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -120,5 +121,15 @@ def one_line() -> Iterator[None]:
     if not runs_monai_bundle():
         yield
         return
-    with ending_in_one_line("istn-monai", debug=os.environ.get(DEBUG, "") not in ("", "0")):
+    debug = os.environ.get(DEBUG, "") not in ("", "0")
+    handlers = [] if debug else logging.getLogger().handlers
+    for handler in handlers:
+        handler.addFilter(without_traceback)  # MONAI's StatsHandler logs one of what ends here
+    with ending_in_one_line("istn-monai", debug):
         yield
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Filter: takes the traceback from what is logged."""
+    record.exc_info, record.exc_text = None, None
+    return True

@@ -11,6 +11,7 @@ from typing import Any
 
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
+from monai.utils import set_determinism
 
 from istn_monai.folders import write_run
 from istn_monai.io.datalist import Item
@@ -23,6 +24,7 @@ from istn_monai.workflow.datalist_checks import check_datalist, check_points
 from istn_monai.workflow.datasets import as_pairs, is_hosted
 from istn_monai.workflow.distributed import check_started, rank
 from istn_monai.workflow.errors import one_line
+from istn_monai.workflow.evaluation import Evaluation
 from istn_monai.workflow.host_training import publish
 from istn_monai.workflow.results import SavePairHandler, already, check_pair_files, pair_folder
 from istn_monai.workflow.run_lock import hold, released_on_error
@@ -37,6 +39,19 @@ def resolver() -> Callable[[str], Any]:
     if parser is None:
         raise RuntimeError("this is for the configs of the bundle: call it from an expression of one")
     return parser.get_parsed_content
+
+
+def seed_run(seed: int) -> None:
+    """Checks the settings, then seeds all generators: each of several processes in its own way."""
+    with one_line():
+        check_settings()
+        set_determinism(seed=seed + rank())
+
+
+def run_evaluation(evaluation: Evaluation) -> None:
+    """Runs an evaluation."""
+    with one_line():
+        evaluation.run()
 
 
 def check_training() -> None:
@@ -85,6 +100,7 @@ def check_evaluation() -> None:
             {split: data}, settings.spatial_dims, labels, in_channels=settings.in_channels,
             read_labels=reads_labels(labels),
         )  # fmt: skip
+        value("evaluate#evaluation")
 
 
 def check_inference() -> None:
@@ -95,7 +111,7 @@ def check_inference() -> None:
         files: Mapping[str, Any] = {"moving_image": None, "fixed_image": None} | value("pair")
         check_pair_files(value("output_dir"), **files)
         check_apart(pair_folder(value("output_dir")).files, [("checkpoint_file", value("checkpoint_file"))])
-        value("settings")
+        value("evaluator")
 
 
 def infer(evaluator: Engine, saver: SavePairHandler, pair: Mapping[str, str], checkpoint_file: str) -> None:
