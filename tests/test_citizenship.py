@@ -66,7 +66,10 @@ def test_what_cannot_be_inverted_says_so():
 
 @pytest.mark.parametrize("label", ["/d/labels/moving.nii.gz", "/d/other.nii.gz"])
 def test_warped_image_and_label_are_saved_to_files_of_their_own(tmp_path, label):
-    moving, fixed = meta(rand(1, 5, 6, 7), name="/d/images/moving.nii.gz"), meta(rand(1, 5, 6, 7), name="/d/fixed.nii.gz")
+    moving, fixed = (
+        meta(rand(1, 5, 6, 7), name="/d/images/moving.nii.gz"),
+        meta(rand(1, 5, 6, 7), name="/d/fixed.nii.gz"),
+    )
     pair = {"moving_image_original": moving, "fixed_image_original": fixed, "image": fixed}
     pair |= {"moving_label_original": meta(torch.ones(1, 5, 6, 7), name=label), "pred": torch.zeros(3, 5, 6, 7)}
     result = WarpPaird()(pair)
