@@ -136,6 +136,8 @@ def register(
 
     if fixed is None and not str(moving).endswith(".json"):
         raise ValueError("fixed is not set: give two images, or one datalist (.json)")
+    if fixed is None and moving_label is not None:
+        raise ValueError("moving_label is for two images: the pairs of a datalist have labels of their own")
     registration = Registration(model, refine_steps, config, bundle_root, **settings)
     folder = Path(output_dir).expanduser().absolute()
     if fixed is not None:

@@ -121,10 +121,12 @@ class Refiner:
     ) -> None:
         if target not in TARGETS:
             raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
-        if not isinstance(steps, int) or steps < 0:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
         if coarse_steps is not None and (not isinstance(coarse_steps, int) or coarse_steps < 0):
             raise ValueError(f"coarse_steps must be a whole number of at least 0, or None, got {coarse_steps!r}")
+        if learning_rate is not None and not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a finite number above 0, or None, got {learning_rate!r}")
         wanted = COARSE_STEPS[target] if coarse_steps is None else coarse_steps
         self.coarse_steps = 0 if regularization is not None else min(wanted, steps // 2)
         self.steps = steps

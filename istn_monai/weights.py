@@ -110,6 +110,9 @@ def read_weights(file: str | os.PathLike, device: Any = "cpu") -> Weights:
     state = content.get("model", content)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} is not a checkpoint: it must hold tensors by name, got {sorted(content)[:5]}")
+    odd = [name for name, value in state.items() if value.is_complex()]
+    if odd:
+        raise ValueError(f"{path} has complex weights, in {odd[0]}, which no network of this package has")
     broken = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
         raise ValueError(f"{path} has weights that are NaN or infinite, in {broken[0]}: train again, with a lower rate")

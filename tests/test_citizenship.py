@@ -105,3 +105,10 @@ def test_keys_of_a_datalist_that_nothing_reads_are_named(tmp_path):
     item = {"moving_image": "a", "fixed_image": "b", "moving_points": "c.csv", "moving_lable": "d", "id": 1}
     with pytest.warns(UserWarning, match=r"'id', 'moving_lable'"):
         assert set(pairs_of(write_json(tmp_path / "l.json", {"testing": [item]}), "testing")[0]) >= {"moving_points"}
+
+
+def test_a_label_beside_a_datalist_is_refused():
+    from istn_monai.__main__ import register
+
+    with pytest.raises(ValueError, match="moving_label is for two images"):
+        register("pairs.json", moving_label="label.nii.gz")

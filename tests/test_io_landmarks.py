@@ -92,3 +92,21 @@ def test_a_csv_with_a_byte_order_mark_and_headers_in_any_case_keeps_its_names(tm
     file.write_text("Label, X ,y,Z,Frame\nAC,1,2,3,ras\n", encoding="utf-8-sig")
     points = read_points(file)
     assert points.labels == ("AC",) and points.positions.tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "label,x,y,z,frame\nAC,1,2,3,LPS,7\n", "landmark 1 has 6 cells, the header 5"),
+        ("a.csv", "label,x,y,z,frame\nAC,1,2\n", "landmark 1 has 3 cells"),
+        ("a.csv", "label,x,X,y,frame\nAC,1,2,3,LPS\n", "more than once"),
+        ("a.csv", "label,x,y,z,frame\nAC,1,2,3,LPS\nPC,1,2,3,\n", "one frame for all landmarks"),
+        ("a.mrk.json", '{"markups": [{"coordinateUnits": "m"}]}', "coordinateUnits must be mm, got 'm'"),
+        ("a.mrk.json", '{"markups": [{}, {}]}', "one list of markups"),
+        ("a.mrk.json", '{"markups": [{"controlPoints": {}}]}', "controlPoints must be a list"),
+    ],
+)
+def test_what_a_landmark_file_does_not_say_clearly_is_refused_by_its_name(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} is not a landmark file.*{words}"):
+        read_points(tmp_path / name)

@@ -20,6 +20,7 @@ from istn_monai.refinement import Refiner
 from istn_monai.transforms.checks import check_image, check_label
 from istn_monai.transforms.postprocessing import WarpPaird
 from istn_monai.transforms.preprocessing import LoadPaird, NormalizeIntensityRanged
+from istn_monai.weights import read_weights
 
 IDS = (8589934597, 4000000001, 2**24 + 1)
 
@@ -127,3 +128,24 @@ def test_a_prediction_that_is_not_finite_is_an_error(key):
     bad = {key: torch.full((2, 5, 6), float("nan"))}
     with pytest.raises(ValueError, match=f"{key}.*NaN or infinite"):
         WarpPaird()(pair | bad)
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": float("nan")}, {"learning_rate": 0.0}, {"steps": None},
+                                   {"steps": True}])  # fmt: skip
+def test_a_refiner_of_no_use_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        Refiner(**wrong)
+
+
+def test_an_image_that_is_constant_in_float32_is_refused():
+    image = 1e6 + 1e-3 * torch.linspace(0, 1, 30, dtype=torch.float64).view(1, 5, 6)
+    with pytest.raises(ValueError, match="fixed_image is constant"):
+        check_image(meta(image), "fixed_image", 2)
+
+
+def test_complex_images_and_weights_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="moving_image has complex values"):
+        check_image(meta(torch.ones(1, 5, 6, dtype=torch.complex64)), "moving_image", 2)
+    torch.save({"a": torch.ones(2, dtype=torch.complex64)}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"c.pt has complex weights, in a"):
+        read_weights(tmp_path / "c.pt")

@@ -12,10 +12,11 @@ import os
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 
-LIMIT, VARIABLE = 2**29, "ISTN_MAX_VOXELS"
+LIMIT, VARIABLE = 2**28, "ISTN_MAX_VOXELS"
 MOST_COMPRESSED = 1040  # bytes that deflate can make of one
 BEHIND = 2**24  # bytes that may follow the voxels
 CHUNK = 2**20
@@ -50,6 +51,7 @@ def check_file(file: str | Path, place: str) -> None:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({reason})") from error
         check_voxels(path, place, voxels)
+        check_sform(header, path, place)
         if name.endswith((".nii", ".nii.gz")):
             check_length(path, place, voxels * size, name.endswith(GZIPPED))
 
@@ -61,6 +63,15 @@ def check_voxels(path: Path, place: str, voxels: int) -> None:
             f"{place}: {path} has {voxels:,} voxels by its header, more than {most_voxels():,}: crop or resample it, "
             f"or set the environment variable {VARIABLE} if memory allows some 90 bytes for each"
         )
+
+
+def check_sform(header: Any, path: Path, place: str) -> None:
+    """ValueError if a NIfTI header has an sform that is not finite: readers differ in what they take then."""
+    if not isinstance(header, nib.Nifti1Header) or not int(header["sform_code"]):
+        return
+    rows = [header[f"srow_{axis}"].tolist() for axis in "xyz"]
+    if not all(math.isfinite(number) for row in rows for number in row):
+        raise ValueError(f"{place}: {path} has a header whose sform is not finite, {rows}; repair it")
 
 
 def text_voxels(path: Path) -> int:
@@ -88,8 +99,6 @@ def check_length(path: Path, place: str, expected: int, gzipped: bool) -> None:
                 if found > expected + BEHIND:
                     break
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{place}: cannot read {path} to its end ({error}): it is damaged or truncated, copy it again"
-        ) from error
+        raise ValueError(f"{place}: cannot read {path}: it is damaged or truncated ({error}); copy it again") from error
     if not expected <= found <= expected + BEHIND:
         raise ValueError(f"{place}: {path} holds {found:,} bytes or more, its header promises {expected:,}: repair it")

@@ -119,7 +119,7 @@ def read_points(file: str | Path, frame: str | None = None) -> Points:
     reader = {".csv": read_csv, ".fcsv": read_fcsv, ".mrk.json": read_markups}[suffix]
     try:
         positions, labels, own_frame = reader(path.read_text(encoding="utf-8-sig"))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} is not a landmark file that can be read: {error}") from error
     if not positions:
         raise ValueError(f"{path} has no landmark")
@@ -141,14 +141,25 @@ def read_csv(text: str) -> Parsed:
     names, *lines = [*csv.reader(io.StringIO(text))] or [[]]
     header = [name.strip().lower() for name in names]
     rows = [dict(zip(header, map(str.strip, line), strict=False)) for line in lines if line]
+    check_cells(header, [line for line in lines if line])
     axes = [axis for axis in AXES if rows and axis in rows[0]]
     if axes[:2] != ["x", "y"]:
         raise ValueError(f"a CSV file needs columns x, y and, in 3-D, z; it has {list(rows[0]) if rows else 'no row'}")
     frames = {row["frame"].strip().upper() for row in rows if row.get("frame")}
-    if len(frames) > 1:
-        raise ValueError(f"one frame for all landmarks, got {sorted(frames)}")
+    if len(frames) > 1 or (frames and not all(row.get("frame") for row in rows)):
+        raise ValueError(f"one frame for all landmarks, in each row, got {sorted(frames)} and rows that say another")
     labels = [row.get("label") or row.get("name") or row.get("id") or str(number) for number, row in enumerate(rows, 1)]
     return [[float(row[axis]) for axis in axes] for row in rows], labels, next(iter(frames), None)
+
+
+def check_cells(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """ValueError if a column is there twice, or a row has more or fewer cells than there are columns."""
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise ValueError(f"the columns {twice} are there more than once")
+    for number, line in enumerate(lines, 1):
+        if len(line) < len(header) or any(cell.strip() for cell in line[len(header) :]):
+            raise ValueError(f"landmark {number} has {len(line)} cells, the header {len(header)}: {','.join(line)}")
 
 
 def read_fcsv(text: str) -> Parsed:
@@ -164,7 +175,14 @@ def read_fcsv(text: str) -> Parsed:
 
 def read_markups(text: str) -> Parsed:
     """Positions, labels and frame of Slicer's markups."""
-    markup = json.loads(text)["markups"][0]
+    markups = json.loads(text)["markups"]
+    if not isinstance(markups, list) or len(markups) != 1 or not isinstance(markups[0], dict):
+        raise ValueError("it must hold one list of markups alone: save each list to a file of its own")
+    markup = markups[0]
+    if (unit := markup.get("coordinateUnits", "mm")) not in ("mm", ["mm", "", "mm"]):
+        raise ValueError(f"coordinateUnits must be mm, got {unit!r}")
+    if not isinstance(markup["controlPoints"], list) or not all(isinstance(p, dict) for p in markup["controlPoints"]):
+        raise ValueError("controlPoints must be a list of points")
     points = [point for point in markup["controlPoints"] if point.get("positionStatus", "defined") == "defined"]
     labels = [point.get("label") or str(number) for number, point in enumerate(points, 1)]
     return [list(map(float, point["position"])) for point in points], labels, FCSV_FRAMES[markup["coordinateSystem"]]

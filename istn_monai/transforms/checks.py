@@ -9,6 +9,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from istn_monai.geometry.exact import working
 from istn_monai.io.images import check_affine, check_dims, source
 from istn_monai.io.values import check_finite, check_labels, plain
 
@@ -33,7 +34,7 @@ def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | N
     check_affine(image, key)
     values = plain(image)
     check_finite(values, source(image, key))
-    low, high = torch.aminmax(values)
+    low, high = working(torch.stack(torch.aminmax(values)))  # in the numbers that it is computed with
     if low == high:
         raise ValueError(f"{source(image, key)} is constant ({low.item():g}): there is nothing to register")
     if float(high) - float(low) < SMALLEST_RANGE:
