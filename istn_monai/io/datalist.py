@@ -27,7 +27,7 @@ def read_json(file: Path, what: str, expected: str) -> dict[str, Any]:
     """A JSON object, or a ValueError that names the file, what it was taken for, and what it must be."""
     try:
         content = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{what} {file} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{what} {file} must be {expected}, got {type(content).__name__}")

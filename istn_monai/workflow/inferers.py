@@ -19,9 +19,9 @@ BSPLINE_RATE, BSPLINE_STEPS = 0.2, 50
 def default_rate(transformation: str, steps: int) -> float:
     """The bundle's learning rate for the parameters of "affine" or "bspline".
 
-    In fewer steps than usual B-splines take smaller ones: 10 at the full rate end where they began.
+    In fewer steps than usual B-splines take smaller ones: 10 at the full rate end where they began. No step is as one.
     """
-    return BSPLINE_RATE * min(1.0, steps / BSPLINE_STEPS) if transformation == "bspline" else LEARNING_RATES["theta"]
+    return BSPLINE_RATE * min(1.0, max(1, steps) / BSPLINE_STEPS) if transformation == "bspline" else LEARNING_RATES["theta"]
 
 
 class AutocastInferer(SimpleInferer):
