@@ -87,7 +87,7 @@ def array(file):
 def test_simpleitk_reproduces_the_warped_image_from_either_transform(registered):
     files, out, _ = registered
     warped = array(out / "warped.nii.gz")
-    assert {file.name for file in out.iterdir()} == set(OUTPUTS)
+    assert {file.name for file in out.iterdir()} == set(OUTPUTS) - {"moved_points.csv"}
     before = by_simpleitk(files["moving_image"], files["fixed_image"], sitk.Transform(warped.ndim, sitk.sitkIdentity))
     transform = sitk.ReadTransform(str(out / "transform.h5"))
     found = by_simpleitk(files["moving_image"], files["fixed_image"], transform)

@@ -21,7 +21,9 @@ def default_rate(transformation: str, steps: int) -> float:
 
     In fewer steps than usual B-splines take smaller ones: 10 at the full rate end where they began. No step is as one.
     """
-    return BSPLINE_RATE * min(1.0, max(1, steps) / BSPLINE_STEPS) if transformation == "bspline" else LEARNING_RATES["theta"]
+    if transformation != "bspline":
+        return LEARNING_RATES["theta"]
+    return BSPLINE_RATE * min(1.0, max(1, steps) / BSPLINE_STEPS)
 
 
 class AutocastInferer(SimpleInferer):
