@@ -50,7 +50,7 @@ def test_settings_named_in_the_readme_exist():
     commands = [*COMMANDS.values(), Registration]  # which takes what `register` and `represent` pass on
     arguments = {name for command in commands for name in inspect.signature(command).parameters}
     for name in re.findall(r"--(\w+)", README):
-        assert name in SETTINGS or name in arguments | {"config_file", "inferer", "help", *TORCHRUN}
+        assert name in SETTINGS or name in arguments | {"config_file", "inferer", "help", "debug", *TORCHRUN}
 
 
 def test_configs_named_in_the_documents_exist():

@@ -86,3 +86,24 @@ def test_a_signal_ends_with_one_line_that_says_how_to_go_on(number, code, word):
         _, printed = process.communicate(timeout=60)
     assert process.returncode == code
     assert printed.strip() == f"here: {word}; nothing that was finished is lost; repeat the command to go on"
+
+
+def test_a_disk_that_is_full_ends_with_one_line_and_no_crash(tmp_path):
+    program = (
+        "import resource, torch; from pathlib import Path\n"
+        "from istn_monai.geometry.world_transform import WorldField, WorldTransform\n"
+        "from istn_monai.io.itk_transforms import write_transform\n"
+        "from istn_monai.io.paths import replacing\n"
+        "from istn_monai.workflow.errors import ending_in_one_line\n"
+        "field = WorldField(torch.rand(3, 20, 20, 20).double(), torch.eye(4).double())\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
+        "with ending_in_one_line('here'), replacing(Path('a.h5').absolute()) as part:\n"
+        "    write_transform(WorldTransform([field], 3), part)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"here: cannot write {tmp_path}/a.h5: ")
+    assert not list(tmp_path.iterdir())

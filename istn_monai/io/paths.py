@@ -133,11 +133,15 @@ def replacing(file: Path, durable: bool = True) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def not_written(file: Path, error: BaseException) -> OSError:
+class NotWritten(OSError):
+    """A file could not be written to its end."""
+
+
+def not_written(file: Path, error: BaseException) -> NotWritten:
     """The one line for a file that could not be written."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = getattr(error, "strerror", None) or lines[-1]
-    return OSError(f"cannot write {file}: {reason}; what was there before is unchanged")
+    return NotWritten(f"cannot write {file}: {reason}; what was there before is unchanged")
 
 
 def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> Path:

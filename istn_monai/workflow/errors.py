@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from istn_monai.io.paths import NotWritten
+
 FORESEEN = (OSError, ValueError, ImportError, MemoryError)
 MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # in a RuntimeError of torch
 DEBUG = "ISTN_DEBUG"
@@ -53,7 +55,13 @@ def exit_in_one_line(error: Exception, program: str, debug: bool) -> NoReturn:
     """Ends a program after any failure; one that was not foreseen asks to be reported."""
     if debug:
         traceback.print_exception(error)
-    if foreseen_cause(error) is not None:
+    cause = foreseen_cause(error)
+    if isinstance(cause, NotWritten):  # HDF5 crashes where a process ends that could not write all it has
+        print(f"{program}: {said(cause)}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    if cause is not None:
         exit_with_cause(error, program)
     root: BaseException = error
     while root.__cause__ is not None:
