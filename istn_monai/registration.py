@@ -90,10 +90,11 @@ class Registration:
         weights = read_weights(self.content("checkpoint_file"))
         self.settings: NetworkSettings = self.content("settings")
         self.device = torch.device(self.content("device"))
-        self.network = self.content("network").eval()
+        with torch.inference_mode(False):  # refinement differentiates through the network
+            self.network = self.content("network").eval()
+            weights.load_into(self.network)
         self.qa = bool(self.content("qa"))
         self.overwrite = checked_overwrite(self.parser.get("overwrite", False))
-        weights.load_into(self.network)
         self.weights_sha256 = weights_hash(self.network.state_dict())
         #: files that are read for each pair, by what errors call them
         self.read = {"checkpoint_file": self.content("checkpoint_file")} | ({"config": config} if config else {})
@@ -117,11 +118,11 @@ class Registration:
         Returns:
             All that the bundle's pre- and postprocessing made of it: ``warped``, ``pred``, ``theta`` ...
         """
-        data = self.content("preprocessing")(pair)
-        image = convert_to_tensor(data["image"], track_meta=False)[None].to(self.device)
-        with torch.no_grad():
-            pred = self.content("inferer")(image, self.network)
-        return self.content("postprocessing")(data | {"pred": decollate_batch(pred)[0]})
+        with torch.inference_mode(False), torch.no_grad():  # refinement differentiates what is made here
+            data = self.content("preprocessing")(pair)
+            image = convert_to_tensor(data["image"], track_meta=False)[None].to(self.device)
+            pred = self.content("inferer")(image.clone() if image.is_inference() else image, self.network)
+            return self.content("postprocessing")(data | {"pred": decollate_batch(pred)[0]})
 
     def saver(self, output_dir: str | Path, inverse: bool = False) -> SavePairHandler:
         """What writes the results of a pair to a folder, as the bundle does."""

@@ -259,6 +259,16 @@ def test_images_from_memory_are_registered_like_their_files(registered, tmp_path
     assert report["inputs"]["fixed_image"]["file"] is None and "sha256" in report["inputs"]["fixed_image"]
 
 
+def test_a_pair_is_refined_under_inference_mode_too(registered):
+    files, _, settings = registered
+    expected = Registration(refine_steps=2, **settings)(images_of(files))["theta"]
+    with torch.inference_mode():
+        read = {key: read_image(file, dtype=None) for key, file in images_of(files).items()}
+        images = {key: MetaTensor(image.as_tensor(), affine=image.affine) for key, image in read.items()}
+        found = Registration(refine_steps=2, **settings)(images)["theta"]
+    assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
+
+
 def test_an_image_that_is_neither_file_nor_metatensor_is_refused(registered):
     files, _, settings = registered
     with pytest.raises(RuntimeError) as caught:  # MONAI's, around ours
