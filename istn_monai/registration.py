@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
@@ -258,13 +259,19 @@ def register_datalist(
 
 
 def pairs_of(datalist: str | Path, split: str) -> Sequence[Item]:
-    """The pairs of a split, with the files that registration takes; a warning names keys that nothing reads."""
+    """The pairs of a split, with the files that registration takes.
+
+    A warning names keys that nothing reads; one that is nearly one of ours is an error.
+    """
     taken = (*PAIR_KEYS[:3], *POINT_KEYS)
     items = read_json(existing(datalist), "datalist", "a JSON object").get(split)
     found = {str(key) for item in items or () if isinstance(item, Mapping) for key in item}
     unknown = sorted(found - {*PAIR_KEYS, *POINT_KEYS})
+    known = (*PAIR_KEYS, *POINT_KEYS)
+    for key in unknown:
+        if meant := difflib.get_close_matches(key, known, n=1, cutoff=0.9):
+            raise ValueError(f"datalist {datalist}: unknown key {key!r}: did you mean {meant[0]!r}?")
     if unknown:
-        known = (*PAIR_KEYS, *POINT_KEYS)
         warnings.warn(f"datalist {datalist}: the keys {unknown} are not read, only {known}: mistyped?", stacklevel=2)
     pairs = read_datalist(datalist, [split], IMAGE_KEYS)[split]
     return [{key: pair[key] for key in taken if key in pair} for pair in pairs]

@@ -102,8 +102,10 @@ def test_a_pairs_landmarks_are_moved_and_measured(tmp_path):
 
 
 def test_keys_of_a_datalist_that_nothing_reads_are_named(tmp_path):
-    item = {"moving_image": "a", "fixed_image": "b", "moving_points": "c.csv", "moving_lable": "d", "id": 1}
-    with pytest.warns(UserWarning, match=r"'id', 'moving_lable'"):
+    item = {"moving_image": "a", "fixed_image": "b", "moving_points": "c.csv", "moving_mask": "d", "id": 1}
+    with pytest.raises(ValueError, match="unknown key 'moving_lable': did you mean 'moving_label'"):
+        pairs_of(write_json(tmp_path / "l.json", {"testing": [item | {"moving_lable": "d"}]}), "testing")
+    with pytest.warns(UserWarning, match=r"'id', 'moving_mask'"):
         assert set(pairs_of(write_json(tmp_path / "l.json", {"testing": [item]}), "testing")[0]) >= {"moving_points"}
 
 
