@@ -197,7 +197,7 @@ def apply(
         inverse: bring what belongs to the fixed image to the moving one.
         interpolation: auto (label or linear, by the image's values), linear, nearest, or label (linear one-hot, then
             the largest).
-        frame: RAS or LPS, of landmarks in a .csv that does not say it in a column; the result is in the same.
+        frame: RAS or LPS, of landmarks in a .csv without such a column, and of the result, which is in LPS by default.
         overwrite: replace an existing output.
     """
     load_libraries()
@@ -300,12 +300,14 @@ COMMANDS: dict[str, Callable[..., str]] = {
 
 
 def help_of(name: str) -> str:
-    """What Fire says of a command, without its one-letter options, of which it names some twice."""
+    """What Fire says of a command, without its one-letter options, of which it names some twice, and internals."""
     from fire import helptext, trace
 
     way = trace.FireTrace(COMMANDS, name="istn-monai")
     way.AddAccessedProperty(COMMANDS[name], name, [name], None, None)
     text = helptext.HelpText(COMMANDS[name], trace=way).replace("GROUP | ", "")
+    text = re.sub(r"\nGROUPS\n.*?(?=\n[A-Z]+|\Z)", "", text, flags=re.DOTALL)
+    text = re.sub(r"(?m)^ +(Type: .*|Default: None|Additional flags are accepted\.)\n", "", text)
     return re.sub(r"-\w, --", "--", text)
 
 

@@ -108,7 +108,7 @@ def apply_transform(
         inverse: bring what belongs to the fixed image to the moving one.
         interpolation: linear, nearest, label (linear one-hot, then the largest), or auto: label or linear, by the
             image's values, and printed; values that do not say which raise an error.
-        frame: RAS or LPS, of landmarks in a .csv that does not say it in a column; the result is in the same.
+        frame: RAS or LPS, of landmarks in a .csv without such a column, and of the result, which is in LPS by default.
         overwrite: replace an existing output; never a file that is read here.
     """
     path = new_file(output, overwrite=overwrite)

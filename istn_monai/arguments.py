@@ -52,7 +52,7 @@ def full_name(word: str, names: Sequence[str], takes_settings: bool) -> str:
         return word
     known = [*names, *SETTINGS] if takes_settings else names
     if name not in known and not (name.startswith("no") and name[2:] in known):
-        raise unknown("option" if not takes_settings else "setting", name, known)
+        raise unknown("option", name, names)
     return f"--{name}{found['given'] or found['short_given'] or ''}"
 
 
