@@ -32,11 +32,17 @@ def literal(value: Any) -> Any:
     return DefaultParseValue(value)
 
 
+def says_none(value: Any) -> bool:
+    """Whether a value is a word for None: on MONAI's command line ``--key None`` is as if it were not there."""
+    return isinstance(value, str) and value.lower() in ("none", "null")
+
+
 def none_or(kind: Kind) -> Kind:
     """A kind whose values may also be none: None, which a JSON file calls null, or one of these words."""
 
     def read(name: str, value: Any) -> Any:
-        return value if isinstance(value, str) and value.lower() in ("none", "null") else kind(name, value)
+        """The word as it is, or what the other kind reads."""
+        return value if says_none(value) else kind(name, value)
 
     return read
 
@@ -56,14 +62,14 @@ def whole(least: int = 0, most: int | None = None) -> Kind:
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def read(name: str, value: Any) -> Any:
-        number = literal(value)
+        """The number."""
+        found = literal(value)
         if value is None:
             return None
-        if isinstance(number, bool) or not isinstance(number, int):
+        fits = isinstance(found, int) and not isinstance(found, bool)
+        if not fits or found < least or (most is not None and found > most):
             raise wrong(name, value, f"a whole number {bounds}")
-        if number < least or (most is not None and number > most):
-            raise wrong(name, value, f"a whole number {bounds}")
-        return number
+        return found
 
     return read
 
@@ -72,14 +78,15 @@ def number(above: float | None = None, least: float | None = None, most: float =
     """A finite number in a range: above a bound, or of at least one; and of at most another."""
     bounds = f" above {above:g}" if above is not None else f" of at least {least:g}" if least is not None else ""
     bounds += f", of at most {most:g}" if most < math.inf else ""
+    low = max((bound for bound in (above, least) if bound is not None), default=-math.inf)
 
     def read(name: str, value: Any) -> Any:
+        """The number."""
         found = literal(value)
         if value is None:
             return None
-        if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
-            raise wrong(name, value, f"a number{bounds}")
-        if (above is not None and found <= above) or (least is not None and found < least) or found > most:
+        fits = isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found)
+        if not fits or not low <= found <= most or found == above:
             raise wrong(name, value, f"a number{bounds}")
         return found
 
@@ -91,6 +98,7 @@ def numbers(kind: Kind, counts: tuple[int, ...] = ()) -> Kind:
     how_many = f" of {' or '.join(map(str, counts))}" if counts else ""
 
     def read(name: str, value: Any) -> Any:
+        """The number, or the list."""
         found = literal(value)
         if not isinstance(found, (list, tuple)):
             return kind(name, found)
@@ -116,6 +124,7 @@ def choice(*words: str) -> Kind:
     """One of these words."""
 
     def read(name: str, value: Any) -> Any:
+        """The word."""
         if value is not None and value not in words:
             raise wrong(name, value, f"one of {', '.join(words)}")
         return value

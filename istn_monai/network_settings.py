@@ -15,6 +15,7 @@ from torch import nn
 from istn_monai.alignment import INITIAL_ALIGNMENTS
 from istn_monai.geometry.composite import TRANSFORMATIONS, spatial_transformation
 from istn_monai.geometry.transformation import Transformation, checked_size, per_axis
+from istn_monai.kinds import says_none
 from istn_monai.layers import SoftClamp, with_central_statistics
 from istn_monai.losses import VARIANTS
 from istn_monai.networks import ISTN, BackboneITN, DisplacementNetwork
@@ -31,8 +32,8 @@ TRUSTED = ("istn_monai.", "monai.networks.", "torch.nn.")
 
 
 def none_or(value: Any) -> Any:
-    """None for the words "none" and "null": on MONAI's command line ``--key None`` is as if it were not there."""
-    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
+    """None for the words "none" and "null"; any other value as it is."""
+    return None if says_none(value) else value
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,7 @@ def command(settings_of: str | None = None) -> Callable[[Callable[..., str]], Ca
 
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> str:
+            """The command, with typed arguments."""
             bound = own.bind(*args, **kwargs)
             settings = bound.arguments.pop("settings", {})
             arguments = {name: typed(name, value) for name, value in bound.arguments.items()}

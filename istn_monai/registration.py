@@ -252,6 +252,7 @@ def register_datalist(
     cohort.check(lambda folder: registration.saver(folder, inverse), registration.read | {"datalist": datalist})
 
     def register(number: int, wait: bool) -> bool:
+        """Registers one pair of the cohort."""
         folder = cohort.folder / cohort.name(number)
         return register_files(registration, folder, inverse, wait, **cohort.pairs[number])
 

@@ -15,13 +15,14 @@ import SimpleITK as sitk
 import torch
 
 from istn_monai.io import nifti
+from istn_monai.io.images import WRITTEN_SUFFIXES
 from istn_monai.io.itk_transforms import write_displacement
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from common import peak_mb
 
 
-@pytest.mark.parametrize("suffix", nifti.NIFTI_SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITTEN_SUFFIXES)
 def test_a_field_of_many_blocks_is_the_same_in_all_readers(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(nifti, "BLOCK", 1000)
     field = torch.randn(3, 9, 8, 30)

@@ -6,7 +6,6 @@ first and fails later. And readers of compressed files stop at the last voxel, b
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import re
@@ -16,10 +15,11 @@ from typing import Any
 
 import nibabel as nib
 
+from istn_monai.io.whole import length_of
+
 LIMIT, VARIABLE = 2**28, "ISTN_MAX_VOXELS"
 MOST_COMPRESSED = 1040  # bytes that deflate can make of one
 BEHIND = 2**24  # bytes that may follow the voxels
-CHUNK = 2**20
 NIFTI, GZIPPED, TEXT = (".nii", ".nii.gz", ".hdr", ".img"), (".nii.gz",), (".nrrd", ".nhdr", ".mha", ".mhd")
 
 
@@ -91,13 +91,8 @@ def check_length(path: Path, place: str, expected: int, gzipped: bool) -> None:
         )
     if not gzipped:
         return
-    found = 0
     try:
-        with gzip.open(path) as stream:
-            while chunk := stream.read(CHUNK):
-                found += len(chunk)
-                if found > expected + BEHIND:
-                    break
+        found = length_of(path, enough=expected + BEHIND)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{place}: cannot read {path}: it is damaged or truncated ({error}); copy it again") from error
     if not expected <= found <= expected + BEHIND:

@@ -76,10 +76,10 @@ def save_image(image: MetaTensor, file: Path) -> None:
     nib.save(nib.Nifti1Image(array, affine, dtype=array.dtype), file)
 
 
-def check_written_suffix(file: Path) -> None:
+def check_written_suffix(file: Path, what: str = "an image") -> None:
     """ValueError unless images are written under such a name; anything else would become the name of another file."""
     if not file.name.endswith(WRITTEN_SUFFIXES):
-        raise ValueError(f"an image is written as one of {WRITTEN_SUFFIXES}, got {file.name}")
+        raise ValueError(f"{what} is written as one of {WRITTEN_SUFFIXES}, got {file.name}")
 
 
 def write_image(image: MetaTensor, file: Path) -> None:

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from istn_monai.geometry.frames import flipped, lps
 from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, WorldComponent, WorldField, WorldTransform
-from istn_monai.io.nifti import NIFTI_SUFFIXES, slabs_of, write_nifti
+from istn_monai.io.images import check_written_suffix
+from istn_monai.io.nifti import slabs_of, write_nifti
 
 SUFFIXES = (".h5", ".tfm")
 
@@ -276,8 +277,7 @@ def write_displacement(field: Tensor | np.ndarray, affine: Tensor | np.ndarray, 
     Needs no memory for a copy of the field.
     """
     path = Path(file).expanduser().absolute()
-    if not path.name.endswith(NIFTI_SUFFIXES):
-        raise ValueError(f"a displacement field is written as one of {NIFTI_SUFFIXES}, got {path.name}")
+    check_written_suffix(path, "a displacement field")
     values = np.asarray(field)
     header = displacement_header(values.shape, affine, path)
     signs = lps(len(values)).diagonal().tolist()

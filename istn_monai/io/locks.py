@@ -33,6 +33,14 @@ def acquired(number: int, wait: bool) -> bool:
     return True
 
 
+def is_file(number: int, file: str | os.PathLike) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(number), os.stat(file))
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def locked_folder(folder: Path, wait: bool = True) -> Iterator[None]:
     """Makes a hidden folder of work in progress and holds its lock, while that lasts; removes an empty one.
@@ -70,9 +78,6 @@ def take(folder: Path, wait: bool) -> int:
                 raise InUse(f"another process is writing to {folder.parent}")
             print(f"another process is writing to {folder.parent}: waiting for it", flush=True)
             acquired(number, wait=True)
-        try:
-            if os.path.samestat(os.fstat(number), os.stat(folder / LOCK)):
-                return number
-        except FileNotFoundError:
-            pass
-        os.close(number)
+        if is_file(number, folder / LOCK):
+            return number
+        os.close(number)  # its holder removed it meanwhile

@@ -20,7 +20,6 @@ import nibabel as nib
 import numpy as np
 import torch
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
 LEVEL = 1
 BLOCK = 2**24  # bytes: fewer planes at once would read each line of memory several times
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"  # deflate, no name, no time, fastest, unknown system

@@ -63,12 +63,18 @@ def nifti_length(file: Path) -> int:
     return int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
 
 
+def length_of(file: Path, enough: float = math.inf) -> int:
+    """Bytes of a file, uncompressed, read to the end (its checksum included) or until there are more than enough."""
+    length = 0
+    with gzip.open(file) if file.suffix.lower() == ".gz" else open(file, "rb") as content:
+        while length <= enough and (chunk := content.read(CHUNK)):
+            length += len(chunk)
+    return length
+
+
 def check_nifti(file: Path) -> None:
     """A NIfTI file, compressed (its checksum included) or not."""
-    length = 0
-    with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as content:
-        while chunk := content.read(CHUNK):
-            length += len(chunk)
+    length = length_of(file)
     if length < nifti_length(file):
         raise EOFError(f"{file.name} has {length} of {nifti_length(file)} bytes")
 

@@ -83,6 +83,7 @@ def terminable() -> Iterator[None]:
     process = os.getpid()
 
     def terminate(number: int, frame: Any) -> None:
+        """The handler."""
         if os.getpid() != process:
             os._exit(128 + number)
         raise Terminated

@@ -11,13 +11,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from istn_monai.io.locks import fcntl, is_file
 
 logger = logging.getLogger(__name__)
 LOCK = ".training"
@@ -53,14 +48,6 @@ def hold(folder: str | os.PathLike) -> None:
     os.truncate(number, 0)
     os.write(number, f"{os.getpid()}\n".encode())
     HELD[file] = number
-
-
-def is_file(number: int, file: str) -> bool:
-    """Whether an open file is still the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(number), os.stat(file))
-    except FileNotFoundError:
-        return False
 
 
 def release() -> None:
