@@ -18,6 +18,7 @@ from reliability_cases.files import (
     both,
     content,
     datalist,
+    evaluate,
     flipped_bit,
     network,
     register,
@@ -44,18 +45,7 @@ def commands() -> dict[str, tuple[str, ...]]:
         "register": register("--model", FILE),
         "info": ("info", FILE),
         "represent": ("represent", "m.nii.gz", "r.nii.gz", "--model", FILE, "--device", "cpu"),
-        "evaluate": (
-            "evaluate",
-            "pairs.json",
-            "--model",
-            FILE,
-            "--output_dir",
-            "ev",
-            "--refine_steps",
-            "0",
-            "--qa",
-            "False",
-        ),
+        "evaluate": evaluate(model=FILE),
     }
 
 

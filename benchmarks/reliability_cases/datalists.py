@@ -12,7 +12,6 @@ from reliability_cases.files import (
     LABELED,
     ML,
     PAIR,
-    TINY,
     F,
     M,
     as_json,
@@ -20,6 +19,7 @@ from reliability_cases.files import (
     content,
     copied,
     datalist,
+    evaluate,
     present,
     register,
     registered,
@@ -164,20 +164,7 @@ def odd() -> Iterator[Case]:
 
 def evaluations() -> Iterator[Case]:
     """Evaluations of datalists."""
-    command = (
-        "evaluate",
-        FILE,
-        "--model",
-        TINY,
-        "--output_dir",
-        "ev",
-        "--refine_steps",
-        "0",
-        "--qa",
-        "False",
-        "--device",
-        "cpu",
-    )
+    command = evaluate(datalist=FILE)
     words = ("fixed", "ev")
     yield Case(
         KIND,

@@ -201,9 +201,19 @@ def train(*options: str, data: str = "train.json") -> tuple[str, ...]:
 def register(*options: str, moving: str = M, fixed: str | None = F, out: str = "out") -> tuple[str, ...]:
     """The command of a small registration."""
     images = (moving,) if fixed is None else (moving, fixed)
-    plain = {"--output_dir": out, "--model": TINY, "--refine_steps": "0", "--qa": "False", "--device": "cpu"}
-    given = [word for key, value in plain.items() if key not in options for word in (key, value)]
-    return ("register", *images, *given, *options)
+    return ("register", *images, *quick(out, TINY, options))
+
+
+def evaluate(*options: str, datalist: str = "pairs.json", model: str = TINY, out: str = "ev") -> tuple[str, ...]:
+    """The command of a small evaluation."""
+    return ("evaluate", datalist, *quick(out, model, options))
+
+
+def quick(out: str, model: str, options: Sequence[str]) -> tuple[str, ...]:
+    """Options that make a command quick, in the place of which others may be given, and these others."""
+    plain = {"--output_dir": out, "--model": model, "--refine_steps": "0", "--qa": "False", "--device": "cpu"}
+    named = {word.partition("=")[0] for word in options}
+    return (*(word for key, value in plain.items() if key not in named for word in (key, value)), *options)
 
 
 def apply(*options: str, transform: str = T, input: str = M, output: str = "moved.nii.gz") -> tuple[str, ...]:

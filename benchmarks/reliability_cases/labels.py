@@ -11,7 +11,6 @@ from reliability_cases.files import (
     FL,
     LABELED,
     ML,
-    TINY,
     F,
     M,
     as_json,
@@ -20,6 +19,7 @@ from reliability_cases.files import (
     content,
     copied,
     datalist,
+    evaluate,
     orthogonal,
     register,
     registered,
@@ -107,23 +107,6 @@ def grids() -> Iterator[Case]:
     yield bad("a text file", content(ML, "labels"))
     yield bad("missing", lambda: None, "nowhere.nii.gz")
     yield bad("a folder", lambda: None, ".")
-
-
-def evaluate(*options: str) -> tuple[str, ...]:
-    """A small evaluation."""
-    return (
-        "evaluate",
-        "pairs.json",
-        "--model",
-        TINY,
-        "--output_dir",
-        "ev",
-        "--refine_steps",
-        "0",
-        "--qa",
-        "False",
-        *options,
-    )
 
 
 def evaluated() -> Iterator[Case]:

@@ -18,6 +18,7 @@ from reliability_cases.files import (
     apply,
     both,
     datalist,
+    evaluate,
     moved_image,
     moved_points,
     present,
@@ -390,31 +391,14 @@ def of_train() -> Iterator[Case]:
 def of_evaluate() -> Iterator[Case]:
     """Options of ``evaluate``."""
 
-    def evaluate(*options):
-        return (
-            "evaluate",
-            "pairs.json",
-            "--model",
-            TINY,
-            "--output_dir",
-            "ev",
-            "--qa",
-            "False",
-            *options,
-        )
-
     make = datalist(LABELED)
     yield from given(evaluate, "refine_steps", "-1", "1.5", "x", "None", make=make)
-
-    def quick(*options):
-        return evaluate("--refine_steps", "0", *options)
-
-    yield from given(quick, "evaluated_split", "test", "", "0", make=make)
-    yield from given(quick, "evaluated_labels", "[[0]]", "[[77]]", "x", "7", make=make)
-    yield from given(quick, "spatial_size", "0", "[16,16]", make=make)
-    yield from given(quick, "seed", "x", "-1", make=make)
-    yield from given(quick, "model", "none", make=make)
-    yield bad("evaluate --split", quick("--split", "testing"), "split", make=make)
+    yield from given(evaluate, "evaluated_split", "test", "", "0", make=make)
+    yield from given(evaluate, "evaluated_labels", "[[0]]", "[[77]]", "x", "7", make=make)
+    yield from given(evaluate, "spatial_size", "0", "[16,16]", make=make)
+    yield from given(evaluate, "seed", "x", "-1", make=make)
+    yield from given(evaluate, "model", "none", make=make)
+    yield bad("evaluate --split", evaluate("--split", "testing"), "split", make=make)
     yield bad("evaluate of an image", ("evaluate", M, "--model", TINY, "--output_dir", "ev"), M, "data")
 
 

@@ -20,6 +20,7 @@ from reliability_cases.files import (
     content,
     copied,
     datalist,
+    evaluate,
     image,
     moved_image,
     moved_points,
@@ -38,20 +39,7 @@ from reliability_cases.runner import Case, run_command
 
 KIND = "outputs"
 COHORT = register(moving="pairs.json", fixed=None)
-EVALUATE = (
-    "evaluate",
-    "pairs.json",
-    "--model",
-    TINY,
-    "--output_dir",
-    "ev",
-    "--refine_steps",
-    "0",
-    "--qa",
-    "False",
-    "--device",
-    "cpu",
-)
+EVALUATE = evaluate()
 
 
 def earlier(*commands: tuple[str, ...]) -> Callable[[], None]:
@@ -148,7 +136,7 @@ def inputs() -> Iterator[Case]:
         suffix = " with --overwrite" if option else ""
         yield bad(f"a later pair's input{suffix}", (*COHORT, *option), "warped.nii.gz", make=later)
         itself = datalist(LABELED, file="evaluation.json")
-        command = ("evaluate", "evaluation.json", *EVALUATE[2:5], ".", *EVALUATE[6:], *option)
+        command = evaluate(*option, datalist="evaluation.json", out=".")
         yield bad(f"evaluate, its datalist{suffix}", command, "evaluation.json", make=itself)
         linked = both(datalist(LABELED), lambda: os.mkdir("ev"), lambda: os.link("pairs.json", "ev/evaluation.json"))
         yield bad(
@@ -249,9 +237,7 @@ def no_folder() -> Iterator[Case]:
         words = (out or "output_dir", "output_dir") if "\0" not in out else ("output_dir",)
         yield bad(f"register, output_dir {name}", register(out=out), *words, make=make)
         if name in ("a file", "in /proc", "empty"):
-            yield bad(
-                f"evaluate, output_dir {name}", (*EVALUATE[:5], out, *EVALUATE[6:]), *words, make=datalist(LABELED)
-            )
+            yield bad(f"evaluate, output_dir {name}", evaluate(out=out), *words, make=datalist(LABELED))
             yield bad(f"train, output_dir {name}", train(f"--output_dir={out}"), *words, make=training_pairs())
             yield bad(
                 f"cohort, output_dir {name}",
@@ -366,7 +352,7 @@ def repeated() -> Iterator[Case]:
     )
     evaluated = both(datalist(LABELED), earlier(EVALUATE))
     yield Case(KIND, "evaluate again, the same", EVALUATE, Expected("works"), evaluated, present("ev/evaluation.json"))
-    steps = (*EVALUATE[:6], "--refine_steps", "1", *EVALUATE[8:])
+    steps = evaluate("--refine_steps", "1")
     yield bad("evaluate again, other steps", steps, "overwrite", "ev", make=evaluated)
     over_again = (*steps, "--overwrite")
     yield Case(
