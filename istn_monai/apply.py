@@ -17,9 +17,10 @@ from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import with_affine
 from istn_monai.geometry.resampling import intensities, on_grid_in_slabs, whole_labels
 from istn_monai.geometry.world_transform import WorldTransform
-from istn_monai.io.images import check_written_suffix, load_image, source, write_image
+from istn_monai.io.images import load_image, source, write_image
 from istn_monai.io.itk_transforms import read_transform
 from istn_monai.io.landmarks import Points, is_points, read_points, suffix_of, write_points
+from istn_monai.io.nifti import check_written_suffix
 from istn_monai.io.paths import check_apart, new_file
 from istn_monai.io.values import check_finite, check_whole, interpolation_of
 

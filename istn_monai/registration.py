@@ -16,7 +16,8 @@ from monai.utils import convert_to_tensor
 
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
 from istn_monai.io.datalist import Item, existing, read_datalist, read_json
-from istn_monai.io.images import check_written_suffix, write_image
+from istn_monai.io.images import write_image
+from istn_monai.io.nifti import check_written_suffix
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_file
 from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings

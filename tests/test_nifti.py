@@ -15,8 +15,8 @@ import SimpleITK as sitk
 import torch
 
 from istn_monai.io import nifti
-from istn_monai.io.images import WRITTEN_SUFFIXES
 from istn_monai.io.itk_transforms import write_displacement
+from istn_monai.io.nifti import WRITTEN_SUFFIXES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from common import peak_mb

@@ -15,12 +15,13 @@ from typing import Any
 
 import nibabel as nib
 
-from istn_monai.io.whole import length_of
+from istn_monai.io.readers import is_mgh, is_nifti
+from istn_monai.io.whole import GZIPPED, length_of
 
 LIMIT, VARIABLE = 2**28, "ISTN_MAX_VOXELS"
 MOST_COMPRESSED = 1040  # bytes that deflate can make of one
 BEHIND = 2**24  # bytes that may follow the voxels
-NIFTI, GZIPPED, TEXT = (".nii", ".nii.gz", ".hdr", ".img"), (".nii.gz",), (".nrrd", ".nhdr", ".mha", ".mhd")
+TEXT, WHOLE = (".nrrd", ".nhdr", ".mha", ".mhd"), (".nii", ".nii.gz", ".mgh", ".mgz")
 
 
 def most_voxels() -> int:
@@ -35,7 +36,7 @@ def check_file(file: str | Path, place: str) -> None:
     """ValueError if a file promises more voxels than ``most_voxels``, or than it holds, or if its end is damaged.
 
     Args:
-        file: NIfTI, NRRD, MetaImage; others are left to their readers.
+        file: NIfTI, MGZ, NRRD, MetaImage; others are left to their readers.
         place: how errors call it.
     """
     path, name = Path(file), Path(file).name.lower()
@@ -43,7 +44,7 @@ def check_file(file: str | Path, place: str) -> None:
         return
     if name.endswith(TEXT):
         check_voxels(path, place, text_voxels(path))
-    elif name.endswith(NIFTI):
+    elif is_nifti(name) or is_mgh(name):
         try:
             header = nib.load(path).header
             voxels, size = math.prod(map(int, header.get_data_shape())), header.get_data_dtype().itemsize
@@ -52,7 +53,7 @@ def check_file(file: str | Path, place: str) -> None:
             raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({reason})") from error
         check_voxels(path, place, voxels)
         check_sform(header, path, place)
-        if name.endswith((".nii", ".nii.gz")):
+        if name.endswith(WHOLE):
             check_length(path, place, voxels * size, name.endswith(GZIPPED))
 
 
@@ -83,7 +84,7 @@ def text_voxels(path: Path) -> int:
 
 
 def check_length(path: Path, place: str, expected: int, gzipped: bool) -> None:
-    """ValueError if a NIfTI file is shorter than its voxels, or if its compressed stream is damaged anywhere."""
+    """ValueError if a file is shorter than its voxels, or if its compressed stream is damaged anywhere."""
     length = path.stat().st_size
     if expected > length * (MOST_COMPRESSED if gzipped else 1):
         raise ValueError(

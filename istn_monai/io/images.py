@@ -1,4 +1,4 @@
-"""Images from files, through MONAI's readers, all in the frame in which ITK's tools see them."""
+"""Images from files, through MONAI's readers, all where ITK's tools see them; and back."""
 
 from __future__ import annotations
 
@@ -15,41 +15,48 @@ from torch import Tensor
 from istn_monai.geometry.grids import square
 from istn_monai.geometry.meta import affine_of
 from istn_monai.io.file_checks import check_file
+from istn_monai.io.nifti_frames import check_right_angles
 from istn_monai.io.paths import not_written, replacing
+from istn_monai.io.readers import reader_of
 
-WRITTEN_SUFFIXES = (".nii.gz", ".nii")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
 
 
-def itk_framed(image: MetaTensor) -> MetaTensor:
-    """An image in ITK's frame, also where its file has none: PNG, JPEG and the like.
-
-    ITK, SimpleITK and 3D Slicer take the pixel index of such a file as LPS mm, MONAI's reader as RAS mm, which is
-    mirrored along both axes: a transform written from there would be wrong in all of them.
+def gray(image: MetaTensor, file: Path) -> MetaTensor:
+    """A picture without colors, one channel, where three say the same, as ITK reads gray palettes; others as they are.
 
     Args:
-        image: as read by MONAI; left alone if its file says where it lies.
+        image: channel-first.
+        file: that it is from.
     """
-    if "mode" not in image.meta:  # MONAI's PILReader alone notes the color mode
-        return image
-    affine = image.affine.clone()
-    affine[[0, 1], [0, 1]] = -1.0
-    result = MetaTensor(image.as_tensor(), meta=dict(image.meta) | {"original_affine": affine.clone(), "space": "RAS"})
-    result.affine = affine
-    return result
+    same = file.suffix.lower() in PICTURES and len(image) == 3 and bool((image == image[:1]).all())
+    return image[:1] if same else image
 
 
-def read_image(file: str | Path, **options: Any) -> MetaTensor:
-    """An image, channel-first, in ITK's frame; ``options`` are those of MONAI's ``LoadImage``."""
-    return itk_framed(LoadImage(image_only=True, ensure_channel_first=True, **options)(file))
+def read_image(file: str | Path, nifti_frame: str | None = None, **options: Any) -> MetaTensor:
+    """An image, channel-first, where ITK sees it, its affine RAS mm.
+
+    Args:
+        file: image file, or folder of one DICOM series.
+        nifti_frame: see :func:`istn_monai.io.nifti_frames.nifti_affine`.
+        options: of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
+    """
+    return read_or_explain(file, "image", nifti_frame, **options)
 
 
-def read_or_explain(file: str | Path, place: str, **options: Any) -> MetaTensor:
-    """The image in ``file``, or a ValueError that names it; ``options`` are those of MONAI's ``LoadImage``."""
-    check_file(file, place)
+def read_or_explain(file: str | Path, place: str, nifti_frame: str | None = None, **options: Any) -> MetaTensor:
+    """As :func:`read_image`, or a ValueError that calls the file ``place`` and names it."""
+    path = Path(file)
+    if not path.exists():
+        raise FileNotFoundError(f"{place}: no such file: {file}")
+    check_file(path, place)
+    reader = reader_of(path, place, nifti_frame)
     try:
-        return read_image(file, **options)
+        image = gray(LoadImage(**{"reader": reader} | options, image_only=True, ensure_channel_first=True)(file), path)
     except Exception as error:
         raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({last_line(error)})") from error
+    check_right_angles(square(image.affine, image.ndim - 1).numpy(), path, place)
+    return image
 
 
 def last_line(error: BaseException) -> str:
@@ -74,12 +81,6 @@ def save_image(image: MetaTensor, file: Path) -> None:
     small = affine_of(image).numpy()
     affine[:dims, :dims], affine[:dims, 3] = small[:dims, :dims], small[:dims, dims]
     nib.save(nib.Nifti1Image(array, affine, dtype=array.dtype), file)
-
-
-def check_written_suffix(file: Path, what: str = "an image") -> None:
-    """ValueError unless images are written under such a name; anything else would become the name of another file."""
-    if not file.name.endswith(WRITTEN_SUFFIXES):
-        raise ValueError(f"{what} is written as one of {WRITTEN_SUFFIXES}, got {file.name}")
 
 
 def write_image(image: MetaTensor, file: Path) -> None:

@@ -3,8 +3,8 @@
 Convention:
     What is written maps fixed to moving world points (pull-back), the direction in which ITK, SimpleITK, ANTs and 3D
     Slicer resample. Inside the package world points are RAS; ITK's are LPS, and how the two differ stands here
-    alone. This is also the only file that imports SimpleITK, whose transforms are ITK's and which loads twenty times
-    faster than itk's own wrappers; and the only one that imports itk, for the few files that SimpleITK cannot read.
+    alone. SimpleITK's transforms are ITK's, and it loads twenty times faster than itk's own wrappers; this is the only
+    file that imports itk, for the few files that SimpleITK cannot read.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from torch import Tensor
 
 from istn_monai.geometry.frames import flipped, lps
 from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, WorldComponent, WorldField, WorldTransform
-from istn_monai.io.images import check_written_suffix
-from istn_monai.io.nifti import slabs_of, write_nifti
+from istn_monai.io.nifti import check_written_suffix, slabs_of, write_nifti
 
 SUFFIXES = (".h5", ".tfm")
 

@@ -20,6 +20,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+WRITTEN_SUFFIXES = (".nii.gz", ".nii")
 LEVEL = 1
 BLOCK = 2**24  # bytes: fewer planes at once would read each line of memory several times
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"  # deflate, no name, no time, fastest, unknown system
@@ -79,3 +80,9 @@ def write_nifti(header: nib.Nifti1Header, slabs: Iterable[np.ndarray], file: Pat
     with open(file, "wb") as output:
         for piece in gzipped(blocks) if file.suffix == ".gz" else blocks:
             output.write(piece)
+
+
+def check_written_suffix(file: Path, what: str = "an image") -> None:
+    """ValueError unless images are written under such a name; anything else would become the name of another file."""
+    if not file.name.endswith(WRITTEN_SUFFIXES):
+        raise ValueError(f"{what} is written as one of {WRITTEN_SUFFIXES}, got {file.name}")

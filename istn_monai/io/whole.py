@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 
 CHUNK = 1 << 20
+GZIPPED = (".gz", ".mgz")
 PNG_END = b"IEND\xaeB`\x82"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 #: by the version of an HDF5 superblock: where the file's length is in it
@@ -66,7 +67,7 @@ def nifti_length(file: Path) -> int:
 def length_of(file: Path, enough: float = math.inf) -> int:
     """Bytes of a file, uncompressed, read to the end (its checksum included) or until there are more than enough."""
     length = 0
-    with gzip.open(file) if file.suffix.lower() == ".gz" else open(file, "rb") as content:
+    with gzip.open(file) if file.suffix.lower() in GZIPPED else open(file, "rb") as content:
         while length <= enough and (chunk := content.read(CHUNK)):
             length += len(chunk)
     return length

@@ -1,0 +1,95 @@
+"""MONAI's readers, each for its files, with voxels as torch can hold them.
+
+Convention:
+    nibabel reads NIfTI, Analyze and MGZ, ITK all else. MONAI would choose by what is installed, and its other readers
+    put NRRD, PNG, JPEG and TIFF elsewhere than ITK does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader, ITKReader, NibabelReader
+
+from istn_monai.io.nifti_frames import nifti_affine
+
+NIFTI, MGH = (".nii", ".nii.gz", ".hdr", ".img"), (".mgz", ".mgh")
+
+
+def is_nifti(file: str | Path) -> bool:
+    """Whether a file's name is one of NIfTI or Analyze, in any letters."""
+    return Path(file).name.lower().endswith(NIFTI)
+
+
+def is_mgh(file: str | Path) -> bool:
+    """Whether a file's name is one of FreeSurfer's volumes."""
+    return Path(file).name.lower().endswith(MGH)
+
+
+def native(voxels: np.ndarray) -> np.ndarray:
+    """Voxels in a type and byte order that torch knows, their values as they are.
+
+    Raises:
+        ValueError: for complex and color voxels, and for integers beyond 64 bits with a sign.
+
+    Example:
+        >>> native(np.array([1, 2], dtype=">i2")).dtype.isnative, native(np.array([True])).dtype
+        (True, dtype('uint8'))
+    """
+    kind = voxels.dtype.kind
+    if kind not in "biuf":
+        what = {"c": "complex numbers", "V": "colors"}.get(kind, str(voxels.dtype))
+        raise ValueError(f"its voxels are {what}: write magnitude, phase, or gray values to a file of their own")
+    if kind == "b":
+        return voxels.astype(np.uint8)
+    if voxels.dtype == np.uint64 and voxels.size and voxels.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"its values go up to {voxels.max()}, whole numbers up to 2^63 - 1 can be held")
+    if voxels.dtype.itemsize > 8:
+        return voxels.astype(np.float64)
+    return voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+
+
+class FramedNibabelReader(NibabelReader):
+    """nibabel, with an affine that was looked at before.
+
+    Args:
+        affine: RAS, mm, ``(4, 4)``; None for nibabel's own.
+    """
+
+    def __init__(self, affine: np.ndarray | None) -> None:
+        super().__init__()
+        self.affine = affine
+
+    def _get_affine(self, img: Any) -> np.ndarray:
+        """Of an image that nibabel loaded."""
+        return super()._get_affine(img) if self.affine is None else self.affine.copy()
+
+    def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
+        """Its voxels."""
+        return native(super()._get_array_data(img, filename))
+
+
+class NativeITKReader(ITKReader):
+    """ITK."""
+
+    def _get_array_data(self, img: Any) -> np.ndarray:
+        """Its voxels."""
+        return native(super()._get_array_data(img))
+
+
+def reader_of(file: Path, place: str, nifti_frame: str | None = None) -> ImageReader:
+    """The reader for a file.
+
+    Args:
+        file: that is there.
+        place: how errors call it.
+        nifti_frame: see :func:`istn_monai.io.nifti_frames.nifti_affine`.
+
+    Raises:
+        ValueError: if a NIfTI header has more than one meaning.
+    """
+    if is_nifti(file):
+        return FramedNibabelReader(nifti_affine(file, place, nifti_frame))
+    return FramedNibabelReader(None) if is_mgh(file) else NativeITKReader()
