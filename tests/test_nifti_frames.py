@@ -1,4 +1,4 @@
-"""Tests of `istn_monai.io.nifti_frames` and `readers`: a file's place and values are what SimpleITK reads, or an error."""
+"""Tests of `istn_monai.io.nifti_frames` and `readers`: place and values are what SimpleITK reads, or an error."""
 
 from __future__ import annotations
 
@@ -189,8 +189,11 @@ def test_whole_numbers_beyond_63_bits_are_named_and_smaller_ones_exact(tmp_path)
 
 @pytest.mark.parametrize("space", ["left-posterior-superior", "right-anterior-superior", "LPS", "LAS", "scanner-xyz"])
 def test_nrrd_lies_where_simpleitk_sees_it_whatever_is_installed(tmp_path, space):
-    head = f"NRRD0005\ntype: float\ndimension: 3\nspace: {space}\nsizes: 5 6 7\nspace directions: (2,0,0) (0,1,0) (0,0,3)\n"
-    text = head + "kinds: domain domain domain\nendian: little\nencoding: raw\nspace origin: (1,2,3)\n\n"
+    text = (
+        f"NRRD0005\ntype: float\ndimension: 3\nspace: {space}\nsizes: 5 6 7\n"
+        "space directions: (2,0,0) (0,1,0) (0,0,3)\nkinds: domain domain domain\nendian: little\nencoding: raw\n"
+        "space origin: (1,2,3)\n\n"
+    )
     (tmp_path / "a.nrrd").write_bytes(text.encode() + np.arange(210, dtype="<f4").tobytes())
     np.testing.assert_allclose(places(read_image(tmp_path / "a.nrrd")), places_by_itk(tmp_path / "a.nrrd"), atol=1e-5)
 
