@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import time
 import traceback
 from collections.abc import Iterator
@@ -181,6 +182,7 @@ def main(
     if page_only:
         PAGE.write_text(page(json.loads(FILE.read_text()), RESULTS))
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     load_libraries()
     place, code = Path(work).absolute(), code_hash()
     place.mkdir(parents=True, exist_ok=True)

@@ -69,6 +69,8 @@ def checked_arguments(function: Callable[..., str], words: Sequence[str]) -> lis
     index = 0
     while index < len(words):
         word = words[index]
+        if word == "-":  # Fire would take what follows for another command
+            raise ValueError("'-' alone means nothing here: write --name value")
         if not is_flag(word):
             positional += 1
             result.append(word)

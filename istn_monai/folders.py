@@ -39,6 +39,8 @@ def find_weights(model: str | os.PathLike) -> Path:
     Raises:
         FileNotFoundError: naming what was looked for.
     """
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"model must be the path of a checkpoint or a folder, got {model!r}")
     path = Path(model).expanduser().absolute()
     if path.is_file():
         return path
@@ -76,6 +78,17 @@ def write_run(folder: str | os.PathLike, datalist: str | os.PathLike) -> Path:
     return path
 
 
+def datalist_of(file: Path) -> str:
+    """What :func:`write_run` noted; ValueError naming the file if it did not."""
+    try:
+        noted = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}): give a datalist to evaluate on") from error
+    if not isinstance(noted, dict) or not isinstance(noted.get("datalist"), str):
+        raise ValueError(f"{file} does not say the datalist of the training: give a datalist to evaluate on")
+    return noted["datalist"]
+
+
 def to_evaluate(
     data: str | None, model: str | None, output_dir: str | None, ckpt_dir: str | None = None
 ) -> tuple[Path, Path, Path]:
@@ -99,6 +112,6 @@ def to_evaluate(
     if data is None:
         if run is None:
             raise FileNotFoundError(f"{file} does not say what it was trained on: give a datalist to evaluate on")
-        data = json.loads((run / RUN).read_text())["datalist"]
+        data = datalist_of(run / RUN)
     folder = Path("evaluation" if run is None else run) if output_dir is None else Path(output_dir)
     return file, Path(data).expanduser(), folder.expanduser().absolute()

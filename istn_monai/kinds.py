@@ -149,7 +149,7 @@ def path(name: str, value: Any) -> Any:
     if given is None or not str(given).startswith("~"):
         return given
     expanded = os.path.expanduser(given)
-    return os.path.join(os.curdir, expanded) if expanded == str(given) else expanded  # "~name" of nobody is a name
+    return os.path.abspath(expanded)  # "~name" of nobody is a name, which must not be expanded again
 
 
 def folder_name(name: str, value: Any) -> Any:

@@ -88,6 +88,8 @@ class NetworkSettings:
         check_choice("loss", self.loss, VARIANTS)
         check_choice("transformation", self.transformation, TRANSFORMATIONS)
         check_choice("initial_alignment", self.initial_alignment, INITIAL_ALIGNMENTS)
+        if self.max_displacement is not None and not isinstance(self.max_displacement, (int, float)):
+            raise ValueError(f"max_displacement must be a number above 0 or None, got {self.max_displacement!r}")
         check_soi_labels(self.soi_labels, self.soi_points)
         check_soi_points(self.soi_points)
         checked_size(self.spatial_size)

@@ -110,7 +110,7 @@ KINDS: dict[str, Kind] = {
     "points_map": choice("heatmap", "distance"),
     "points_width": number(above=0),
     "initial_alignment": choice("world", "center", "moments", "rigid"),
-    "learning_rate": number(least=0, most=10),
+    "learning_rate": number(above=0, most=10),
     "refine_learning_rate": none_or(number(above=0, most=10)),
     "training_dtype": choice("float32", "bfloat16"),
     "frame": choice("RAS", "LPS"),
@@ -136,14 +136,15 @@ OF_COMMAND = {
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}
 
 
-#: what Registration and the hosts also set
-ALWAYS = {"bundle_root", "output_dir", "refine_steps", "moving_image", "fixed_image", "moving_label"}
 #: what a network was trained with, and where things are: given to other commands, it is compared with the weights
 COMPARED = {
     "loss", "transformation", "control_spacing", "max_displacement", "spacing", "soi_labels", "soi_points",
     "in_channels", "itn_def", "stn_def", "checkpoint_file", "ckpt_dir", "dataset_dir", "data_list_file", "run_name",
     "synthetic_dir",
 }  # fmt: skip
+#: what every command takes besides, and what Registration and the hosts also set
+ALWAYS = {"bundle_root", "output_dir"} | COMPARED
+REQUESTED = {"refine_steps", "moving_image", "fixed_image", "moving_label"}
 
 
 def typed(name: str, value: Any) -> Any:
@@ -178,7 +179,7 @@ def typed_settings(command: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
-        if name not in OF_COMMAND[command] | COMPARED | ALWAYS:
+        if name not in OF_COMMAND[command] | (ALWAYS if command == "train" else ALWAYS | REQUESTED):
             readers = [other for other, names in OF_COMMAND.items() if name in names]
             where = f"{' and '.join(readers)} reads it" if readers else "it is one of the bundle's configs"
             raise ValueError(f"{command} does not read the setting {name!r}: {where}; leave it out")

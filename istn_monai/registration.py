@@ -46,6 +46,8 @@ def overlay(config: str | Path | None) -> list[str]:
     path = Path(config).expanduser().absolute()
     if not path.is_file():
         raise FileNotFoundError(f"config: no such file: {path}")
+    if path.suffix == ".json":
+        read_json(path, "config", "a JSON object of settings")
     return [str(path)]
 
 

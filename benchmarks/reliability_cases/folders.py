@@ -191,10 +191,10 @@ def runs() -> Iterator[Case]:
     for name, option in {
         "batch_size": "2",
         "learning_rate": "0.01",
-        "loss": "e",
+        "loss": "u",
         "spacing": "3",
         "seed": "7",
-        "augment": "True",
+        "augment": "False",
         "spatial_size": "[16,16,16]",
     }.items():
         yield Case(

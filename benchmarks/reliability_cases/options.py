@@ -286,7 +286,7 @@ def of_small_commands() -> Iterator[Case]:
     yield bad("represent, output is there", ("represent", M, F, "--model", TINY), F, "output")
     yield bad("represent, output .png", ("represent", M, "r.png", "--model", TINY), "r.png", "output")
     yield bad("represent of nothing", ("represent", "none.nii.gz", "r.nii.gz", "--model", TINY), "none.nii.gz")
-    yield bad("info of two", ("info", TINY, TINY), TINY, "argument", "usage")
+    yield bad("info of two", ("info", TINY, TINY), TINY, "model")
     yield bad("info --modle", ("info", "--modle", TINY), "modle")
     yield bad("plan of nothing", ("plan",), "data")
     yield bad("plan of a missing folder", ("plan", "none"), "none", "data")

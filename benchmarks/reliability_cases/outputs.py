@@ -419,6 +419,8 @@ def of_apply() -> Iterator[Case]:
         ("below a file", f"{M}/x.nii.gz", lambda: None),
     ):
         for option in ((), ("--overwrite",)):
+            if option and name == "a foreign file":  # the one file that the user names, and asks to replace
+                continue
             suffix = " with --overwrite" if option else ""
             yield bad(
                 f"apply, output is {name}{suffix}",
@@ -525,7 +527,14 @@ def full() -> Iterator[Case]:
         "toy",
         file_limit=1000,
     )
-    yield bad("train, full", train(), *words, "run", "last.pt", make=training_pairs(), file_limit=20000)
+    yield Case(
+        KIND,
+        "train, full",
+        train(),
+        Expected("fails", (*words, "run", "last.pt"), partial=True),  # its logs stay
+        training_pairs(),
+        file_limit=20000,
+    )
     yield bad(
         "plan, full",
         ("plan", "train.json", "--output", "x.json"),

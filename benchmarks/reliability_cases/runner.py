@@ -176,7 +176,7 @@ def run_python(command: Sequence[str]) -> None:
         Path(PROBLEM).write_text(str(error) or "an assertion of the code fails")
     except Exception as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, FORESEEN):
+        while cause is not None and not isinstance(cause, (*FORESEEN, NotImplementedError)):
             cause = cause.__cause__
         if cause is None:
             raise

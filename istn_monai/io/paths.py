@@ -41,6 +41,8 @@ def new_file(file: str | os.PathLike, name: str = "output", overwrite: bool = Fa
     path = absolute(file)
     if path.is_dir():
         raise FileExistsError(f"{name} is a folder: {path}; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{name} is no file but a device or a pipe: {path}; choose another name")
     if os.path.lexists(path) and not checked_overwrite(overwrite):
         raise FileExistsError(
             f"{name} exists and is left alone: {path}; choose another name, or add --overwrite to replace it"

@@ -258,6 +258,7 @@ def fingerprint(data: DataSet) -> Fingerprint:
         for files in tqdm(chosen, desc="reading data", unit="subject", leave=False):
             subjects[files] = measured(files, next(iter(subjects.items()), None))
     if any(subject.is_map for subject in subjects.values()) and data.kinds[0] == "label":
+        check_same_kind(subjects)
         subjects = {files: measured(files, None, as_map=True) if not subject.is_map else subject
                     for files, subject in subjects.items()}  # fmt: skip
     read = [pair for split in pairs.values() for pair in split if subjects.keys() >= set(pair)]
@@ -270,6 +271,21 @@ def fingerprint(data: DataSet) -> Fingerprint:
     for moving, fixed in measured_pairs:
         compare(result, subjects[moving], subjects[fixed])
     return result
+
+
+def check_same_kind(subjects: Mapping[Files, Subject]) -> None:
+    """ValueError if some labels are real-valued maps while others have structures numbered 2 and more."""
+    real = [files.label for files, subject in subjects.items() if subject.is_map]
+    whole = [
+        files.label
+        for files, subject in subjects.items()
+        if not subject.is_map and any(isinstance(key, int) and key > 1 for key in subject.structures)
+    ]
+    if real and whole:
+        raise ValueError(
+            f"mixed labels: {real[0]} has fractions or as many values as an image, {whole[0]} has numbered structures; "
+            "a data set must have one kind: repair or remove the others"
+        )
 
 
 def compare(result: Fingerprint, moving: Subject, fixed: Subject) -> None:

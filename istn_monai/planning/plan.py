@@ -126,7 +126,14 @@ def write_plan(
     if file.exists() and not is_plan(file):
         raise FileExistsError(f"output {file} is no plan and is left alone: choose another name")
     check_output_dir(file.parent, "the plan's folder")
-    plan = make_plan(data_set(source, drawn_pairs(source, file)))
+    drawn = drawn_pairs(source, file)
+    new = not drawn.exists()
+    try:
+        plan = make_plan(data_set(source, drawn))
+    except Exception:
+        if new:  # pairs of data that cannot be used would be in the way of others
+            drawn.unlink(missing_ok=True)
+        raise
     with replacing(file) as part:
         part.write_text(json.dumps(plan.content(), indent=1) + "\n")
     return plan, file

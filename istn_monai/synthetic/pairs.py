@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
@@ -28,6 +29,7 @@ import torch
 from monai.utils import optional_import
 from PIL import Image
 
+from istn_monai.io.file_checks import most_voxels
 from istn_monai.io.landmarks import Points, to_ras, write_points
 from istn_monai.io.paths import PART, replacing
 from istn_monai.synthetic.vessels import (
@@ -130,6 +132,8 @@ def _settings(
 ) -> dict[str, Any]:
     """Arguments checked and in their JSON form: two sets with equal settings are equal, file by file."""
     size = [_count("spatial_size", s, MIN_SIZE) for s in _numbers("spatial_size", spatial_size, (2, 3))]
+    if math.prod(size) > most_voxels():
+        raise ValueError(f"spatial_size should have at most {most_voxels():,} voxels in all, got {tuple(size)}.")
     number = (int, float)
     spacings = _numbers("spacing", [spacing] * len(size) if isinstance(spacing, number) else spacing, (len(size),))
     extent = [n * s if isinstance(s, number) and np.isfinite(s) else 0.0 for n, s in zip(size, spacings, strict=True)]

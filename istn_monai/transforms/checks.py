@@ -82,8 +82,8 @@ def check_label(
             raise ValueError(f"{name} has an empty SoI: none of soi_labels {wanted} is in it, only {present}")
 
 
-def check_soi_labels(soi_labels: Any, soi_points: Any = None) -> None:
-    """ValueError unless ``soi_labels`` is None or groups of whole numbers, e.g. [[1, 2]] or [[1], [2]].
+def check_soi_labels(soi_labels: Any, soi_points: Any = None, name: str = "soi_labels") -> None:
+    """ValueError that calls them ``name`` unless they are None or groups of whole numbers, e.g. [[1, 2]] or [[1], [2]].
 
     No group at all, [], is for landmarks alone, where there are ``soi_points``.
     """
@@ -94,7 +94,7 @@ def check_soi_labels(soi_labels: Any, soi_points: Any = None) -> None:
         isinstance(g, (list, tuple)) and g and all(isinstance(v, int) and v != 0 for v in g) for g in soi_labels
     ):
         raise ValueError(
-            "soi_labels must be a list of groups of label values other than 0, one group for each SoI channel, such "
+            f"{name} must be a list of groups of label values other than 0, one group for each SoI channel, such "
             f'as "[[1,2]]" (merged) or "[[1],[2]]" (two channels), or none for real-valued maps, or [] '
             f"beside soi_points for landmarks alone; got {soi_labels!r}"
         )

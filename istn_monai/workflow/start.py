@@ -16,7 +16,7 @@ from monai.utils import set_determinism
 from istn_monai.folders import write_run
 from istn_monai.io.datalist import Item
 from istn_monai.io.paths import check_apart, check_output_dir
-from istn_monai.network_settings import NetworkSettings
+from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.transforms.checks import check_soi_labels, reads_labels
 from istn_monai.transforms.landmarks import check_soi_points
 from istn_monai.weights import read_weights
@@ -28,8 +28,9 @@ from istn_monai.workflow.evaluation import Evaluation
 from istn_monai.workflow.host_training import publish
 from istn_monai.workflow.results import SavePairHandler, already, check_pair_files, pair_folder
 from istn_monai.workflow.run_lock import hold, released_on_error
-from istn_monai.workflow.settings import check_settings, running
+from istn_monai.workflow.settings import check_settings, given, running
 
+SMALLEST = 4  # voxels of a grid that a network is trained on
 DEFAULT_DATALIST = "pairs.json"  # of train.json
 
 
@@ -62,6 +63,9 @@ def check_training() -> None:
         value = resolver()
         check_data_is_read(value)
         settings = value("settings")
+        if min(settings.spatial_size) < SMALLEST:
+            raise ValueError(f"spatial_size must be at least {SMALLEST} along each axis, got {settings.spatial_size}")
+        check_objects(value, ("similarity", "regularization"))
         check_soi_points(settings.soi_points, value("points_map"), value("points_width"))
         check_output_dir(value("output_dir"))
         training = value("train#dataset#data")
@@ -83,6 +87,17 @@ def check_training() -> None:
         value("train#trainer")
 
 
+def check_objects(value: Callable[[str], Any], names: Sequence[str]) -> None:
+    """ValueError naming the setting whose JSON makes nothing that can be called."""
+    for name in names:
+        try:
+            made = none_or(value(name))
+        except Exception as error:
+            raise ValueError(f"{name} is not what MONAI can make: {error}") from error
+        if made is not None and not callable(made):
+            raise ValueError(f"{name} must be a loss, which is called with tensors, got {made!r}")
+
+
 def check_evaluation() -> None:
     """Refuses, before any work, an evaluation that would go wrong."""
     with one_line():
@@ -93,7 +108,7 @@ def check_evaluation() -> None:
         check_output_dir(value("output_dir"))
         value("checkpoint")
         settings, labels, split = value("settings"), value("read_labels"), value("evaluated_split")
-        check_soi_labels(labels, settings.soi_points)
+        check_soi_labels(labels, settings.soi_points, compared())
         data = value("evaluate#dataset#data")
         announce(f"evaluating {split}", data, data, settings)
         check_datalist(
@@ -103,11 +118,19 @@ def check_evaluation() -> None:
         value("evaluate#evaluation")
 
 
+def compared() -> str:
+    """The setting that says which labels an evaluation compares."""
+    return "soi_labels" if given("evaluated_labels") is None else "evaluated_labels"
+
+
 def check_inference() -> None:
     """Refuses, before any work, an inference that would go wrong."""
     with one_line():
         check_settings()
         value = resolver()
+        settings = value("settings")
+        if not isinstance(settings, NetworkSettings):
+            raise ValueError(f"settings must be those of a network, as the config has them, got {settings!r}")
         files: Mapping[str, Any] = {"moving_image": None, "fixed_image": None} | value("pair")
         check_pair_files(value("output_dir"), **files)
         check_apart(pair_folder(value("output_dir")).files, [("checkpoint_file", value("checkpoint_file"))])
