@@ -33,18 +33,19 @@ def load_libraries() -> None:
 
 
 @command()
-def plan(data: str, output: str | None = None, overwrite: bool = False) -> str:
+def plan(data: str, output: str | None = None, overwrite: bool = False, nifti_frame: str | None = None) -> str:
     """Reads the fingerprint of a data set and writes settings for it, each with its reason.
 
     Args:
         data: folder with images and labels (or landmarks), or a datalist (.json).
         output: JSON file to write; by default NAME_plan.json in the current folder.
         overwrite: replace an existing plan.
+        nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
     """
     load_libraries()
     from istn_monai.planning.plan import write_plan
 
-    made, file = write_plan(data, output, overwrite)
+    made, file = write_plan(data, output, overwrite, nifti_frame)
     return f"{made.table()}\nwritten: {file}; train with: istn-monai train {file}"
 
 
@@ -64,7 +65,7 @@ def train(data: str, bundle_root: str | None = None, **settings: Any) -> str:
     from istn_monai.planning.plan import plan_of
     from istn_monai.registration import train_network
 
-    train_network(bundle_folder(bundle_root), plan_of(data), **settings)
+    train_network(bundle_folder(bundle_root), plan_of(data, settings.get("nifti_frame")), **settings)
     return "trained; evaluate with: istn-monai evaluate"
 
 
@@ -186,6 +187,7 @@ def apply(
     interpolation: str = "auto",
     frame: str | None = None,
     overwrite: bool = False,
+    nifti_frame: str | None = None,
 ) -> str:
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
@@ -199,11 +201,12 @@ def apply(
             the largest).
         frame: RAS or LPS, of landmarks in a .csv without such a column, and of the result, which is in LPS by default.
         overwrite: replace an existing output.
+        nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
     """
     load_libraries()
     from istn_monai.apply import apply_transform
 
-    options = (inverse, interpolation, frame, overwrite)
+    options = (inverse, interpolation, frame, overwrite, nifti_frame)
     return f"written: {apply_transform(transform, input, output, reference, *options)}"
 
 

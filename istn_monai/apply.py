@@ -98,6 +98,7 @@ def apply_transform(
     interpolation: str = "auto",
     frame: str | None = None,
     overwrite: bool = False,
+    nifti_frame: str | None = None,
 ) -> Path:
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
@@ -111,6 +112,7 @@ def apply_transform(
             image's values, and printed; values that do not say which raise an error.
         frame: RAS or LPS, of landmarks in a .csv without such a column, and of the result, which is in LPS by default.
         overwrite: replace an existing output; never a file that is read here.
+        nifti_frame: itk, sform or qform, where readers understand a NIfTI header in two ways.
     """
     path = new_file(output, overwrite=overwrite)
     read = {"transform": transform, "input": input, "reference": reference}
@@ -124,7 +126,9 @@ def apply_transform(
         return write_points(move_points(read_points(input, frame), loaded, inverse), path, frame or "LPS")
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
-    images = load_image(input, "input", loaded.dims), load_image(reference, "reference", loaded.dims)
+    images = [
+        load_image(file, name, loaded.dims, nifti_frame) for name, file in (("input", input), ("reference", reference))
+    ]
     check_finite(images[0], source(images[0], "input"))
     interpolation = chosen_interpolation(images[0], interpolation)
     write_image(resample_image(images[0], loaded, images[1], inverse, interpolation), path)

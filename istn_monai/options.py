@@ -41,6 +41,7 @@ SETTINGS: dict[str, str] = {
     "points_width": "mm from a landmark at which its map has fallen to a half",
     "initial_alignment": "world, center, moments or rigid",
     "in_channels": "channels of an image",
+    "nifti_frame": "what counts where readers understand a NIfTI header in two ways: itk, sform or qform",
     "itn_def": "MONAI's JSON of another image transformer network",
     "stn_def": "MONAI's JSON of another spatial transformer network",
     "checkpoint_file": "the network that is loaded; ckpt_dir/model.pt by default",
@@ -114,6 +115,7 @@ KINDS: dict[str, Kind] = {
     "refine_learning_rate": none_or(number(above=0, most=10)),
     "training_dtype": choice("float32", "bfloat16"),
     "frame": choice("RAS", "LPS"),
+    "nifti_frame": none_or(choice("itk", "sform", "qform")),
     "image_format": choice("nii.gz", "png"),
 }
 
@@ -126,12 +128,14 @@ TRAINING = {
 }  # fmt: skip
 #: the settings that the help of a command lists; what a network was trained with, it knows
 OF_COMMAND = {
-    "train": TRAINING | {"output_dir", "device", "spatial_size", "initial_alignment"},
+    "train": TRAINING | {"output_dir", "nifti_frame", "device", "spatial_size", "initial_alignment"},
     "evaluate": {
         "device", "seed", "spatial_size", "initial_alignment", "qa", "evaluated_labels", "evaluated_split",
-        "refine_learning_rate", "cache_dir", "overwrite",
+        "refine_learning_rate", "cache_dir", "overwrite", "nifti_frame",
     },
-    "register": {"device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "overwrite"},
+    "register": {
+        "device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "overwrite", "nifti_frame",
+    },
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}
 

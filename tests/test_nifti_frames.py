@@ -237,3 +237,19 @@ def test_a_damaged_mgz_is_an_error(tmp_path):
     (tmp_path / "a.mgz").write_bytes(content[:-30])
     with pytest.raises(ValueError, match=r"image: .*a\.mgz"):
         read_image(tmp_path / "a.mgz")
+
+
+def test_every_command_takes_the_choice(tmp_path):
+    """Of a pair whose headers have two meanings: refused, or read as chosen, and recorded."""
+    from istn_monai.options import KINDS, OF_COMMAND
+    from istn_monai.transforms.preprocessing import LoadPaird
+
+    file = str(write(tmp_path / "a.nii", oblique(origin=(-5, 20, 30)), oblique(), (2, 1)))
+    pair = {"moving_image": file, "fixed_label": file}
+    with pytest.raises(ValueError, match="moving_image: .*two places"):
+        LoadPaird()(pair)
+    loaded = LoadPaird(nifti_frame="sform")(pair)
+    assert all(image.affine[0, 3] == -5 for image in loaded.values())
+    with pytest.raises(ValueError, match="nifti_frame must be one of"):
+        LoadPaird(nifti_frame="scanner")
+    assert "nifti_frame" in KINDS and all("nifti_frame" in names for names in OF_COMMAND.values())

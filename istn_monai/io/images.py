@@ -55,6 +55,11 @@ def read_or_explain(file: str | Path, place: str, nifti_frame: str | None = None
         image = gray(LoadImage(**{"reader": reader} | options, image_only=True, ensure_channel_first=True)(file), path)
     except Exception as error:
         raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({last_line(error)})") from error
+    if image.ndim not in (3, 4):
+        raise ValueError(
+            f"{place}: {file} has {image.ndim - 1} axes besides channels, of size {tuple(image.shape[1:])}; an image "
+            "has 2 or 3: write one volume to a file of its own"
+        )
     check_right_angles(square(image.affine, image.ndim - 1).numpy(), path, place)
     return image
 
@@ -93,12 +98,12 @@ def write_image(image: MetaTensor, file: Path) -> None:
         save_image(image, part)
 
 
-def load_image(file: str, name: str, dims: int) -> MetaTensor:
+def load_image(file: str, name: str, dims: int, nifti_frame: str | None = None) -> MetaTensor:
     """A channel-first image of so many dimensions, or an error that names the argument and the file."""
     path = Path(file).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{name}: no such file: {path}")
-    image = read_or_explain(path, name, dtype=None)
+    image = read_or_explain(path, name, nifti_frame, dtype=None)
     check_dims(image, name, dims)
     check_affine(image, name)
     return image

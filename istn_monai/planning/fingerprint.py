@@ -236,11 +236,12 @@ def quiet_readers() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def fingerprint(data: DataSet) -> Fingerprint:
+def fingerprint(data: DataSet, nifti_frame: str | None = None) -> Fingerprint:
     """Reads the subjects of a data set once, or some of them if there are many, and measures them.
 
     Args:
         data: the data set.
+        nifti_frame: as of :class:`istn_monai.LoadPaird`.
 
     Raises:
         ValueError: naming a file that cannot be read, or that does not fit its image or the others.
@@ -256,10 +257,10 @@ def fingerprint(data: DataSet) -> Fingerprint:
     subjects: dict[Files, Subject] = {}
     with quiet_readers():
         for files in tqdm(chosen, desc="reading data", unit="subject", leave=False):
-            subjects[files] = measured(files, next(iter(subjects.items()), None))
+            subjects[files] = measured(files, next(iter(subjects.items()), None), nifti_frame=nifti_frame)
     if any(subject.is_map for subject in subjects.values()) and data.kinds[0] == "label":
         check_same_kind(subjects)
-        subjects = {files: measured(files, None, as_map=True) if not subject.is_map else subject
+        subjects = {files: measured(files, None, True, nifti_frame) if not subject.is_map else subject
                     for files, subject in subjects.items()}  # fmt: skip
     read = [pair for split in pairs.values() for pair in split if subjects.keys() >= set(pair)]
     result = Fingerprint(

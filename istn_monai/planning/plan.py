@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from istn_monai.io.paths import absolute, check_output_dir, identities, new_file, replacing
+from istn_monai.network_settings import none_or
 from istn_monai.planning.dataset import DataSet, data_set, is_datalist, name_of, read_settings, source_of
 from istn_monai.planning.fingerprint import Fingerprint, fingerprint
 from istn_monai.planning.grid import Choice
@@ -72,16 +73,17 @@ def row_text(row: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def make_plan(data: DataSet) -> Plan:
+def make_plan(data: DataSet, nifti_frame: str | None = None) -> Plan:
     """Reads a data set and decides its settings."""
-    found = fingerprint(data)
+    found = fingerprint(data, nifti_frame)
     decided = choices(found)
     where = (
         Choice("dataset_dir", str(data.datalist.parent), "where the datalist is; its paths are relative to it"),
         Choice("data_list_file", data.datalist.name, pairs_text(data, found)),
         Choice("run_name", data.name, "the data's name; results go to runs/NAME_LOSS_TRANSFORMATION"),
     )
-    return Plan((*where, *decided), estimate(decided, found), found.summary(), data.origin)
+    asked = () if nifti_frame is None else (Choice("nifti_frame", nifti_frame, "as asked for"),)
+    return Plan((*where, *decided, *asked), estimate(decided, found), found.summary(), data.origin)
 
 
 def pairs_text(data: DataSet, found: Fingerprint) -> str:
@@ -98,7 +100,10 @@ def default_output(source: Path) -> Path:
 
 
 def write_plan(
-    data: str | os.PathLike, output: str | os.PathLike | None = None, overwrite: bool = False
+    data: str | os.PathLike,
+    output: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    nifti_frame: str | None = None,
 ) -> tuple[Plan, Path]:
     """Plans the training of a data set and writes the plan.
 
@@ -109,6 +114,7 @@ def write_plan(
         data: a folder with images and labels or landmarks, or a datalist (.json).
         output: JSON file to write; None is NAME_plan.json in the current folder.
         overwrite: replace an existing plan.
+        nifti_frame: itk, sform or qform, where readers understand a NIfTI header in two ways.
 
     Returns:
         The plan and its file.
@@ -129,7 +135,7 @@ def write_plan(
     drawn = drawn_pairs(source, file)
     new = not drawn.exists()
     try:
-        plan = make_plan(data_set(source, drawn))
+        plan = make_plan(data_set(source, drawn), none_or(nifti_frame))
     except Exception:
         if new:  # pairs of data that cannot be used would be in the way of others
             drawn.unlink(missing_ok=True)
@@ -152,12 +158,13 @@ def drawn_pairs(source: Path, plan: Path) -> Path:
     return plan.with_name(f"{name_of(source)}_pairs.json")
 
 
-def plan_of(data: str | os.PathLike) -> Path:
+def plan_of(data: str | os.PathLike, nifti_frame: str | None = None) -> Path:
     """The plan for what a user gives to a training.
 
     Args:
         data: settings (.json), taken as they are; or a datalist or a folder, for which a plan is made in the current
             folder, or taken from there if it was made from the same data: a repeated training goes on.
+        nifti_frame: of a new plan, see :func:`write_plan`.
 
     Raises:
         FileExistsError: if a plan of other data is in the way.
@@ -167,7 +174,7 @@ def plan_of(data: str | os.PathLike) -> Path:
         return source
     file = default_output(source)
     if not file.exists():
-        plan, file = write_plan(source, file, overwrite=True)  # processes of one training write the same
+        plan, file = write_plan(source, file, True, nifti_frame)  # processes of one training write the same
         print(f"{plan.table()}\nwritten: {file}")
         return file
     known = read_settings(file).get(NOTES, {}).get("made_from")

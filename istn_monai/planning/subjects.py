@@ -109,9 +109,11 @@ def union(subject: Subject, keys: Sequence[Key]) -> Tensor | None:
     return torch.cat(corners, dim=1) if corners else None
 
 
-def measured(files: Files, other: tuple[Files, Subject] | None, as_map: bool = False) -> Subject:
+def measured(
+    files: Files, other: tuple[Files, Subject] | None, as_map: bool = False, nifti_frame: str | None = None
+) -> Subject:
     """Reads a subject and measures it; ``other`` is one of the same data set, whose dimension it must have."""
-    image = read_or_explain(files.image, "image")
+    image = read_or_explain(files.image, "image", nifti_frame)
     dims = image.ndim - 1
     if other is not None and dims != other[1].grid.spatial_dims:
         raise ValueError(
@@ -127,13 +129,13 @@ def measured(files: Files, other: tuple[Files, Subject] | None, as_map: bool = F
     structures: dict[Key, Structure] = {}
     labels, is_map = None, False
     if files.label is not None:
-        label = read_or_explain(files.label, "label")
+        label = read_or_explain(files.label, "label", nifti_frame)
         check_label(label, "label", image, None)
         is_map = as_map or is_real_valued(plain(label).numpy()[0])
         labels, own = label_structures(label, is_map)
         structures |= own
     if files.points is not None and (files.label is None or is_points(files.points)):  # one map is enough
-        structures |= point_structures(files.points, image)
+        structures |= point_structures(files.points, image, nifti_frame)
     values = plain(image).numpy()[0]
     return Subject(
         grid=Grid.of(image),
@@ -203,10 +205,10 @@ def structure(mask: np.ndarray, box: Sequence[slice], grid: Grid) -> Structure:
     )
 
 
-def point_structures(file: str, image: MetaTensor) -> dict[Key, Structure]:
+def point_structures(file: str, image: MetaTensor, nifti_frame: str | None = None) -> dict[Key, Structure]:
     """The landmarks of a file, or the one structure of a landmark map."""
     if not is_points(file):
-        drawn = read_or_explain(file, "landmark map")
+        drawn = read_or_explain(file, "landmark map", nifti_frame)
         check_label(drawn, "landmark map", image, None)
         return label_structures(drawn, is_map=True)[1]
     points = read_points(file)

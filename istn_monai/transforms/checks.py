@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,11 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from istn_monai.geometry.exact import working
+from istn_monai.geometry.meta import affine_of
 from istn_monai.io.images import check_affine, check_dims, source
 from istn_monai.io.values import check_finite, check_labels, plain
 
+EXTENTS = 100.0  # times by which images of one pair may differ in size
 SMALLEST_RANGE = 1e-12  # of intensities that can be scaled to [0, 1]
 
 
@@ -109,3 +111,21 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+
+
+def check_extents(images: Mapping[str, Tensor]) -> None:
+    """ValueError if one of several images is ``EXTENTS`` times as large as another in the world: units are mistaken.
+
+    Args:
+        images: by key, ``(C, *S)``, in mm.
+    """
+    extents = {}
+    for key, image in images.items():
+        affine = affine_of(image)[:-1, :-1].double()
+        extents[key] = float((affine.norm(dim=0) * torch.tensor(image.shape[1:])).max())
+    small, large = (choose(extents, key=lambda key: extents[key]) for choose in (min, max))
+    if extents[large] > EXTENTS * extents[small]:
+        raise ValueError(
+            f"{source(images[small], small)} is {extents[small]:.3g} mm large, {source(images[large], large)} "
+            f"{extents[large]:.3g} mm: check the voxel sizes and units in their headers"
+        )

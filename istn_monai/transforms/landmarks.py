@@ -81,6 +81,7 @@ class AddLandmarkChannelsd(Transform):
             landmarks in one channel. None does nothing.
         kind: "heatmap" or "distance", see :func:`landmark_map`.
         width: distance in mm at which a map falls to a half.
+        nifti_frame: of images, as of :class:`istn_monai.LoadPaird`.
 
     Example:
         >>> import tempfile
@@ -93,8 +94,11 @@ class AddLandmarkChannelsd(Transform):
         metatensor(26)
     """
 
-    def __init__(self, groups: Groups | None, kind: str = "heatmap", width: float = 4.0) -> None:
+    def __init__(
+        self, groups: Groups | None, kind: str = "heatmap", width: float = 4.0, nifti_frame: str | None = None
+    ) -> None:
         check_soi_points(groups, kind, width)
+        self.nifti_frame = nifti_frame
         self.groups = groups
         self.kind = kind
         self.width = float(width)
@@ -135,7 +139,7 @@ class AddLandmarkChannelsd(Transform):
         """``(1, *S)`` moving and fixed, of images."""
         maps = []
         for key, file in zip(POINT_KEYS, files, strict=True):
-            loaded = read_or_explain(file, key)
+            loaded = read_or_explain(file, key, self.nifti_frame)
             own = Grid.of(loaded)
             placed = own.aligned(start) if key == POINT_KEYS[0] else own
             whole = with_affine(loaded.as_tensor().float() / loaded.max(), placed.affine, loaded)

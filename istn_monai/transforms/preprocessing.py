@@ -24,7 +24,8 @@ from istn_monai.geometry.grids import Grid, overlap_in_world
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import unit_range
 from istn_monai.io.images import read_or_explain
-from istn_monai.transforms.checks import check_image, check_label, source
+from istn_monai.io.nifti_frames import check_nifti_frame
+from istn_monai.transforms.checks import check_extents, check_image, check_label, source
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, PAIR_KEYS, Pair
 
@@ -36,6 +37,8 @@ class LoadPaird(MapTransform):
 
     Args:
         keys: each holds a path, or a channel-first MetaTensor whose affine is RAS mm.
+        nifti_frame: what counts in a NIfTI header that readers understand in two ways: "itk", "sform" or "qform"; None
+            makes it an error. See :func:`istn_monai.io.nifti_frames.nifti_affine`.
         options: options of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
 
     Example:
@@ -44,9 +47,10 @@ class LoadPaird(MapTransform):
         [[[1.0, 2.0]]]
     """
 
-    def __init__(self, keys: Sequence[str] = PAIR_KEYS, **options: Any) -> None:
+    def __init__(self, keys: Sequence[str] = PAIR_KEYS, nifti_frame: str | None = None, **options: Any) -> None:
         super().__init__(keys, allow_missing_keys=True)
-        self.options = options
+        check_nifti_frame(nifti_frame)
+        self.options = options | {"nifti_frame": nifti_frame}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Each key to ``(C, *S)``."""
@@ -111,6 +115,7 @@ class CheckPaird(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         for key in IMAGE_KEYS:
             check_image(data[key], key, self.spatial_dims, self.in_channels)
+        check_extents({key: data[key] for key in IMAGE_KEYS})
         for key, image_key in zip(LABEL_KEYS, IMAGE_KEYS, strict=True):
             if key in data:
                 check_label(data[key], key, data[image_key], self.soi_labels, self.need_soi)

@@ -68,6 +68,7 @@ class RegistrationGridd(NotInvertible):
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
         fixed = data[IMAGE_KEYS[1]]
+        check_resolved(fixed, self.spacing)
         if self.spatial_size is None:
             grid = covering_grid(fixed, self.spacing, self.at_least)
         else:
@@ -111,6 +112,17 @@ def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequenc
             f"{list(at_least)}, or crop it; weights that were trained at a larger spacing need fewer voxels"
         )
     return registration_grid(content, size, spacing)
+
+
+def check_resolved(fixed: MetaTensor, spacing: Sequence[float]) -> None:
+    """ValueError if a voxel of the registration grid would hold all of the fixed image: its units are mistaken."""
+    grid = Grid.of(fixed)
+    extent = max(n * step for n, step in zip(grid.spatial_size, grid.spacing, strict=True))
+    if extent < 2 * max(spacing):
+        raise ValueError(
+            f"{source(fixed, IMAGE_KEYS[1])} is {extent:.3g} mm large, voxels of the registration grid "
+            f"{max(spacing):.3g} mm: check the voxel sizes and units in its header"
+        )
 
 
 def covers(grid: Grid, other: Grid) -> bool:

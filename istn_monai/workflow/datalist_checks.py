@@ -31,6 +31,7 @@ def check_datalist(
     need_labels: bool = True,
     in_channels: int | None = None,
     read_labels: bool = True,
+    nifti_frame: str | None = None,
 ) -> None:
     """Reads every file of a datalist once and refuses, by split, index, key and file, what training would stumble on.
 
@@ -41,6 +42,7 @@ def check_datalist(
         need_labels: whether pairs without labels are an error.
         in_channels: number of channels that the configuration asks for; None for any.
         read_labels: False leaves labels alone, whether there are any or not.
+        nifti_frame: as of :class:`istn_monai.LoadPaird`.
     """
     if read_labels:
         check_soi_labels(soi_labels)
@@ -59,10 +61,10 @@ def check_datalist(
                 raise FileNotFoundError(f"{place}: no such file: {file}")
     present: set[int] = set()
     for (image, label), place in tqdm(subjects.items(), desc="checking data", unit="image", leave=False):
-        loaded = read_or_explain(image, place)
+        loaded = read_or_explain(image, place, nifti_frame)
         check_image(loaded, place, spatial_dims, in_channels)
         if label is not None:
-            loaded_label = read_or_explain(label, place)
+            loaded_label = read_or_explain(label, place, nifti_frame)
             check_label(loaded_label, place, loaded, soi_labels)
             if soi_labels is not None:
                 present.update(int(value) for value in plain(loaded_label).round().unique().tolist())
@@ -72,7 +74,10 @@ def check_datalist(
 
 
 def check_points(
-    items: Mapping[str, Sequence[Mapping[Hashable, Any]]], spatial_dims: int, soi_points: Groups | None
+    items: Mapping[str, Sequence[Mapping[Hashable, Any]]],
+    spatial_dims: int,
+    soi_points: Groups | None,
+    nifti_frame: str | None = None,
 ) -> None:
     """Reads all landmarks of a datalist once and refuses, by split, index and file, what training would stumble on.
 
@@ -80,6 +85,7 @@ def check_points(
         items: ``{split: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
         spatial_dims: of the configuration.
         soi_points: groups of names; None leaves landmarks alone.
+        nifti_frame: of maps, as of :class:`istn_monai.LoadPaird`.
     """
     if soi_points is None:
         return
@@ -92,7 +98,7 @@ def check_points(
                 names.update(checked_points(files, spatial_dims, soi_points))
             else:
                 maps = True
-                check_maps(item, spatial_dims, soi_points)
+                check_maps(item, spatial_dims, soi_points, nifti_frame)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{place}: {error}") from error
     unknown = [group for group in soi_points if not members(sorted(names), group)]
@@ -107,13 +113,15 @@ def checked_points(files: Sequence[str], spatial_dims: int, soi_points: Groups) 
     return labels
 
 
-def check_maps(item: Mapping[Hashable, Any], spatial_dims: int, soi_points: Groups) -> None:
+def check_maps(
+    item: Mapping[Hashable, Any], spatial_dims: int, soi_points: Groups, nifti_frame: str | None = None
+) -> None:
     """ValueError unless the maps of a pair are whole, on their images' grids, not empty, and one channel is wanted."""
     if len(soi_points) != 1:
         raise ValueError(f"{item[POINT_KEYS[0]]} is a map, one channel: soi_points must be [['*']], got {soi_points}")
     for key, image_key in zip(POINT_KEYS, IMAGE_KEYS, strict=True):
         if not Path(str(item[key])).is_file():
             raise FileNotFoundError(f"no such file: {item[key]}")
-        image = read_or_explain(item[image_key], image_key)
+        image = read_or_explain(item[image_key], image_key, nifti_frame)
         check_image(image, image_key, spatial_dims)
-        check_label(read_or_explain(item[key], key), key, image, None)
+        check_label(read_or_explain(item[key], key, nifti_frame), key, image, None)
