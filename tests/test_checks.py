@@ -25,7 +25,7 @@ from istn_monai.transforms.checks import (
     check_soi_labels,
     source,
 )
-from istn_monai.transforms.preprocessing import InitialAlignmentd
+from istn_monai.transforms.preprocessing import CheckPaird, InitialAlignmentd
 from istn_monai.workflow import datalist_checks as checks
 from istn_monai.workflow.datalist_checks import check_datalist
 
@@ -323,3 +323,10 @@ def test_datalist_from_disk_to_error(tmp_path):
     file = write_json(tmp_path / "pairs.json", {"training": [good, good | {"fixed_label": "labels/case_99.nii.gz"}]})
     with pytest.raises(FileNotFoundError, match=r"training\[1\] fixed.*labels/case_99.nii.gz"):
         check_datalist(read_datalist(file, ["training"]), 3, LABELS)
+
+
+def test_images_in_different_units_are_an_error():
+    images = {"moving_image": MetaTensor(torch.rand(1, 9, 9)), "fixed_image": MetaTensor(torch.rand(1, 9, 9))}
+    images["moving_image"].affine = torch.diag(torch.tensor([1e-3, 1e-3, 1.0]))
+    with pytest.raises(ValueError, match=r"moving_image is 0\.009 mm large, fixed_image 9 mm: .*units"):
+        CheckPaird(spatial_dims=2)(images)

@@ -105,3 +105,14 @@ def test_links_of_the_guides_lead_somewhere():
         text = (ROOT / "docs" / guide).read_text()
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (ROOT / "docs" / target).exists(), f"{guide}: {target}"
+
+
+def test_the_tests_that_the_table_of_formats_names_exist():
+    rows = [line for line in (ROOT / "docs" / "formats.md").read_text().splitlines() if line.startswith("| ")]
+    named = {name for row in rows for name in re.findall(r"`(test_\w+)`", row)}
+    known = {
+        name for file in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    assert len(named) > 15 and named <= known, named - known
+    bare = [row for row in rows if "`test_" not in row and not row.startswith(("| ---", "| format"))]
+    assert not bare, bare

@@ -82,3 +82,18 @@ def test_help_and_version_load_neither_torch_nor_monai(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "is not JSON"), ("[]", "does not say"), ("{}", "does not say")])
+def test_a_run_that_does_not_say_its_data_is_named(tmp_path, monkeypatch, text, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/mine/models").mkdir(parents=True)
+    (tmp_path / "runs/mine/models/model.pt").write_bytes(b"")
+    (tmp_path / "runs/mine/run.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"run\.json {words}.*give a datalist"):
+        to_evaluate(None, "runs/mine", None)
+
+
+def test_a_model_that_is_no_path_is_named():
+    with pytest.raises(TypeError, match="model must be the path .* got 7"):
+        find_weights(7)  # type: ignore[arg-type]

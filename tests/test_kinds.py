@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_a_path_is_what_was_typed(name, word):
 def test_a_path_may_begin_with_the_home_folder_or_with_a_tilde_that_is_none(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert typed("model", "~/run") == "/home/me/run"
-    assert typed("model", "~nobody-of-this-name/run") == os.path.join(".", "~nobody-of-this-name/run")
+    assert typed("model", "~nobody-of-this-name/run") == os.path.abspath("~nobody-of-this-name/run")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,11 @@ def test_a_mistyped_option_is_found_before_any_work(command):
     "command, words, reason",
     [
         ("apply", ["t.h5", "a.nii.gz"], "output is missing"),
-        ("apply", ["t.h5", "a", "b", "r", "False", "linear", "RAS", "False", "more"], "9 values without a name"),
+        (
+            "apply",
+            ["t.h5", "a", "b", "r", "False", "linear", "RAS", "False", "itk", "more"],
+            "10 values without a name",
+        ),
         ("register", ["a", "b", "--model"], "model needs a value"),
         ("register", ["a", "b", "--qa", "no", "--qa", "yes"], "qa is given twice"),
         ("register", ["a", "--moving", "b"], None),
@@ -136,3 +141,21 @@ def test_switches_and_short_options_keep_their_values():
         checked_arguments(COMMANDS["register"], words)
     assert checked_arguments(COMMANDS["register"], words[:4]) == checked
     assert checked_arguments(COMMANDS["apply"], ["a", "b", "c", "-r", "d"]) == ["a", "b", "c", "--reference=d"]
+
+
+def test_settings_that_training_does_not_read_are_refused():
+    with pytest.raises(ValueError, match="train does not read the setting 'refine_steps'"):
+        typed_settings("train", {"refine_steps": 3})
+    assert typed_settings("register", {"refine_steps": 3}) == {"refine_steps": 3}
+    with pytest.raises(ValueError, match="learning_rate"):
+        typed_settings("train", {"learning_rate": 0})
+
+
+def test_a_dash_alone_is_refused():
+    with pytest.raises(ValueError, match="'-' alone"):
+        checked_arguments(COMMANDS["register"], ["a", "b", "-", "upper"])
+
+
+def test_the_home_of_nobody_is_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(typed("moving", "~nobody-here/a.nii")).expanduser() == tmp_path / "~nobody-here/a.nii"

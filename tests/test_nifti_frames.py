@@ -253,3 +253,10 @@ def test_every_command_takes_the_choice(tmp_path):
     with pytest.raises(ValueError, match="nifti_frame must be one of"):
         LoadPaird(nifti_frame="scanner")
     assert "nifti_frame" in KINDS and all("nifti_frame" in names for names in OF_COMMAND.values())
+
+
+def test_more_axes_than_an_image_has_are_an_error(tmp_path):
+    for size in ((*SIZE, 1, 3), (*SIZE, 2, 2, 2)):
+        nib.save(nib.Nifti1Image(np.ones(size, np.float32), oblique()), tmp_path / "a.nii")
+        with pytest.raises(ValueError, match=r"image: .*a\.nii"):
+            read_image(tmp_path / "a.nii")

@@ -81,3 +81,10 @@ def test_what_is_there_is_replaced_on_demand_alone_and_a_folder_never(data, tmp_
         new_file(tmp_path / "nowhere")
     with pytest.raises(FileExistsError, match="is a folder"):
         new_file(data.parent, overwrite=True)
+
+
+def test_a_pipe_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="output is no file but a device or a pipe"):
+            new_file(tmp_path / "pipe", overwrite=overwrite)

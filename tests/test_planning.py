@@ -219,7 +219,7 @@ def test_of_many_subjects_some_are_read_each_once_and_it_says_so(tmp_path, monke
     label_folder(tmp_path / "mine", [ball(shape, (4, 4, 4), 2)] * number)
     files = []
     read = subjects.read_or_explain
-    monkeypatch.setattr(subjects, "read_or_explain", lambda file, place: files.append(str(file)) or read(file, place))
+    monkeypatch.setattr(subjects, "read_or_explain", lambda file, *more: files.append(str(file)) or read(file, *more))
     found = measure(tmp_path / "mine")
     assert len(files) == len(set(files)) == 2 * MOST_SUBJECTS
     assert len(found.subjects) == MOST_SUBJECTS
@@ -595,3 +595,14 @@ def test_bad_data_are_refused_in_one_line_and_no_plan_is_written(tmp_path, elsew
     assert "\n" not in str(raised.value)
     assert not list(elsewhere.glob("*_plan.json"))
     assert not list(elsewhere.glob(".*"))
+
+
+def test_labels_of_two_kinds_are_an_error(tmp_path, elsewhere):
+    """One real-valued map among numbered structures is a mistake: its values would be taken as a probability."""
+    folder = subject_folder(tmp_path / "mine")
+    file = sorted((folder / "labels").iterdir())[1]
+    label = nib.load(file)
+    write_nifti(file, (0.4 * label.get_fdata()).astype(np.float32), label.affine)
+    with pytest.raises(ValueError, match=rf"mixed labels: .*{file.name} has fractions .* has numbered structures"):
+        write_plan(folder)
+    assert state_of(elsewhere) == {}  # nor are the pairs left that were drawn

@@ -95,3 +95,11 @@ def test_auto_in_the_transform_and_wrong_sizes():
         RegistrationGridd("auto", 1.0)
     with pytest.raises(ValueError, match="numbers of voxels or \"auto\", got 'large'"):
         RegistrationGridd("large", 1.0, at_least=AT_LEAST)
+
+
+def test_a_fixed_image_smaller_than_a_voxel_of_the_grid_is_an_error():
+    tiny = MetaTensor(torch.rand(1, 20, 24, 18), affine=torch.diag(torch.tensor([1e-3, 1e-3, 1e-3, 1.0])))
+    for size in ("auto", (8, 8, 8)):
+        grid = RegistrationGridd(size, spacing=1.5, at_least=(8, 8, 8))
+        with pytest.raises(ValueError, match=r"fixed_image is 0\.024 mm large, .* 1\.5 mm: check the voxel sizes"):
+            grid({"moving_image": tiny, "fixed_image": tiny})

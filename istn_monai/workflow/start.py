@@ -75,10 +75,10 @@ def check_training() -> None:
         labels = reads_labels(settings.soi_labels)
         check_datalist(
             data, settings.spatial_dims, settings.soi_labels, in_channels=settings.in_channels, read_labels=labels,
-            nifti_frame=value("nifti_frame"),
+            nifti_frame=given("nifti_frame"),
         )  # fmt: skip
         points = {"training": training, "validation": validation}
-        check_points(points, settings.spatial_dims, settings.soi_points, value("nifti_frame"))
+        check_points(points, settings.spatial_dims, settings.soi_points, given("nifti_frame"))
         check_output_dir(value("ckpt_dir"), "ckpt_dir")
         if rank() == 0:  # of several processes the first one writes
             hold(value("output_dir"))
@@ -115,7 +115,7 @@ def check_evaluation() -> None:
         announce(f"evaluating {split}", data, data, settings)
         check_datalist(
             {split: data}, settings.spatial_dims, labels, in_channels=settings.in_channels,
-            read_labels=reads_labels(labels), nifti_frame=value("nifti_frame"),
+            read_labels=reads_labels(labels), nifti_frame=given("nifti_frame"),
         )  # fmt: skip
         value("evaluate#evaluation")
 
