@@ -301,7 +301,7 @@ def test_a_run_is_found_by_its_name(tmp_path, monkeypatch):
         ({"run_name": "../../elsewhere"}, "run_name must be a name without a path"),
         ({"device": "gpu"}, "device must be a device, such as cpu, cuda or cuda:0, got 'gpu'"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there: torch sees"),
-        ({"learning_rate": float("nan")}, "learning_rate must be a number of at least 0, of at most 10, got nan"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number above 0, of at most 10, got nan"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_an_error_before_any_work(config, reason):
