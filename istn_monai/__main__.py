@@ -197,7 +197,7 @@ def apply(
         inverse: bring what belongs to the fixed image to the moving one.
         interpolation: auto (label or linear, by the image's values), linear, nearest, or label (linear one-hot, then
             the largest).
-        frame: RAS or LPS, of landmarks in a .csv without such a column, and of the result, which is in LPS by default.
+        frame: RAS or LPS, of landmarks whose file does not say it; the result is in the frame of the input.
         overwrite: replace an existing output.
     """
     load_libraries()

@@ -269,7 +269,15 @@ def fingerprint(data: DataSet) -> Fingerprint:
     )
     for moving, fixed in measured_pairs:
         compare(result, subjects[moving], subjects[fixed])
+    if not result.distances[ALIGNMENTS[0]]:
+        raise ValueError(no_common_structure(subjects, *measured_pairs[0]))
     return result
+
+
+def no_common_structure(subjects: Mapping[Files, Subject], *pair: Files) -> str:
+    """What is wrong where no pair has a structure in both of its images, by the first of them."""
+    there = [f"{sorted(subjects[files].structures, key=str)} in {files.points or files.label}" for files in pair]
+    return f"structures correspond by name or label value, and no training pair shares one: {' and '.join(there)}"
 
 
 def compare(result: Fingerprint, moving: Subject, fixed: Subject) -> None:
