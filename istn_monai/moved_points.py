@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from istn_monai.transforms.keys import POINT_KEYS
 
 
 def check_points(files: Mapping[str, str], spatial_dims: int | None = None) -> None:
-    """ValueError, naming the file, if landmarks cannot be moved; before any work.
+    """ValueError, naming the file, if landmarks cannot be moved; before any work. A warning if none are.
 
     Args:
         files: landmark files, by ``moving_points`` and ``fixed_points``, as far as there are.
@@ -30,6 +31,8 @@ def check_points(files: Mapping[str, str], spatial_dims: int | None = None) -> N
             check_dims(points, f"{key}: {file}", spatial_dims, "the network")
     if len(files) == 2:
         matched(*(files[key] for key in POINT_KEYS))
+    elif POINT_KEYS[1] in files:
+        warnings.warn(f"{POINT_KEYS[1]} without {POINT_KEYS[0]}: no landmarks are moved or measured", stacklevel=2)
 
 
 def moved(transform: WorldTransform, files: Mapping[str, str]) -> Points:

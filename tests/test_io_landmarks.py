@@ -163,7 +163,7 @@ def test_two_columns_of_one_meaning_are_an_error(tmp_path):
 
 
 def test_an_index_column_without_a_name_is_an_error_and_empty_cells_are_not(tmp_path):
-    with pytest.raises(ValueError, match="landmark 1 has a cell in a column without a name: 0,AC"):
+    with pytest.raises(ValueError, match="landmark 1 has a cell in a column without a name: '0,AC"):
         read_text(tmp_path, ",label,x,y,frame\n0,AC,1,2,RAS\n")
     points = read_text(tmp_path, "label,x,y,frame,,\nAC,1,2,RAS,,\n,,,,,\n\n")
     assert points.labels == ("AC",)
@@ -261,6 +261,19 @@ def test_fcsv_of_slicer_5_leave_out_what_is_not_placed(tmp_path):
     rows = [f"{n},{n},2,3,0,0,0,1,1,1,0,F-{n},,,{status},0\n" for n, status in ((1, 2), (2, 0), (3, 1), (4, 3), (5, 2))]
     points = read_text(tmp_path, f"{HEAD}# CoordinateSystem = RAS\n{COLUMNS}{''.join(rows)}", "p.fcsv")
     assert points.labels == ("F-1", "F-5") and points.positions[:, 0].tolist() == [1, 5]
+
+
+@pytest.mark.parametrize(
+    "row", ["1,1,5,2,3,0,0,0,1,1,1,0,AC,,", "1,1,5,2,0,3,0,0,0,1,1,1,0,AC,,", "1,1,2,3,0,0,0,1,1,1,0,A,C,,"]
+)
+def test_fcsv_with_a_comma_too_many_are_refused(tmp_path, row):
+    """As decimal commas and commas in names are: cells would be read from their neighbors."""
+    with pytest.raises(ValueError, match="p.fcsv.*landmark 1 has more cells"):
+        read_text(tmp_path, f"{HEAD}# CoordinateSystem = RAS\n{COLUMNS}{row}\n", "p.fcsv")
+
+
+def test_suffixes_are_known_in_capitals(tmp_path):
+    assert is_points("P.CSV") and read_text(tmp_path, TABLE, "P.CSV").labels == ("AC", "PC")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def test_landmarks_of_another_dimension_are_refused_by_file(tmp_path, transform)
     with pytest.raises(ValueError, match=r"deep.csv has 3-D landmarks, but the configuration is 2-D; in 2-D"):
         matched_in([flat, deep], 2)
     assert not (tmp_path / "out.csv").exists()
+    with pytest.warns(UserWarning, match="fixed_points without moving_points: no landmarks are moved"):
+        check_points({"fixed_points": deep}, 3)
 
 
 def test_errors_before_are_those_that_the_initial_alignment_leaves(tmp_path):

@@ -19,7 +19,8 @@ from istn_monai.io.landmark_tables import AXES, Parsed, named, number_in
 #: frames by what Slicer's versions call them
 FCSV_FRAMES = {"0": "RAS", "1": "LPS", "RAS": "RAS", "LPS": "LPS"}
 FCSV_COLUMNS = ("id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label", "desc", "associatedNodeID")
-FCSV_STATUS = "2"  # of a point that is placed: what Slicer 5 writes after the last of these columns
+#: what Slicer 5 writes after the last of these columns: undefined, preview, defined, missing
+FCSV_STATUS = ("0", "1", "2", "3")
 SLICER_3_COLUMNS = ("label", "x", "y", "z", "sel", "vis")
 SPELLINGS = {"name": "label", "description": "desc", "associatednodeid": "associatedNodeID"}
 NOT_PLACED = ("undefined", "preview", "missing")
@@ -39,7 +40,7 @@ def read_fcsv(text: str) -> Parsed:
     cells = [dict(zip((*columns, "status"), row, strict=False)) for row in rows]
     name = "label" if any(row.get("label") for row in cells) else "id"
     labels = named([row.get(name, "") for row in cells])
-    kept = [number for number, row in enumerate(cells) if row.get("status", FCSV_STATUS).strip() == FCSV_STATUS]
+    kept = [number for number, row in enumerate(cells) if fcsv_placed(row, number + 1)]
     return Parsed(
         [[number_in(cells[number][axis], f"{axis} of landmark {number + 1}") for axis in AXES] for number in kept],
         [labels[number] for number in kept],
@@ -58,6 +59,14 @@ def fcsv_columns(said: Mapping[str, str]) -> tuple[str, ...]:
     if moved:
         raise ValueError(f"Slicer reads the columns {','.join(FCSV_COLUMNS)} in this order, the header has {given}")
     return FCSV_COLUMNS
+
+
+def fcsv_placed(row: Mapping[str, str], number: int) -> bool:
+    """Whether a landmark is placed; ValueError if its status is none, as where a comma is one too many."""
+    status = row.get("status", "2").strip()
+    if status not in FCSV_STATUS:
+        raise ValueError(f"landmark {number} has more cells than {','.join(FCSV_COLUMNS)}: quote commas in texts")
+    return status == "2"
 
 
 def fcsv_frame(said: Sequence[str]) -> str | None:

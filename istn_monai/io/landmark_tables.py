@@ -106,9 +106,9 @@ def check_cells(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """ValueError if a row has more or fewer cells than there are columns, or one in a column without a name."""
     for number, line in enumerate(lines, 1):
         if len(line) < len(header) or any(line[len(header) :]):
-            raise ValueError(f"landmark {number} has {len(line)} cells, the header {len(header)}: {','.join(line)}")
+            raise ValueError(f"landmark {number} has {len(line)} cells, the header {len(header)}: {','.join(line)!r}")
         if any(cell for name, cell in zip(header, line, strict=False) if not name):
-            raise ValueError(f"landmark {number} has a cell in a column without a name: {','.join(line)}")
+            raise ValueError(f"landmark {number} has a cell in a column without a name: {','.join(line)!r}")
 
 
 def position_columns(header: Sequence[str], rows: Sequence[Row]) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ def matched(first: str | Path, second: str | Path) -> tuple[Points, Points]:
 def suffix_of(file: str | Path) -> str:
     """Which of ``POINT_SUFFIXES`` a file has, or a ValueError."""
     name = Path(file).name
-    found = next((suffix for suffix in POINT_SUFFIXES if name.endswith(suffix)), None)
+    found = next((suffix for suffix in POINT_SUFFIXES if name.lower().endswith(suffix)), None)
     if found is None:
         raise ValueError(f"landmarks are read from and written to {POINT_SUFFIXES}, got {name}")
     return found
@@ -113,7 +113,7 @@ def suffix_of(file: str | Path) -> str:
 
 def is_points(file: str | Path) -> bool:
     """Whether a file's name is that of a landmark file."""
-    return Path(file).name.endswith(POINT_SUFFIXES)
+    return Path(file).name.lower().endswith(POINT_SUFFIXES)
 
 
 def checked_frame(frame: str, file: str | Path) -> str:
