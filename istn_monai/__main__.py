@@ -199,7 +199,7 @@ def apply(
         inverse: bring what belongs to the fixed image to the moving one.
         interpolation: auto (label or linear, by the image's values), linear, nearest, or label (linear one-hot, then
             the largest).
-        frame: RAS or LPS, of landmarks in a .csv without such a column, and of the result, which is in LPS by default.
+        frame: RAS or LPS, of landmarks whose file does not say it; the result is in the frame of the input.
         overwrite: replace an existing output.
         nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
     """

@@ -19,7 +19,7 @@ from istn_monai.geometry.resampling import intensities, on_grid_in_slabs, whole_
 from istn_monai.geometry.world_transform import WorldTransform
 from istn_monai.io.images import load_image, source, write_image
 from istn_monai.io.itk_transforms import read_transform
-from istn_monai.io.landmarks import Points, is_points, read_points, suffix_of, write_points
+from istn_monai.io.landmarks import Points, check_dims, is_points, read_in_frame, suffix_of, write_points
 from istn_monai.io.nifti import check_written_suffix
 from istn_monai.io.paths import check_apart, new_file
 from istn_monai.io.values import check_finite, check_whole, interpolation_of
@@ -86,7 +86,7 @@ def move_points(points: Points, transform: WorldTransform, inverse: bool = False
     if points.positions.shape[1] != transform.dims:
         raise ValueError(f"the landmarks have {points.positions.shape[1]} coordinates, the transform {transform.dims}")
     move = transform.transform_points if inverse else transform.inverse_points
-    return Points(move(points.positions.T).T, points.labels)
+    return points.moved_to(move(points.positions.T).T)
 
 
 def apply_transform(
@@ -110,7 +110,7 @@ def apply_transform(
         inverse: bring what belongs to the fixed image to the moving one.
         interpolation: linear, nearest, label (linear one-hot, then the largest), or auto: label or linear, by the
             image's values, and printed; values that do not say which raise an error.
-        frame: RAS or LPS, of landmarks in a .csv without such a column, and of the result, which is in LPS by default.
+        frame: RAS or LPS, of landmarks whose file does not say it. The result is in the frame of the input.
         overwrite: replace an existing output; never a file that is read here.
         nifti_frame: itk, sform or qform, where readers understand a NIfTI header in two ways.
     """
@@ -123,7 +123,9 @@ def apply_transform(
         check_written_suffix(path)
     loaded = read_transform(transform)
     if is_points(input):
-        return write_points(move_points(read_points(input, frame), loaded, inverse), path, frame or "LPS")
+        points, own_frame = read_in_frame(input, frame)
+        check_dims(points, input, loaded.dims, "the transform")
+        return write_points(move_points(points, loaded, inverse), path, own_frame)
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
     images = [

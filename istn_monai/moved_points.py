@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from istn_monai.apply import move_points
+from istn_monai.geometry.grids import map_points
 from istn_monai.geometry.world_transform import WorldTransform
-from istn_monai.io.landmarks import Points, is_points, matched, read_points
+from istn_monai.io.landmarks import Points, check_dims, is_points, matched, read_points
 from istn_monai.transforms.keys import POINT_KEYS
 
 
-def check_points(files: Mapping[str, str]) -> None:
-    """ValueError, naming the file, if landmarks cannot be moved; before any work.
+def check_points(files: Mapping[str, str], spatial_dims: int | None = None) -> None:
+    """ValueError, naming the file, if landmarks cannot be moved; before any work. A warning if none are.
 
     Args:
         files: landmark files, by ``moving_points`` and ``fixed_points``, as far as there are.
+        spatial_dims: of the network; None for any.
     """
     for key, file in files.items():
         if not is_points(file):
             raise ValueError(f"{key}: {file} is no landmark file: leave it out, and move a landmark map by apply")
-        read_points(file)
+        points = read_points(file)
+        if spatial_dims is not None:
+            check_dims(points, f"{key}: {file}", spatial_dims, "the network")
     if len(files) == 2:
         matched(*(files[key] for key in POINT_KEYS))
+    elif POINT_KEYS[1] in files:
+        warnings.warn(f"{POINT_KEYS[1]} without {POINT_KEYS[0]}: no landmarks are moved or measured", stacklevel=2)
 
 
 def moved(transform: WorldTransform, files: Mapping[str, str]) -> Points:
@@ -35,10 +45,26 @@ def moved(transform: WorldTransform, files: Mapping[str, str]) -> Points:
     return move_points(read_points(files[POINT_KEYS[0]]), transform)
 
 
-def errors(transform: WorldTransform, files: Mapping[str, str]) -> dict[str, Any]:
-    """Target registration errors in mm, by the landmarks' names, and their mean; empty without ``fixed_points``."""
+def errors(transform: WorldTransform, files: Mapping[str, str], start: Tensor | None = None) -> dict[str, Any]:
+    """Target registration errors in mm, by the landmarks' names, and their mean; empty without ``fixed_points``.
+
+    Args:
+        transform: fixed to moving points.
+        files: as in :func:`check_points`.
+        start: the initial alignment, fixed to moving world; what it alone leaves of the errors comes under ``before``,
+            as in evaluation.
+    """
     if len(files) < 2:
         return {}
     moving, fixed = matched(*(files[key] for key in POINT_KEYS))
-    lengths = (move_points(moving, transform).positions - fixed.positions).norm(dim=1)
+    after = tre(move_points(moving, transform), fixed)
+    if start is None:
+        return after
+    aligned = map_points(torch.linalg.inv(torch.as_tensor(start).double()), moving.positions.T).T
+    return {"before": tre(moving.moved_to(aligned), fixed), **after}
+
+
+def tre(moved: Points, fixed: Points) -> dict[str, Any]:
+    """Distances in mm of landmarks from those of the same names and order, and their mean."""
+    lengths = (moved.positions - fixed.positions).norm(dim=1)
     return {"tre_mm": dict(zip(fixed.labels, lengths.tolist(), strict=True)), "mean": lengths.mean().item()}

@@ -226,7 +226,7 @@ def register_files(
     saver = registration.saver(output_dir, inverse)
     check_apart(saver.results.files, registration.read.items())
     points = {key: file for key, file in files.items() if file and key in POINT_KEYS}
-    check_points(points)
+    check_points(points, registration.settings.spatial_dims)
     with saver.results.locked(wait):
         if saver.finished(files):
             return False

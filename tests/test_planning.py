@@ -431,6 +431,19 @@ def test_landmarks_in_the_place_of_labels(tmp_path, number, expected):
     assert NetworkSettings(**network).soi_channels == len(expected)
 
 
+def test_landmarks_without_a_common_name_are_refused_by_their_files(tmp_path):
+    pair = {}
+    for side, name in (("moving", "AC"), ("fixed", "PC")):
+        pair[f"{side}_image"] = write_nifti(tmp_path / f"{side}.nii.gz", ball((8, 8, 8), (4, 4, 4), 2))
+        points = Points(torch.ones(1, 3, dtype=torch.float64), (name,))
+        pair[f"{side}_points"] = str(write_points(points, tmp_path / f"{side}.csv"))
+    datalist = write_json(tmp_path / "pairs.json", {"training": [pair], "validation": [pair]})
+    with pytest.raises(
+        ValueError, match=r"no training pair shares one: \['AC'\] in .*moving.csv and \['PC'\] in .*fixed"
+    ):
+        write_plan(datalist)
+
+
 def test_the_plan_for_the_hippocampus_is_the_hand_made_one(hippocampus, tmp_path):
     plan = write_plan(hippocampus / "pairs_100.json")[0]
     given = {"soi_labels": [[1], [2]], "initial_alignment": "center", "spacing": 1, "spatial_size": [48, 64, 48],

@@ -68,6 +68,12 @@ def tables() -> Iterator[Case]:
         "lps",
     )
     yield case("scientific notation", HEAD + "AC,1e0,2e+0,3E0,LPS\n" + PC, "works")
+    one = {"AC": (1, 2, 3)}
+    yield case("semicolons", (HEAD + AC).replace(",", ";"), "works", rows=one)
+    decimal = "label;x;y;z;frame\nAC;1,0;2,5;3,0;LPS\n"
+    yield case("semicolons and decimal commas", decimal, "works", rows={"AC": (1, 2.5, 3)})
+    yield case("tabs", (HEAD + AC).replace(",", "\t"), "works", rows=one)
+    yield case("UTF-16", (HEAD + AC).encode("utf-16"), "works", rows=one)
     yield case("names twice", HEAD + AC + AC.replace("1,2", "2,2"), "either", rows={"AC": (2, 2, 3)})
 
 
@@ -87,15 +93,11 @@ def broken_tables() -> Iterator[Case]:
         "an empty coordinate": HEAD + "AC,,2,3,LPS\n",
         "a row too short": HEAD + AC + "PC,1,2\n",
         "a row too long": HEAD + "AC,1,2,3,LPS,9,9\n",
-        "semicolons": HEAD.replace(",", ";") + AC.replace(",", ";"),
-        "semicolons and decimal commas": "label;x;y;z;frame\nAC;1,0;2,5;3,0;LPS\n",
-        "tabs": (HEAD + AC).replace(",", "\t"),
         "two frames": HEAD + AC + PC.replace("LPS", "RAS"),
         "an unknown frame": HEAD + AC.replace("LPS", "XYZ"),
         "a frame in one row alone": HEAD + AC + PC.replace("LPS", ""),
         "not text": bytes(range(256)),
         "a decimal comma in quotes": HEAD + 'AC,"1,5",2,3,LPS\n',
-        "UTF-16": (HEAD + AC).encode("utf-16"),
         "JSON": '{"a": 1}',
     }.items():
         yield case(name, text)

@@ -2,29 +2,48 @@
 
 Convention:
     Positions are ``(N, D)`` in mm, RAS, in memory. A file says its own frame; a CSV file in a column ``frame``, or else
-    the caller does: there is no default, because a wrong one mirrors the points without a word.
+    the caller does: there is no default, because a wrong one mirrors the points without a word. What the files hold is
+    in :mod:`istn_monai.io.landmark_tables` (CSV) and :mod:`istn_monai.io.landmark_markups` (Slicer).
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from istn_monai.geometry.frames import lps
+from istn_monai.io.landmark_markups import (
+    FCSV_COLUMNS,
+    FCSV_FRAMES,
+    fcsv_text,
+    markups_text,
+    read_fcsv,
+    read_markups,
+)
+from istn_monai.io.landmark_tables import AXES, Parsed, check_cells, csv_text, read_csv
 from istn_monai.io.paths import absolute, replacing
 
+__all__ = [
+    "AXES", "FCSV_COLUMNS", "FCSV_FRAMES", "FRAMES", "POINT_SUFFIXES", "Parsed", "Points", "check_cells",
+    "check_dims", "checked_frame", "csv_text", "fcsv_text", "is_points", "markups_text", "matched", "read_csv",
+    "read_fcsv", "read_in_frame", "read_markups", "read_points", "suffix_of", "to_ras", "write_points",
+]  # fmt: skip
 FRAMES = ("RAS", "LPS")
 POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json")
-AXES = ("x", "y", "z")
-FCSV_COLUMNS = ("id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label", "desc", "associatedNodeID")
-FCSV_FRAMES = {"0": "RAS", "1": "LPS", "RAS": "RAS", "LPS": "LPS"}
+#: encodings by the mark that a file begins with; that of UTF-32 begins with that of UTF-16
+ENCODINGS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 @dataclass(frozen=True)
@@ -34,15 +53,22 @@ class Points:
     Attributes:
         positions: ``(N, D)`` in mm, RAS, float64.
         labels: N names.
+        descriptions: N texts, empty for a landmark that has none; or no text at all.
     """
 
     positions: Tensor
     labels: tuple[str, ...]
+    descriptions: tuple[str, ...] = ()
 
     def chosen(self, labels: Sequence[str]) -> Points:
         """The landmarks of these names, in their order."""
         rows = [self.labels.index(label) for label in labels]
-        return Points(self.positions[rows], tuple(labels))
+        told = tuple(self.descriptions[row] for row in rows) if self.descriptions else ()
+        return Points(self.positions[rows], tuple(labels), told)
+
+    def moved_to(self, positions: Tensor) -> Points:
+        """The same landmarks at other positions ``(N, D)``."""
+        return replace(self, positions=positions)
 
 
 def matched(first: str | Path, second: str | Path) -> tuple[Points, Points]:
@@ -79,7 +105,7 @@ def matched(first: str | Path, second: str | Path) -> tuple[Points, Points]:
 def suffix_of(file: str | Path) -> str:
     """Which of ``POINT_SUFFIXES`` a file has, or a ValueError."""
     name = Path(file).name
-    found = next((suffix for suffix in POINT_SUFFIXES if name.endswith(suffix)), None)
+    found = next((suffix for suffix in POINT_SUFFIXES if name.lower().endswith(suffix)), None)
     if found is None:
         raise ValueError(f"landmarks are read from and written to {POINT_SUFFIXES}, got {name}")
     return found
@@ -87,7 +113,7 @@ def suffix_of(file: str | Path) -> str:
 
 def is_points(file: str | Path) -> bool:
     """Whether a file's name is that of a landmark file."""
-    return Path(file).name.endswith(POINT_SUFFIXES)
+    return Path(file).name.lower().endswith(POINT_SUFFIXES)
 
 
 def checked_frame(frame: str, file: str | Path) -> str:
@@ -104,137 +130,103 @@ def to_ras(positions: Tensor, frame: str) -> Tensor:
     )
 
 
+def decoded(content: bytes) -> str:
+    """The text of a file in Unicode: by the mark that it begins with, or else UTF-8.
+
+    Any other encoding is a ValueError: which of many it is, and so the names, would be a guess.
+    """
+    encoding = next((name for mark, name in ENCODINGS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"its text is not {encoding} ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise ValueError("it holds zero bytes and is no text: save it as UTF-8")
+    return text
+
+
 def read_points(file: str | Path, frame: str | None = None) -> Points:
     """Reads landmarks.
 
     Args:
-        file: ``.csv`` with columns x, y (, z) and, if it has them, label (or name) and frame; ``.fcsv``; ``.mrk.json``.
-        frame: "RAS" or "LPS", of a CSV file without a column ``frame``. A file that says another one raises
-            an error.
+        file: ``.csv`` with columns x, y (, z) and, if it has them, label (or name), description and frame; Slicer's
+            and ANTs' tables; ``.fcsv``; ``.mrk.json``.
+        frame: "RAS" or "LPS", of a file that does not say its own. A file that says another one raises an error.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it does not say clearly what it means.
     """
+    return read_in_frame(file, frame)[0]
+
+
+def read_in_frame(file: str | Path, frame: str | None = None) -> tuple[Points, str]:
+    """Landmarks as :func:`read_points` gives them, and the frame of their file."""
     path = absolute(file)
     suffix = suffix_of(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such landmark file: {path}")
     reader = {".csv": read_csv, ".fcsv": read_fcsv, ".mrk.json": read_markups}[suffix]
     try:
-        positions, labels, own_frame = reader(path.read_text(encoding="utf-8-sig"))
-    except (KeyError, IndexError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        parsed = reader(decoded(path.read_bytes()))
+    except (ValueError, OverflowError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path} is not a landmark file that can be read: {error}") from error
-    if not positions:
+    if not parsed.positions:
         raise ValueError(f"{path} has no landmark")
-    if own_frame is None and frame is None:
-        raise ValueError(f"{path} does not say its frame: give frame RAS or LPS, or a column 'frame'")
-    if None not in (own_frame, frame) and own_frame != frame:
-        raise ValueError(f"{path} says that it is in {own_frame}, frame is {frame}")
-    values = torch.tensor(positions, dtype=torch.float64)
-    if values.ndim != 2 or not torch.isfinite(values).all():
-        raise ValueError(f"{path}: landmarks need finite coordinates, the same number for each")
-    return Points(to_ras(values, checked_frame(own_frame or frame or "", path)), tuple(labels))
+    if parsed.frame is None and frame is None:
+        where = {".csv": "a column 'frame'", ".fcsv": "a line '# CoordinateSystem = LPS'"}
+        raise ValueError(
+            f"{path} does not say its frame: give frame RAS or LPS, or {where.get(suffix, 'a coordinateSystem')}"
+        )
+    if None not in (parsed.frame, frame) and parsed.frame != frame:
+        raise ValueError(f"{path} says that it is in {parsed.frame}, frame is {frame}")
+    values = torch.tensor(parsed.positions, dtype=torch.float64)
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{path}: landmarks need finite coordinates")
+    own = checked_frame(parsed.frame or frame or "", path)
+    told = tuple(parsed.descriptions) if any(parsed.descriptions) else ()
+    return Points(to_ras(values, own), tuple(parsed.labels), told), own
 
 
-Parsed = tuple[list[list[float]], list[str], str | None]
-
-
-def read_csv(text: str) -> Parsed:
-    """Positions, labels and frame of a CSV file."""
-    names, *lines = [*csv.reader(io.StringIO(text))] or [[]]
-    header = [name.strip().lower() for name in names]
-    rows = [dict(zip(header, map(str.strip, line), strict=False)) for line in lines if line]
-    check_cells(header, [line for line in lines if line])
-    axes = [axis for axis in AXES if rows and axis in rows[0]]
-    if axes[:2] != ["x", "y"]:
-        raise ValueError(f"a CSV file needs columns x, y and, in 3-D, z; it has {list(rows[0]) if rows else 'no row'}")
-    frames = {row["frame"].strip().upper() for row in rows if row.get("frame")}
-    if len(frames) > 1 or (frames and not all(row.get("frame") for row in rows)):
-        raise ValueError(f"one frame for all landmarks, in each row, got {sorted(frames)} and rows that say another")
-    labels = [row.get("label") or row.get("name") or row.get("id") or str(number) for number, row in enumerate(rows, 1)]
-    return [[float(row[axis]) for axis in axes] for row in rows], labels, next(iter(frames), None)
-
-
-def check_cells(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """ValueError if a column is there twice, or a row has more or fewer cells than there are columns."""
-    twice = sorted({name for name in header if name and header.count(name) > 1})
-    if twice:
-        raise ValueError(f"the columns {twice} are there more than once")
-    for number, line in enumerate(lines, 1):
-        if len(line) < len(header) or any(cell.strip() for cell in line[len(header) :]):
-            raise ValueError(f"landmark {number} has {len(line)} cells, the header {len(header)}: {','.join(line)}")
-
-
-def read_fcsv(text: str) -> Parsed:
-    """Positions, labels and frame of Slicer's older file."""
-    header = [line for line in text.splitlines() if line.startswith("#")]
-    named = dict(line.lstrip("# ").split("=", 1) for line in header if "=" in line)
-    named = {key.strip(): value.strip() for key, value in named.items()}
-    columns = named["columns"].split(",") if "columns" in named else list(FCSV_COLUMNS)
-    rows = list(csv.DictReader((line for line in text.splitlines() if line and line[0] != "#"), fieldnames=columns))
-    frame = FCSV_FRAMES[named["CoordinateSystem"]]
-    return [[float(row[axis]) for axis in AXES] for row in rows], [row.get("label") or row["id"] for row in rows], frame
-
-
-def read_markups(text: str) -> Parsed:
-    """Positions, labels and frame of Slicer's markups."""
-    markups = json.loads(text)["markups"]
-    if not isinstance(markups, list) or len(markups) != 1 or not isinstance(markups[0], dict):
-        raise ValueError("it must hold one list of markups alone: save each list to a file of its own")
-    markup = markups[0]
-    if (unit := markup.get("coordinateUnits", "mm")) not in ("mm", ["mm", "", "mm"]):
-        raise ValueError(f"coordinateUnits must be mm, got {unit!r}")
-    if not isinstance(markup["controlPoints"], list) or not all(isinstance(p, dict) for p in markup["controlPoints"]):
-        raise ValueError("controlPoints must be a list of points")
-    points = [point for point in markup["controlPoints"] if point.get("positionStatus", "defined") == "defined"]
-    labels = [point.get("label") or str(number) for number, point in enumerate(points, 1)]
-    return [list(map(float, point["position"])) for point in points], labels, FCSV_FRAMES[markup["coordinateSystem"]]
+def check_dims(points: Points, file: str | Path, spatial_dims: int, what: str) -> None:
+    """ValueError, naming the file, unless landmarks have as many coordinates as ``what`` has axes."""
+    dims = points.positions.shape[1]
+    if dims != spatial_dims:
+        raise ValueError(
+            f"{file} has {dims}-D landmarks, but {what} is {spatial_dims}-D; "
+            + ("in 2-D they need a CSV file with columns x and y alone" if spatial_dims == 2 else "add a column z")
+        )
 
 
 def write_points(points: Points, file: str | Path, frame: str = "LPS") -> Path:
-    """Writes landmarks; the file says its frame.
+    """Writes landmarks; the file says its frame. Blanks around names and descriptions are not kept.
 
     Args:
         points: in RAS.
         file: one of ``POINT_SUFFIXES``.
         frame: of the file.
+
+    Raises:
+        ValueError: naming the file, if its format cannot hold the landmarks.
     """
     path = absolute(file)
     suffix = suffix_of(path)
     positions = to_ras(points.positions, checked_frame(frame, path)).tolist()
+    if not positions:
+        raise ValueError(f"{path}: there is no landmark to write")
     if suffix != ".csv" and len(positions[0]) != 3:
         raise ValueError(f"{path}: {suffix} holds 3-D landmarks alone; write 2-D ones as .csv")
     writer = {".csv": csv_text, ".fcsv": fcsv_text, ".mrk.json": markups_text}[suffix]
-    text = writer(positions, points.labels, frame)
+    try:
+        text = writer(positions, points.labels, frame, points.descriptions)
+        if "\0" in text:
+            raise ValueError("a name or description has a zero byte in it")
+        content = text.encode("utf-8")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        part.write_text(text)
+        part.write_bytes(content)
     return path
-
-
-def csv_text(positions: Sequence[Sequence[float]], labels: Sequence[str], frame: str) -> str:
-    """A CSV file with columns label, x, y, z, frame."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["label", *AXES[: len(positions[0])], "frame"])
-    writer.writerows([label, *position, frame] for label, position in zip(labels, positions, strict=True))
-    return buffer.getvalue()
-
-
-def fcsv_text(positions: Sequence[Sequence[float]], labels: Sequence[str], frame: str) -> str:
-    """Slicer's older file."""
-    buffer = io.StringIO()
-    buffer.write("# Markups fiducial file version = 4.11\n")
-    buffer.write(f"# CoordinateSystem = {frame}\n# columns = {','.join(FCSV_COLUMNS)}\n")
-    writer = csv.writer(buffer, lineterminator="\n")
-    for number, (label, position) in enumerate(zip(labels, positions, strict=True), 1):
-        writer.writerow([number, *position, 0, 0, 0, 1, 1, 1, 0, label, "", ""])
-    return buffer.getvalue()
-
-
-def markups_text(positions: Sequence[Sequence[float]], labels: Sequence[str], frame: str) -> str:
-    """Slicer's markups."""
-    schema = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
-    points = [
-        {"id": str(number), "label": label, "position": list(position), "positionStatus": "defined"}
-        for number, (label, position) in enumerate(zip(labels, positions, strict=True), 1)
-    ]
-    markup = {"type": "Fiducial", "coordinateSystem": frame, "coordinateUnits": "mm", "controlPoints": points}
-    return json.dumps({"@schema": f"{schema}markups-schema-v1.0.3.json#", "markups": [markup]}, indent=1) + "\n"

@@ -271,6 +271,8 @@ def fingerprint(data: DataSet, nifti_frame: str | None = None) -> Fingerprint:
     )
     for moving, fixed in measured_pairs:
         compare(result, subjects[moving], subjects[fixed])
+    if not result.distances[ALIGNMENTS[0]]:
+        raise ValueError(no_common_structure(subjects, *measured_pairs[0]))
     return result
 
 
@@ -287,6 +289,12 @@ def check_same_kind(subjects: Mapping[Files, Subject]) -> None:
             f"mixed labels: {real[0]} has fractions or as many values as an image, {whole[0]} has numbered structures; "
             "a data set must have one kind: repair or remove the others"
         )
+
+
+def no_common_structure(subjects: Mapping[Files, Subject], *pair: Files) -> str:
+    """What is wrong where no pair has a structure in both of its images, by the first of them."""
+    there = [f"{sorted(subjects[files].structures, key=str)} in {files.points or files.label}" for files in pair]
+    return f"structures correspond by name or label value, and no training pair shares one: {' and '.join(there)}"
 
 
 def compare(result: Fingerprint, moving: Subject, fixed: Subject) -> None:

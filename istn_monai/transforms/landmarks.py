@@ -27,7 +27,7 @@ from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.meta import with_affine
 from istn_monai.geometry.sampling import column
 from istn_monai.io.images import read_or_explain
-from istn_monai.io.landmarks import Points, is_points, matched
+from istn_monai.io.landmarks import Points, check_dims, is_points, matched
 from istn_monai.transforms.checks import check_choice
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, POINT_KEYS, Pair
 from istn_monai.transforms.registration_grid import check_kept, kept, on_grid
@@ -121,7 +121,7 @@ class AddLandmarkChannelsd(Transform):
     def from_points(self, files: Sequence[str], start: Tensor, grid: Grid) -> list[Tensor]:
         """``(K, *S)`` moving and fixed, of landmark files."""
         moving, fixed = matched_in(files, grid.spatial_dims)
-        moving = Points(map_points(torch.linalg.inv(start), moving.positions.T).T, moving.labels)
+        moving = moving.moved_to(map_points(torch.linalg.inv(start), moving.positions.T).T)
         used = used_names(fixed.labels, self.groups or (), files)
         seen = [grid.contains(points.chosen(used).positions.T) for points in (moving, fixed)]
         for mask, file in zip(seen, files, strict=True):
@@ -190,9 +190,5 @@ def matched_in(files: Sequence[str], spatial_dims: int) -> tuple[Points, Points]
     """What :func:`istn_monai.io.landmarks.matched` gives, or a ValueError unless the configuration has as many axes."""
     both = matched(*files)
     for points, file in zip(both, files, strict=True):
-        if points.positions.shape[1] != spatial_dims:
-            raise ValueError(
-                f"{file} has {points.positions.shape[1]}-D landmarks, but the configuration is {spatial_dims}-D; in "
-                "2-D they need a CSV file with columns x and y alone"
-            )
+        check_dims(points, file, spatial_dims, "the configuration")
     return both

@@ -17,10 +17,11 @@ from torch import Tensor
 from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.resampling import pull_back_landmarks, pull_back_points, warp_labels
 from istn_monai.geometry.sampling import sample
-from istn_monai.io.landmarks import is_points, matched
+from istn_monai.io.landmarks import is_points
 from istn_monai.metrics import Metrics, box_of, field_metrics, overlap
 from istn_monai.transforms.checks import reads_labels
 from istn_monai.transforms.keys import POINT_KEYS
+from istn_monai.transforms.landmarks import matched_in
 
 
 def soi_values(soi_labels: Sequence[Sequence[int]] | None) -> list[int]:
@@ -74,7 +75,7 @@ def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
     files = [str(pair.get(key, "")) for key in POINT_KEYS]
     if not all(map(is_points, files)):
         return {}
-    moving, fixed = matched(*files)
+    moving, fixed = matched_in(files, ddf.shape[1])
     found = pull_back_landmarks(ddf, Grid.of(pair["image"]), fixed.positions.T)
     if "initial_alignment" in pair:
         found = map_points(torch.as_tensor(pair["initial_alignment"], dtype=torch.float64), found)

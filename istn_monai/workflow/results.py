@@ -212,7 +212,9 @@ class SavePairHandler:
         transforms = self.save_transforms(pair)
         report = self.report(pair) | {"inputs": inputs, "transforms": transforms}
         if POINT_KEYS[0] in points:
-            report["points"] = self.save_points(self.transform(pair), points)
+            report["points"] = self.save_points(
+                self.transform(pair), points, torch.as_tensor(pair["initial_alignment"])
+            )
         note = ""
         if self.inspect is None:
             report["metrics"] = field_metrics(ddf.cpu(), Grid.of(pair["image"]).spacing)
@@ -261,11 +263,12 @@ class SavePairHandler:
         theta, start = (torch.as_tensor(pair[key]) for key in ("theta", "initial_alignment"))
         return world_transform(self.transformation, theta[None], Grid.of(pair["image"]), start)
 
-    def save_points(self, transform: WorldTransform, points: Mapping[str, str]) -> dict[str, Any]:
+    def save_points(self, transform: WorldTransform, points: Mapping[str, str], start: torch.Tensor) -> dict[str, Any]:
         """Writes the moving landmarks on the fixed side; what they are, and their errors, for the report."""
         with self.results.writing(MOVED) as file:
             write_points(moved(transform, points), file)
-        return {MOVED: {"are": "moving landmarks on the fixed side", "frame": "LPS mm"}, **errors(transform, points)}
+        about = {"are": "moving landmarks on the fixed side", "frame": "LPS mm"}
+        return {MOVED: about, **errors(transform, points, start)}
 
     def inputs(self, pair: Mapping[str, Any], points: Mapping[str, str]) -> dict[str, Any]:
         """What is kept of each file that was read; an image from memory has none."""
