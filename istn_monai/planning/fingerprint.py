@@ -23,7 +23,17 @@ from istn_monai.geometry.resampling import area_averaged
 from istn_monai.geometry.sampling import warp
 from istn_monai.io.datalist import Item
 from istn_monai.planning.dataset import DataSet
-from istn_monai.planning.subjects import MAP, PERCENTILES, Files, Key, Structure, Subject, measured, union
+from istn_monai.planning.subjects import (
+    MAP,
+    PERCENTILES,
+    Files,
+    Key,
+    Structure,
+    Subject,
+    check_same_kind,
+    measured,
+    union,
+)
 from istn_monai.refinement import Refiner
 from istn_monai.transforms.keys import SIDES
 
@@ -274,21 +284,6 @@ def fingerprint(data: DataSet, nifti_frame: str | None = None) -> Fingerprint:
     if not result.distances[ALIGNMENTS[0]]:
         raise ValueError(no_common_structure(subjects, *measured_pairs[0]))
     return result
-
-
-def check_same_kind(subjects: Mapping[Files, Subject]) -> None:
-    """ValueError if some labels are real-valued maps while others have structures numbered 2 and more."""
-    real = [files.label for files, subject in subjects.items() if subject.is_map]
-    whole = [
-        files.label
-        for files, subject in subjects.items()
-        if not subject.is_map and any(isinstance(key, int) and key > 1 for key in subject.structures)
-    ]
-    if real and whole:
-        raise ValueError(
-            f"mixed labels: {real[0]} has fractions or as many values as an image, {whole[0]} has numbered structures; "
-            "a data set must have one kind: repair or remove the others"
-        )
 
 
 def no_common_structure(subjects: Mapping[Files, Subject], *pair: Files) -> str:

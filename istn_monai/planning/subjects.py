@@ -7,7 +7,7 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -216,3 +216,18 @@ def point_structures(file: str, image: MetaTensor, nifti_frame: str | None = Non
         raise ValueError(f"{file} has {points.positions.shape[1]}-D landmarks, its image is {image.ndim - 1}-D")
     named = zip(points.labels, points.positions, strict=True)
     return {label: Structure(0.0, 0.0, position, position[:, None]) for label, position in named}
+
+
+def check_same_kind(subjects: Mapping[Files, Subject]) -> None:
+    """ValueError if some labels are real-valued maps while others have structures numbered 2 and more."""
+    real = [files.label for files, subject in subjects.items() if subject.is_map]
+    whole = [
+        files.label
+        for files, subject in subjects.items()
+        if not subject.is_map and any(isinstance(key, int) and key > 1 for key in subject.structures)
+    ]
+    if real and whole:
+        raise ValueError(
+            f"mixed labels: {real[0]} has fractions or as many values as an image, {whole[0]} has numbered structures; "
+            "a data set must have one kind: repair or remove the others"
+        )
