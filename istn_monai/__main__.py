@@ -186,6 +186,8 @@ def apply(
     interpolation: str = "auto",
     frame: str | None = None,
     overwrite: bool = False,
+    series: str | None = None,
+    reference_series: str | None = None,
 ) -> str:
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
@@ -199,11 +201,13 @@ def apply(
             the largest).
         frame: RAS or LPS, of landmarks in a .csv without such a column, and of the result, which is in LPS by default.
         overwrite: replace an existing output.
+        series: Series Instance UID of the input, where its DICOM folder holds several.
+        reference_series: likewise, of the reference.
     """
     load_libraries()
     from istn_monai.apply import apply_transform
 
-    options = (inverse, interpolation, frame, overwrite)
+    options = (inverse, interpolation, frame, overwrite, series, reference_series)
     return f"written: {apply_transform(transform, input, output, reference, *options)}"
 
 

@@ -97,6 +97,8 @@ def apply_transform(
     interpolation: str = "auto",
     frame: str | None = None,
     overwrite: bool = False,
+    series: str | None = None,
+    reference_series: str | None = None,
 ) -> Path:
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
@@ -110,6 +112,8 @@ def apply_transform(
             image's values, and printed; values that do not say which raise an error.
         frame: RAS or LPS, of landmarks in a .csv without such a column, and of the result, which is in LPS by default.
         overwrite: replace an existing output; never a file that is read here.
+        series: Series Instance UID of the input, where its DICOM folder holds several.
+        reference_series: likewise, of the reference.
     """
     path = new_file(output, overwrite=overwrite)
     read = {"transform": transform, "input": input, "reference": reference}
@@ -123,7 +127,8 @@ def apply_transform(
         return write_points(move_points(read_points(input, frame), loaded, inverse), path, frame or "LPS")
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
-    images = load_image(input, "input", loaded.dims), load_image(reference, "reference", loaded.dims)
+    named = ((input, "input", series), (reference, "reference", reference_series))
+    images = [load_image(file, name, loaded.dims, uid) for file, name, uid in named]
     check_finite(images[0], source(images[0], "input"))
     interpolation = chosen_interpolation(images[0], interpolation)
     write_image(resample_image(images[0], loaded, images[1], inverse, interpolation), path)

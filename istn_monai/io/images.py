@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
+from monai.utils import get_equivalent_dtype
 from torch import Tensor
 
 from istn_monai.geometry.grids import square
 from istn_monai.geometry.meta import affine_of
+from istn_monai.io.dicom import is_dicom, read_series
 from istn_monai.io.file_checks import check_file
 from istn_monai.io.paths import not_written, replacing
 
@@ -43,9 +45,17 @@ def read_image(file: str | Path, **options: Any) -> MetaTensor:
     return itk_framed(LoadImage(image_only=True, ensure_channel_first=True, **options)(file))
 
 
-def read_or_explain(file: str | Path, place: str, **options: Any) -> MetaTensor:
-    """The image in ``file``, or a ValueError that names it; ``options`` are those of MONAI's ``LoadImage``."""
+def read_or_explain(file: str | Path, place: str, series: str | None = None, **options: Any) -> MetaTensor:
+    """The image in ``file``, or a ValueError that names it; ``options`` are those of MONAI's ``LoadImage``.
+
+    Of DICOM, ``series`` is the Series Instance UID; needed where there are several.
+    """
     check_file(file, place)
+    if is_dicom(file):
+        image, dtype = read_series(file, place, series), options.get("dtype", np.float32)
+        return image if dtype is None else image.to(get_equivalent_dtype(dtype, torch.Tensor))
+    if series is not None:
+        raise ValueError(f"{place}: {file} is not DICOM and has no series: leave series out")
     try:
         return read_image(file, **options)
     except Exception as error:
@@ -92,12 +102,12 @@ def write_image(image: MetaTensor, file: Path) -> None:
         save_image(image, part)
 
 
-def load_image(file: str, name: str, dims: int) -> MetaTensor:
+def load_image(file: str, name: str, dims: int, series: str | None = None) -> MetaTensor:
     """A channel-first image of so many dimensions, or an error that names the argument and the file."""
     path = Path(file).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{name}: no such file: {path}")
-    image = read_or_explain(path, name, dtype=None)
+    image = read_or_explain(path, name, series, dtype=None)
     check_dims(image, name, dims)
     check_affine(image, name)
     return image

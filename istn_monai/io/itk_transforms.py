@@ -3,8 +3,9 @@
 Convention:
     What is written maps fixed to moving world points (pull-back), the direction in which ITK, SimpleITK, ANTs and 3D
     Slicer resample. Inside the package world points are RAS; ITK's are LPS, and how the two differ stands here
-    alone. This is also the only file that imports SimpleITK, whose transforms are ITK's and which loads twenty times
-    faster than itk's own wrappers; and the only one that imports itk, for the few files that SimpleITK cannot read.
+    alone. With those that read DICOM, this is the only file that imports SimpleITK, whose transforms are ITK's and
+    which loads twenty times faster than itk's own wrappers; and the only one that imports itk, for the few files that
+    SimpleITK cannot read.
 """
 
 from __future__ import annotations

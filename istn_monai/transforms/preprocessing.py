@@ -36,6 +36,7 @@ class LoadPaird(MapTransform):
 
     Args:
         keys: each holds a path, or a channel-first MetaTensor whose affine is RAS mm.
+        series: by key, the Series Instance UID to read of DICOM files; needed where there are several.
         options: options of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
 
     Example:
@@ -44,8 +45,11 @@ class LoadPaird(MapTransform):
         [[[1.0, 2.0]]]
     """
 
-    def __init__(self, keys: Sequence[str] = PAIR_KEYS, **options: Any) -> None:
+    def __init__(
+        self, keys: Sequence[str] = PAIR_KEYS, series: Mapping[str, str | None] | None = None, **options: Any
+    ) -> None:
         super().__init__(keys, allow_missing_keys=True)
+        self.series = series or {}
         self.options = options
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -58,7 +62,7 @@ class LoadPaird(MapTransform):
             return (
                 read_exactly(image, key, self.options)
                 if key in LABEL_KEYS
-                else read_or_explain(image, key, **self.options)
+                else read_or_explain(image, key, self.series.get(key), **self.options)
             )
         if not isinstance(image, MetaTensor):
             raise ValueError(f"{key} must be a path or a channel-first MetaTensor with an affine, got {type(image)}")
