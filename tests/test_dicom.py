@@ -7,6 +7,23 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from dicom_files import (
+    DIRECTORY,
+    REPORT,
+    SECONDARY,
+    SEG,
+    SIZE,
+    STRAIGHT,
+    pixels_of,
+    places,
+    smooth,
+    straight,
+    write,
+    write_frames,
+    write_slice,
+    write_stack,
+)  # fmt: skip
+from helpers import DATA_DIR
 from monai.transforms import LoadImage
 
 from istn_monai import LoadPaird
@@ -17,13 +34,8 @@ from istn_monai.io.dicom import read_series
 from istn_monai.io.dicom_headers import is_dicom, read_header
 from istn_monai.io.images import read_or_explain
 from istn_monai.io.itk_transforms import write_transform
-from tests.dicom_files import (
-    DIRECTORY, REPORT, SECONDARY, SEG, SIZE, STRAIGHT, pixels_of, places, smooth, straight, write, write_frames,
-    write_slice, write_stack,
-)  # fmt: skip
-from tests.helpers import DATA
 
-REAL = DATA / "dicom_hippocampus"
+REAL = DATA_DIR / "dicom_hippocampus"
 
 
 def turned(*degrees):
@@ -48,13 +60,12 @@ def same(image, other):
     assert torch.equal(image.affine, other.affine) and set(image.meta) >= set(other.meta) - {"spacing"}
 
 
-def inside_error(image, margin):
-    """The largest difference to the phantom of voxels that many away from the border, at the places of the affine."""
+def errors(image):
+    """The difference of each voxel to the phantom, at the place that the affine gives it."""
     grid = np.stack(np.meshgrid(*map(np.arange, image.shape[1:]), indexing="ij"), -1)
     affine = image.affine.numpy()
     world = (grid @ affine[:3, :3].T + affine[:3, 3]) @ lps(3)
-    inner = image[0].numpy() > -800 if margin is None else slice(None)
-    return np.abs(image[0].numpy() - smooth(world))[inner]
+    return np.abs(image[0].numpy() - smooth(world))
 
 
 # --- regular series --------------------------------------------------------------------------------------------------
@@ -73,7 +84,7 @@ def test_a_regular_series_is_bit_for_bit_what_itk_reads_and_lies_where_the_formu
     image = read_series(folder, "image")
     same(image, by_itk(folder))
     assert image.shape == (1, *SIZE, 7) and "resampled" not in image.meta
-    assert inside_error(image, 0).max() <= 0.51  # the phantom, rounded
+    assert errors(image).max() <= 0.51  # the phantom, rounded
 
 
 def test_files_are_found_in_subfolders_and_sorted_by_place(tmp_path):
@@ -279,7 +290,7 @@ def test_a_tilted_stack_is_resampled_where_its_slices_lie(tmp_path, capsys, angl
     assert_phantom(image, tilted(10, angle), 20)
     # ITK alone is as far off as the gantry moved
     moved = by_itk(folder)
-    assert inside_error(moved, 0).max() > 100
+    assert errors(moved).max() > 100
 
 
 def assert_phantom(image, positions, tolerance):
@@ -293,7 +304,7 @@ def assert_phantom(image, positions, tolerance):
         start = np.interp(world[..., 2], heights, positions[:, axis])
         known &= (world[..., axis] > start + 2) & (world[..., axis] < start + extent - 2)
     known &= (world[..., 2] >= heights[0] - 1e-6) & (world[..., 2] <= heights[-1] + 1e-6)
-    assert known.mean() > 0.3
+    assert known.mean() > 0.25
     difference = np.abs(image[0].numpy() - smooth(world))[known]
     assert difference.max() < tolerance
 
@@ -302,7 +313,7 @@ def test_slices_of_uneven_spacing_are_resampled_where_they_lie(tmp_path):
     positions = straight(10)
     positions[:, 2] += [0, 0.5, -0.3, 0.4, 0, 0.45, -0.4, 0, 0.3, 0]
     image = read_series(write_stack(tmp_path, positions), "image")
-    assert image.meta["resampled"] == "slices 1.65 to 3 mm apart"
+    assert image.meta["resampled"] == "slices 1.65 to 3.2 mm apart"
     assert_phantom(image, positions, 20)
 
 
@@ -343,7 +354,7 @@ def test_frames_lie_where_they_say_in_whatever_order(tmp_path, order):
     positions = straight(6, axes=axes)[order]
     file = write_frames(tmp_path / "all.dcm", phantom_frames(positions, axes), positions, axes)
     image = read_series(file, "image")
-    assert image.shape == (1, *SIZE, 6) and inside_error(image, 0).max() <= 0.51
+    assert image.shape == (1, *SIZE, 6) and errors(image).max() <= 0.51
     same(read_series(tmp_path, "image"), image)
     if order == slice(None):
         assert torch.equal(image.as_tensor(), by_itk(file).as_tensor())
@@ -353,7 +364,7 @@ def test_frames_lie_where_they_say_in_whatever_order(tmp_path, order):
 def test_two_stacks_of_frames_are_an_error_and_tilted_ones_are_resampled(tmp_path):
     positions = np.tile(straight(4), (2, 1))
     file = write_frames(tmp_path / "two.dcm", phantom_frames(positions), positions, stacks=list("11112222"))
-    with pytest.raises(ValueError, match="4 slices in the place of another: two.dcm frame 1 .* stack '1' and '2'"):
+    with pytest.raises(ValueError, match="4 slices in the place of another: two.dcm frame 1 .*stack '1' and '2'"):
         read_series(file, "image")
     positions = tilted(10, 12)
     file = write_frames(tmp_path / "tilted.dcm", phantom_frames(positions), positions)

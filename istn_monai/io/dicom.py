@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from istn_monai.geometry.frames import lps
 from istn_monai.io.dicom_headers import SYNTAX, Broken, Header, is_dicom, read_header
 from istn_monai.io.dicom_planes import COLUMNS, ROWS, frames_of, planes_of
-from istn_monai.io.dicom_stack import ANGLE, Plane, Stack, listed, resampled, stack_of
+from istn_monai.io.dicom_stack import TOLERANCE, Plane, Stack, listed, normal_of, resampled, stack_of
 from istn_monai.io.file_checks import check_voxels
 from istn_monai.io.values import LABEL, interpolation_of
 
@@ -25,7 +25,7 @@ __all__ = ["is_dicom", "read_series"]
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 SOP_CLASS, MODALITY, SERIES, DESCRIPTION, IMAGE_TYPE = 0x00080016, 0x00080060, 0x0020000E, 0x0008103E, 0x00080008
-SAMPLES, COLORS = 0x00280002, 0x00280004
+MEDIA_CLASS, SAMPLES, COLORS = 0x00020002, 0x00280002, 0x00280004
 DIRECTORY, SEGMENTATION = "1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.66.4"
 
 
@@ -106,11 +106,13 @@ def images_in(path: Path, place: str) -> list[Header]:
             header = read_header(file)
             if header.whole(ROWS) and not header.is_image:
                 raise Broken("it has no voxels")
+            if not header.text(SERIES) and not header.is_image and header.text(MEDIA_CLASS) != DIRECTORY:
+                raise Broken("it is truncated")
         except Broken as error:
             raise ValueError(f"{place}: {file.name} is damaged: {error}; copy it again, or remove it") from error
         if header.is_image and header.text(SOP_CLASS) != SEGMENTATION:
             found.append(header)
-        elif header.text(0x00020002) != DIRECTORY:
+        elif header.text(MEDIA_CLASS) != DIRECTORY:
             others[header.text(MODALITY) or "object of no modality"] += 1
     listed_others = ", ".join(f"{number} {kind}" for kind, number in sorted(others.items()))
     if not found:
@@ -205,11 +207,11 @@ def voxels(stack: Stack, syntaxes: dict[Path, str], place: str) -> tuple[np.ndar
     wanted: dict[Path, list[tuple[int, int]]] = {}
     for number, plane in enumerate(stack.planes):
         wanted.setdefault(plane.file, []).append((plane.frame, number))
-    columns, rows = stack.planes[0].size
-    values = None
+    first, values = stack.planes[0], None
+    columns, rows = first.size
     for file, numbers in wanted.items():
         image = itk_image(file, syntaxes[file], place)
-        check_place(image, stack.planes[min(numbers)[1]], place)
+        check_place(image, [stack.planes[number] for _, number in sorted(numbers)], place)
         frames = sitk.GetArrayViewFromImage(image)
         if frames.size != len(numbers) * rows * columns:
             raise ValueError(
@@ -223,16 +225,27 @@ def voxels(stack: Stack, syntaxes: dict[Path, str], place: str) -> tuple[np.ndar
         for frame, number in numbers:
             values[number] = frames.reshape(-1, rows, columns)[frame]
     assert values is not None
+    if first.several:
+        direction = np.column_stack([*first.axes, normal_of(first.axes)])
     return values, direction
 
 
-def check_place(image: Any, plane: Plane, place: str) -> None:
-    """ValueError unless ITK has a file's first slice where its header says: it leaves some kinds of files nowhere."""
-    here = np.concatenate([plane.position, plane.spacing, plane.axes.ravel()])
-    itk = np.concatenate([image.GetOrigin(), image.GetSpacing()[:2], direction_of(image)[:, :2].T.ravel()])
-    if np.abs(here - itk).max() > ANGLE:
-        raise ValueError(
-            f"{place}: {plane.name} has two meanings: its header says position {listed(plane.position)}, pixels of "
-            f"{listed(plane.spacing)} mm, axes {listed(plane.axes.ravel())}, ITK reads {listed(itk[:3])}, "
-            f"{listed(itk[3:5])} and {listed(itk[5:])}; convert the series to NIfTI"
-        )
+def check_place(image: Any, planes: Sequence[Plane], place: str) -> None:
+    """ValueError unless ITK has a file's slice where its header says: it leaves some kinds of files nowhere.
+
+    Frames go to their own places, which ITK knows for regular ones alone: where it has them otherwise, a line says so.
+    """
+    first, last = planes[0], planes[-1]
+    end = image.TransformIndexToPhysicalPoint([0, 0, image.GetSize()[2] - 1])
+    here = np.concatenate([first.position, first.spacing, first.axes.ravel(), last.position])
+    itk = np.concatenate([image.GetOrigin(), image.GetSpacing()[:2], direction_of(image)[:, :2].T.ravel(), end])
+    if np.abs(here - itk).max() <= TOLERANCE:
+        return
+    if first.several:
+        print(f"{place}: each frame of {first.file.name} is put where it says it lies; ITK reads them otherwise")
+        return
+    raise ValueError(
+        f"{place}: {first.name} has two meanings: its header says position {listed(first.position)}, pixels of "
+        f"{listed(first.spacing)} mm, axes {listed(first.axes.ravel())}, ITK reads {listed(itk[:3])}, "
+        f"{listed(itk[3:5])} and {listed(itk[5:11])}; convert the series to NIfTI"
+    )
