@@ -186,8 +186,9 @@ def apply(
     interpolation: str = "auto",
     frame: str | None = None,
     overwrite: bool = False,
+    *,
     series: str | None = None,
-    reference_series: str | None = None,
+    series_reference: str | None = None,
 ) -> str:
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
@@ -202,12 +203,12 @@ def apply(
         frame: RAS or LPS, of landmarks in a .csv without such a column, and of the result, which is in LPS by default.
         overwrite: replace an existing output.
         series: Series Instance UID of the input, where its DICOM folder holds several.
-        reference_series: likewise, of the reference.
+        series_reference: likewise, of the reference.
     """
     load_libraries()
     from istn_monai.apply import apply_transform
 
-    options = (inverse, interpolation, frame, overwrite, series, reference_series)
+    options = (inverse, interpolation, frame, overwrite, series, series_reference)
     return f"written: {apply_transform(transform, input, output, reference, *options)}"
 
 

@@ -98,7 +98,7 @@ def apply_transform(
     frame: str | None = None,
     overwrite: bool = False,
     series: str | None = None,
-    reference_series: str | None = None,
+    series_reference: str | None = None,
 ) -> Path:
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
@@ -113,7 +113,7 @@ def apply_transform(
         frame: RAS or LPS, of landmarks in a .csv without such a column, and of the result, which is in LPS by default.
         overwrite: replace an existing output; never a file that is read here.
         series: Series Instance UID of the input, where its DICOM folder holds several.
-        reference_series: likewise, of the reference.
+        series_reference: likewise, of the reference.
     """
     path = new_file(output, overwrite=overwrite)
     read = {"transform": transform, "input": input, "reference": reference}
@@ -127,7 +127,7 @@ def apply_transform(
         return write_points(move_points(read_points(input, frame), loaded, inverse), path, frame or "LPS")
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
-    named = ((input, "input", series), (reference, "reference", reference_series))
+    named = ((input, "input", series), (reference, "reference", series_reference))
     images = [load_image(file, name, loaded.dims, uid) for file, name, uid in named]
     check_finite(images[0], source(images[0], "input"))
     interpolation = chosen_interpolation(images[0], interpolation)

@@ -94,7 +94,7 @@ KINDS: dict[str, Kind] = {
         kinds.path,
     ),
     **dict.fromkeys(("dataset_dir", "cache_dir", "moving_label"), none_or(kinds.path)),
-    **dict.fromkeys(("moving_series", "fixed_series", "series", "reference_series"), none_or(kinds.text)),
+    **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), none_or(kinds.text)),
     **dict.fromkeys(("augment", "qa", "overwrite", "inverse"), kinds.switch),
     **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),
     **dict.fromkeys(("num_workers", "refine_steps", "train", "val", "test"), whole(0)),

@@ -400,7 +400,7 @@ def test_a_pair_and_apply_read_the_series_that_is_chosen(tmp_path):
     transform = write_transform(WorldTransform([WorldAffine(torch.eye(4).double())], 3), tmp_path / "identity.h5")
     result = apply_transform(
         str(transform), str(both), str(tmp_path / "out.nii.gz"), str(both), interpolation="linear", series="1.2.3.1",
-        reference_series="1.2.3.2",
+        series_reference="1.2.3.2",
     )  # fmt: skip
     assert sitk.ReadImage(str(result)).GetSize() == (12, 10, 6)
     with pytest.raises(ValueError, match="is not DICOM and has no series"):
