@@ -238,9 +238,21 @@ def flipped(folder):
     write_slice(folder / "99.dcm", np.ones((10, 12)), straight(9)[-1], np.diag([-1.0, 1, -1]))
 
 
+def taller(folder):
+    for k, position in enumerate(straight(8)):
+        write_slice(folder / f"{k:02d}.dcm", np.ones((10, 12)), position, x00280010=("US", 20))
+
+
+def many(folder):
+    for k, position in enumerate(straight(8)):
+        write_slice(folder / f"{k:02d}.dcm", np.ones((10, 12)), position, x00280008=("IS", 3000000))
+
+
 @pytest.mark.parametrize(
     ("spoil", "error"),
     [
+        (taller, r"00.dcm is damaged: it has fewer voxels than its header promises"),
+        (many, r"00.dcm is damaged: it has fewer voxels than its header promises"),
         (remove, r"lacks slices: 02.dcm and 04.dcm lie 5 mm apart, most others 2.5 mm"),
         (twice, r"a slice in the place of another: 03.dcm and copy.dcm both lie at \(-20, 30, 14.5\) mm"),
         (two_times, r"8 slices in the place of another: 00.dcm and later0.dcm"),

@@ -134,8 +134,8 @@ def slice_numbers(series: DICOMSeries, affine: np.ndarray, key: str) -> list[int
     if away > TOLERANCE or sorted(numbers) != list(range(len(numbers))):
         raise ValueError(
             f"{key}: the slices of series {described(series)} are not a regular stack: one lies {away:.2g} voxels "
-            "beside its place (a tilted gantry, or uneven spacing: it was resampled): no DICOM SEG lies on such slices; "
-            "hand it over as NIfTI"
+            "beside its place (a tilted gantry, or uneven spacing: it was resampled): no DICOM SEG lies on such "
+            "slices; hand it over as NIfTI"
         )
     return numbers.tolist()
 

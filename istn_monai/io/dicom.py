@@ -25,6 +25,7 @@ __all__ = ["is_dicom", "read_series"]
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 SOP_CLASS, MODALITY, SERIES, DESCRIPTION, IMAGE_TYPE = 0x00080016, 0x00080060, 0x0020000E, 0x0008103E, 0x00080008
+BITS, VOXELS = 0x00280100, (0x7FE00008, 0x7FE00009, 0x7FE00010)
 MEDIA_CLASS, SAMPLES, COLORS = 0x00020002, 0x00280002, 0x00280004
 DIRECTORY, SEGMENTATION = "1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.66.4"
 
@@ -166,6 +167,9 @@ def check_image(header: Header, place: str) -> None:
     colors = header.text(COLORS) or "MONOCHROME2"
     if header.whole(SAMPLES, 1) > 1 or not colors.startswith("MONOCHROME"):
         raise ValueError(f"{place} is a color image ({colors}); a gray one is expected: convert it")
+    expected = header.whole(ROWS) * header.whole(COLUMNS) * frames_of(header) * header.whole(BITS) // 8
+    if any(length < expected for tag in VOXELS for length in header.numbers(tag)):
+        raise ValueError(f"{place} is damaged: it has fewer voxels than its header promises; copy it again")
     if "MOSAIC" in header.text(IMAGE_TYPE).split("\\"):
         raise ValueError(f"{place} is a mosaic of slices; convert the series to NIfTI, as with dcm2niix")
 

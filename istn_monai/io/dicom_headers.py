@@ -183,7 +183,7 @@ def read_elements(stream: BinaryIO, coding: Coding, end: int | None = None, top:
 
 
 def read_element(stream: BinaryIO, coding: Coding, top: bool = False) -> tuple[int, Any]:
-    """Tag and value of the next element; b"" for what is too long to be of use."""
+    """Tag and value of the next element; b"" for what is too long to be of use, and of voxels the number of bytes."""
     head = exactly(stream, 8)
     group, element = struct.unpack(f"{coding.order}HH", head[:4])
     tag, kind = group << 16 | element, head[4:6]
@@ -203,6 +203,9 @@ def read_element(stream: BinaryIO, coding: Coding, top: bool = False) -> tuple[i
         # what has an unknown representation and no length is implicit, whatever the rest is (PS3.5, 6.2.2)
         inside = Coding(False) if kind == b"UN" else coding
         return tag, read_items(stream, inside, length, PIXELS <= tag <= PIXELS_END)
+    if top and PIXELS <= tag <= PIXELS_END:
+        skip(stream, length)
+        return tag, str(length).encode()
     if length > LONGEST:
         skip(stream, length)
         return tag, b""
@@ -237,5 +240,6 @@ def exactly(stream: BinaryIO, length: int) -> bytes:
 
 def skip(stream: BinaryIO, length: int) -> None:
     """Moves on by so many bytes, which must be there."""
-    stream.seek(length - 1, 1)
-    exactly(stream, 1)
+    if length:
+        stream.seek(length - 1, 1)
+        exactly(stream, 1)

@@ -33,7 +33,8 @@ DETAILS = {
 
 def frames_of(header: Header) -> int:
     """How many slices a file holds."""
-    return int((header.numbers(FRAMES) or [1])[0])
+    number = (header.numbers(FRAMES) or [1])[0]
+    return int(number) if 1 <= number < 2**31 else 1
 
 
 def sources_of(header: Header) -> Iterator[list[Elements]]:
