@@ -188,6 +188,9 @@ def apply(
     frame: str | None = None,
     overwrite: bool = False,
     nifti_frame: str | None = None,
+    *,
+    series: str | None = None,
+    series_reference: str | None = None,
 ) -> str:
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
@@ -202,11 +205,13 @@ def apply(
         frame: RAS or LPS, of landmarks whose file does not say it; the result is in the frame of the input.
         overwrite: replace an existing output.
         nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
+        series: Series Instance UID of the input, where its DICOM folder holds several.
+        series_reference: likewise, of the reference.
     """
     load_libraries()
     from istn_monai.apply import apply_transform
 
-    options = (inverse, interpolation, frame, overwrite, nifti_frame)
+    options = (inverse, interpolation, frame, overwrite, nifti_frame, series, series_reference)
     return f"written: {apply_transform(transform, input, output, reference, *options)}"
 
 

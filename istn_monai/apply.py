@@ -99,6 +99,8 @@ def apply_transform(
     frame: str | None = None,
     overwrite: bool = False,
     nifti_frame: str | None = None,
+    series: str | None = None,
+    series_reference: str | None = None,
 ) -> Path:
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
@@ -113,6 +115,8 @@ def apply_transform(
         frame: RAS or LPS, of landmarks whose file does not say it. The result is in the frame of the input.
         overwrite: replace an existing output; never a file that is read here.
         nifti_frame: itk, sform or qform, where readers understand a NIfTI header in two ways.
+        series: Series Instance UID of the input, where its DICOM folder holds several.
+        series_reference: likewise, of the reference.
     """
     path = new_file(output, overwrite=overwrite)
     read = {"transform": transform, "input": input, "reference": reference}
@@ -128,9 +132,8 @@ def apply_transform(
         return write_points(move_points(points, loaded, inverse), path, own_frame)
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
-    images = [
-        load_image(file, name, loaded.dims, nifti_frame) for name, file in (("input", input), ("reference", reference))
-    ]
+    named = ((input, "input", series), (reference, "reference", series_reference))
+    images = [load_image(file, name, loaded.dims, nifti_frame, uid) for file, name, uid in named]
     check_finite(images[0], source(images[0], "input"))
     interpolation = chosen_interpolation(images[0], interpolation)
     write_image(resample_image(images[0], loaded, images[1], inverse, interpolation), path)

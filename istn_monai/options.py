@@ -56,6 +56,8 @@ SETTINGS: dict[str, str] = {
     "moving_image": "file to be warped (inference)",
     "fixed_image": "file whose grid is the result's (inference)",
     "moving_label": "label map to be warped along (inference)",
+    "moving_series": "Series Instance UID of the moving image, where its DICOM folder holds several",
+    "fixed_series": "likewise, of the fixed image",
     "qa": "writes the QA page: qa.png of a pair, qa.html of an evaluation; False leaves it out",
     "overwrite": "replaces an earlier result of other inputs, weights or options: all its files are removed first",
     "evaluated_labels": "as soi_labels, of what evaluation compares; soi_labels by default",
@@ -93,6 +95,7 @@ KINDS: dict[str, Kind] = {
         kinds.path,
     ),
     **dict.fromkeys(("dataset_dir", "cache_dir", "moving_label"), none_or(kinds.path)),
+    **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), none_or(kinds.text)),
     **dict.fromkeys(("augment", "qa", "overwrite", "inverse"), kinds.switch),
     **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),
     **dict.fromkeys(("num_workers", "refine_steps", "train", "val", "test"), whole(0)),
@@ -135,6 +138,7 @@ OF_COMMAND = {
     },
     "register": {
         "device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "overwrite", "nifti_frame",
+        "moving_series", "fixed_series",
     },
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from istn_monai.io.dicom import is_dicom
+
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 #: how the entries of the input folder begin; a label's name also begins with that of its image
 NAMES = {
@@ -41,17 +43,6 @@ def is_image(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def is_dicom(file: Path) -> bool:
-    """Whether a file begins as DICOM files do."""
-    with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
-
-
-def has_dicom(folder: Path) -> bool:
-    """Whether there is a DICOM file anywhere in a folder."""
-    return any(is_dicom(path) for path in folder.rglob("*") if path.is_file())
-
-
 def one_of(paths: Sequence[Path], what: str) -> Path:
     """The only one of several paths, or a ValueError that lists them."""
     if len(paths) > 1:
@@ -68,7 +59,7 @@ def source_of(path: Path, key: str) -> Source:
     if not path.is_dir():
         raise ValueError(f"{key}: {path} is neither an image file ({', '.join(IMAGE_SUFFIXES)}) nor a folder")
     images = [file for file in path.rglob("*") if is_image(file)]
-    dicom = has_dicom(path)
+    dicom = is_dicom(path)
     if images and dicom:
         raise ValueError(f"{key}: {path} holds both DICOM files and {images[0].name}; leave one of them")
     if images:
@@ -101,7 +92,7 @@ def find_pair(
     named = {key: named_in(folder, key) for key in NAMES}
     pair = {key: source_of(path, key) for key, path in named.items() if path is not None}
     for key in ("fixed_image", *from_study):
-        if key not in pair and has_dicom(folder):
+        if key not in pair and is_dicom(folder):
             pair[key] = Source(folder, True)
     if "fixed_image" not in pair:
         raise FileNotFoundError(f"fixed_image: nothing is named fixed* in {folder}, and no DICOM file; {LAYOUT}")

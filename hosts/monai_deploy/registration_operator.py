@@ -13,7 +13,7 @@ from monai.deploy.core.domain.dicom_series import DICOMSeries
 from segments import read_segmentation, segmentation_file
 from series import frames, read_series
 
-from istn_monai.io.images import read_image
+from istn_monai.io.images import read_or_explain
 from istn_monai.registration import Registration
 
 
@@ -80,6 +80,6 @@ class RegistrationOperator(Operator):
         segmentation = segmentation_file(self.sources["moving_label"]) if "moving_label" in self.sources else None
         if segmentation is not None:
             moving = pair["moving_image"]
-            image = moving if isinstance(moving, MetaTensor) else read_image(moving, dtype=None)
+            image = moving if isinstance(moving, MetaTensor) else read_or_explain(moving, "moving_image", dtype=None)
             pair["moving_label"] = read_segmentation(segmentation, image)
         return pair

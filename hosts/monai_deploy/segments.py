@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from highdicom import VolumeGeometry
 from highdicom.seg import segread
-from inputs import Source, is_dicom, one_of
+from inputs import Source, one_of
 from monai.data import MetaTensor
 from monai.deploy.operators.dicom_seg_writer_operator import SegmentDescription
 from pydicom import dcmread
@@ -20,7 +20,8 @@ from pydicom.uid import SegmentationStorage
 
 import istn_monai
 from istn_monai.geometry.meta import affine_of, with_affine
-from istn_monai.io.images import read_image
+from istn_monai.io.dicom import is_dicom
+from istn_monai.io.images import read_or_explain
 
 
 def segmentation_file(source: Source) -> Path | None:
@@ -93,7 +94,8 @@ def segments_of(source: Source, given: Mapping[int, Mapping[str, Any]]) -> dict[
 
 def label_values(source: Source) -> list[int]:
     """The values of a label map other than the background 0, in ascending order, or a ValueError."""
-    values = [float(value) for value in np.unique(read_image(source.path, dtype=None).numpy()) if value]
+    label = read_or_explain(source.path, "moving_label", dtype=None)
+    values = [float(value) for value in np.unique(label.numpy()) if value]
     if not values or not all(value.is_integer() and value > 0 for value in values):
         raise ValueError(
             f"moving_label: whole numbers, and some above 0, are expected in {source.path}, "

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from monai.deploy.operators.dicom_data_loader_operator import DICOMDataLoaderOpe
 from monai.deploy.operators.dicom_series_selector_operator import DICOMSeriesSelectorOperator
 from pydicom import Dataset
 
-from istn_monai.io.images import read_image
+from istn_monai.io.dicom import read_series as read_from
 
 MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
@@ -110,21 +109,10 @@ def read_series(series: DICOMSeries, key: str) -> MetaTensor:
     """The voxels ``(1, X, Y, Z)`` of a series, in modality units, with its RAS affine in mm.
 
     Raises:
-        ValueError: if its slices are not a regular stack: some are missing, or the gantry was tilted.
+        ValueError: in one line, if its slices are no stack, see :mod:`istn_monai.io.dicom`.
     """
-    files = [Path(dataset.filename).absolute() for dataset in datasets(series)]
-    with TemporaryDirectory() as folder:
-        for number, file in enumerate(files):  # what else lies beside them is not read
-            os.symlink(file, Path(folder) / f"{number}.dcm")
-        image = read_image(folder, dtype=None)
-    image.meta["filename_or_obj"] = os.path.commonpath([file.parent for file in files])
-    if image.ndim != 4 or image.shape[-1] != len(files):
-        raise ValueError(
-            f"{key}: series {described(series)} of {len(files)} files was read as an image of size "
-            f"{tuple(image.shape[1:])}; one slice in each file, all of one acquisition, is expected"
-        )
-    slice_numbers(series, image.affine.numpy(), key)
-    return image
+    folders = [Path(dataset.filename).absolute().parent for dataset in datasets(series)]
+    return read_from(os.path.commonpath(folders), key, series.SeriesInstanceUID)
 
 
 def slice_numbers(series: DICOMSeries, affine: np.ndarray, key: str) -> list[int]:
@@ -146,7 +134,8 @@ def slice_numbers(series: DICOMSeries, affine: np.ndarray, key: str) -> list[int
     if away > TOLERANCE or sorted(numbers) != list(range(len(numbers))):
         raise ValueError(
             f"{key}: the slices of series {described(series)} are not a regular stack: one lies {away:.2g} voxels "
-            "beside its place (a slice is missing, or the gantry was tilted); resample it to a regular grid"
+            "beside its place (a tilted gantry, or uneven spacing: it was resampled): no DICOM SEG lies on such "
+            "slices; hand it over as NIfTI"
         )
     return numbers.tolist()
 

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
+from monai.utils import get_equivalent_dtype
 from torch import Tensor
 
 from istn_monai.geometry.grids import square
 from istn_monai.geometry.meta import affine_of
+from istn_monai.io.dicom import is_dicom, read_series
 from istn_monai.io.file_checks import check_file
 from istn_monai.io.nifti_frames import check_right_angles
 from istn_monai.io.paths import not_written, replacing
@@ -33,23 +35,33 @@ def gray(image: MetaTensor, file: Path) -> MetaTensor:
     return image[:1] if same else image
 
 
-def read_image(file: str | Path, nifti_frame: str | None = None, **options: Any) -> MetaTensor:
+def read_image(
+    file: str | Path, nifti_frame: str | None = None, series: str | None = None, **options: Any
+) -> MetaTensor:
     """An image, channel-first, where ITK sees it, its affine RAS mm.
 
     Args:
         file: image file, or folder of one DICOM series.
         nifti_frame: see :func:`istn_monai.io.nifti_frames.nifti_affine`.
+        series: Series Instance UID of DICOM; needed where there are several.
         options: of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
     """
-    return read_or_explain(file, "image", nifti_frame, **options)
+    return read_or_explain(file, "image", nifti_frame, series, **options)
 
 
-def read_or_explain(file: str | Path, place: str, nifti_frame: str | None = None, **options: Any) -> MetaTensor:
+def read_or_explain(
+    file: str | Path, place: str, nifti_frame: str | None = None, series: str | None = None, **options: Any
+) -> MetaTensor:
     """As :func:`read_image`, or a ValueError that calls the file ``place`` and names it."""
     path = Path(file)
     if not path.exists():
         raise FileNotFoundError(f"{place}: no such file: {file}")
     check_file(path, place)
+    if is_dicom(path):
+        image, dtype = read_series(path, place, series), options.get("dtype", np.float32)
+        return image if dtype is None else image.to(get_equivalent_dtype(dtype, torch.Tensor))
+    if series is not None:
+        raise ValueError(f"{place}: {file} is not DICOM and has no series: leave series out")
     reader = reader_of(path, place, nifti_frame)
     try:
         image = gray(LoadImage(**{"reader": reader} | options, image_only=True, ensure_channel_first=True)(file), path)
@@ -98,12 +110,14 @@ def write_image(image: MetaTensor, file: Path) -> None:
         save_image(image, part)
 
 
-def load_image(file: str, name: str, dims: int, nifti_frame: str | None = None) -> MetaTensor:
+def load_image(
+    file: str, name: str, dims: int, nifti_frame: str | None = None, series: str | None = None
+) -> MetaTensor:
     """A channel-first image of so many dimensions, or an error that names the argument and the file."""
     path = Path(file).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{name}: no such file: {path}")
-    image = read_or_explain(path, name, nifti_frame, dtype=None)
+    image = read_or_explain(path, name, nifti_frame, series, dtype=None)
     check_dims(image, name, dims)
     check_affine(image, name)
     return image

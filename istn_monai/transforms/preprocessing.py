@@ -39,6 +39,7 @@ class LoadPaird(MapTransform):
         keys: each holds a path, or a channel-first MetaTensor whose affine is RAS mm.
         nifti_frame: what counts in a NIfTI header that readers understand in two ways: "itk", "sform" or "qform"; None
             makes it an error. See :func:`istn_monai.io.nifti_frames.nifti_affine`.
+        series: by key, the Series Instance UID to read of DICOM files; needed where there are several.
         options: options of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
 
     Example:
@@ -47,9 +48,16 @@ class LoadPaird(MapTransform):
         [[[1.0, 2.0]]]
     """
 
-    def __init__(self, keys: Sequence[str] = PAIR_KEYS, nifti_frame: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str] = PAIR_KEYS,
+        nifti_frame: str | None = None,
+        series: Mapping[str, str | None] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         check_nifti_frame(nifti_frame)
+        self.series = series or {}
         self.options = options | {"nifti_frame": nifti_frame}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -62,7 +70,7 @@ class LoadPaird(MapTransform):
             return (
                 read_exactly(image, key, self.options)
                 if key in LABEL_KEYS
-                else read_or_explain(image, key, **self.options)
+                else read_or_explain(image, key, series=self.series.get(key), **self.options)
             )
         if not isinstance(image, MetaTensor):
             raise ValueError(f"{key} must be a path or a channel-first MetaTensor with an affine, got {type(image)}")

@@ -252,7 +252,7 @@ def case_errors(work: Path, moving: Path, fixed: Path) -> None:
         (alone, [], "moving_image: nothing is named moving*"),
         (two_files, [], "fixed_image: one is expected"),
         (work / "two_series", [], "fixed_image: one DICOM series of single-slice images is expected, there are 2"),
-        (gap, [], "not a regular stack"),
+        (gap, [], "lacks slices"),
         (empty, [], "fixed_image: nothing is named fixed*"),
         (pair, ["-m", alone], "model: "),
         (pair, ["--refine_steps", "-1"], "argument --refine_steps"),
