@@ -8,6 +8,8 @@ Convention:
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -24,6 +26,8 @@ from istn_monai.io.nifti import check_written_suffix
 from istn_monai.io.paths import check_apart, new_file
 from istn_monai.io.values import check_finite, check_whole, interpolation_of
 
+MOST_LOST = 0.5  # fraction of the voxels that may have no inverse
+NAMED = 5  # landmarks that an error names
 INTERPOLATIONS = ("auto", "linear", "nearest", "label")
 
 
@@ -43,6 +47,10 @@ def resample_image(
         inverse: see the module.
         interpolation: "auto", see :func:`chosen_interpolation`, "linear", "nearest", or "label": linear one-hot, then
             the largest.
+
+    Raises:
+        ValueError: with ``inverse``, if more than ``MOST_LOST`` of the voxels have none; fewer are a warning, and become
+            what lies outside of the image.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
@@ -55,12 +63,28 @@ def resample_image(
     else:
         samplers = [intensities(values, {"linear": "bilinear"}.get(interpolation, interpolation))]
 
+    lost = 0
+
     def found(slab: slice) -> torch.Tensor:
         """Where the voxels of a slab are found, ``(1, D, *slab)``."""
-        return Grid.of(image).voxels(transform.on_grid(grid, inverse, slab)).float()[None]
+        nonlocal lost
+        points = transform.on_grid(grid, inverse, slab)
+        lost += int(points.isnan().any(dim=0).sum())
+        return Grid.of(image).voxels(points).float()[None]
 
     warped = on_grid_in_slabs(grid, found, {str(number): sampler for number, sampler in enumerate(samplers)})
+    check_inverted(lost, math.prod(grid.spatial_size))
     return with_affine(torch.cat(list(warped.values())), grid.affine, reference)
+
+
+def check_inverted(lost: int, voxels: int) -> None:
+    """Warning, or ValueError for too many, that voxels have no inverse."""
+    if not lost:
+        return
+    text = f"the transform has no inverse at {lost} of {voxels} voxels of the reference ({lost / voxels:.1%})"
+    if lost > MOST_LOST * voxels:
+        raise ValueError(f"{text}: give a transform that folds nothing and covers the image, or its own inverse")
+    warnings.warn(f"{text}: they are filled as what lies outside of the image", stacklevel=3)
 
 
 def chosen_interpolation(image: MetaTensor, interpolation: str = "auto") -> str:
@@ -82,11 +106,26 @@ def chosen_interpolation(image: MetaTensor, interpolation: str = "auto") -> str:
 
 
 def move_points(points: Points, transform: WorldTransform, inverse: bool = False) -> Points:
-    """Landmarks of the moving side on the fixed side; the other way round, if ``inverse``."""
+    """Landmarks of the moving side on the fixed side; the other way round, if ``inverse``.
+
+    Raises:
+        ValueError: naming the landmarks that the transform has no inverse at.
+    """
     if points.positions.shape[1] != transform.dims:
         raise ValueError(f"the landmarks have {points.positions.shape[1]} coordinates, the transform {transform.dims}")
     move = transform.transform_points if inverse else transform.inverse_points
-    return points.moved_to(move(points.positions.T).T)
+    moved = move(points.positions.T).T
+    lost = moved.isnan().any(dim=1).nonzero()[:, 0].tolist()
+    if lost:
+        names = [points.labels[row] or f"row {row + 1}" for row in lost[:NAMED]]
+        places = [[round(value, 2) for value in points.positions[row].tolist()] for row in lost[:NAMED]]
+        named = ", ".join(f"{name} at {place}" for name, place in zip(names, places, strict=True))
+        more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+        raise ValueError(
+            f"the transform has no inverse at {len(lost)} of {len(moved)} landmarks: {named}{more} (RAS mm); leave them "
+            "out, or give a transform that covers them"
+        )
+    return points.moved_to(moved)
 
 
 def apply_transform(
@@ -105,7 +144,7 @@ def apply_transform(
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
     Args:
-        transform: transform.h5 of register, or any that ITK reads.
+        transform: transform.h5 or displacement.nii.gz of register, any that ITK reads, or ANTs' Warp.nii.gz.
         input: image, label map, or landmarks (.csv, .fcsv, .mrk.json).
         output: file to write; an existing one is left alone, unless ``overwrite``.
         reference: image whose grid the result has: the fixed one (with inverse the moving one).

@@ -185,6 +185,9 @@ def registration_grid(fixed: Grid, spatial_size: Sequence[int], spacing: float |
 
 
 def within(points: Tensor, spatial_size: Sequence[int]) -> Tensor:
-    """Which points ``(1, D, *T)`` lie in a voxel of an image, as ITK has it: up to half a voxel beyond the centers."""
+    """Which points ``(1, D, *T)`` lie in a voxel of an image, as ITK has it: up to half a voxel beyond the centers.
+
+    A place exactly half a voxel beyond the last center is outside, one before the first inside.
+    """
     size = column(points.new_tensor(spatial_size), points.ndim - 1)
-    return ((points >= -0.5) & (points <= size - 0.5)).all(1, keepdim=True)
+    return ((points >= -0.5) & (points < size - 0.5)).all(1, keepdim=True)

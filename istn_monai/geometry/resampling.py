@@ -97,7 +97,9 @@ def intensities(image: Tensor, mode: str = "bilinear") -> Sampler:
     def at(points: Tensor) -> Tensor:
         """``(1, D, *T)`` to ``(C, *T)``."""
         points = points.to(values.dtype)
-        sampled = torch.where(within(points, image.shape[1:]), sample(values, points, mode), darkest)[0]
+        # of two voxels as near ITK takes the later one, grid_sample the even one
+        places = (points + 0.5).floor() if mode == "nearest" else points
+        sampled = torch.where(within(points, image.shape[1:]), sample(values, places, mode), darkest)[0]
         return (sampled if image.is_floating_point() else sampled.round()).to(image.dtype)
 
     return at

@@ -2,13 +2,15 @@
 
 Convention:
     World points are RAS millimeters, ``(D, N)`` float64. A transform maps fixed to moving points (pull-back): images
-    are resampled with it as it is, landmarks travel from the moving to the fixed image with its inverse.
+    are resampled with it as it is, landmarks travel from the moving to the fixed image with its inverse. A point that
+    nothing is mapped to, within ``TOLERANCE``, has no inverse: it becomes NaN, and so does what is made of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial, reduce
 from typing import Protocol
 
 import numpy as np
@@ -19,12 +21,16 @@ from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.bspline import BSplineTransformation, cubic_bspline, sample_cubic_bspline
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.grids import Grid, map_points
+from istn_monai.geometry.inversion import by_fixed_point, by_search
 from istn_monai.geometry.sampling import WHOLE, lifted, sample
 from istn_monai.geometry.transformation import Transformation
 
 #: so few that what is made of them stays in a core's cache, and that torch does not split them among threads again
 POINTS_AT_ONCE = 2**13
-ITERATIONS, TOLERANCE = 100, 1e-3  # of an inversion, mm
+TOLERANCE = 1e-3  # mm, by which an inverse may miss its point
+SURFACE = 1e-9  # cells: what lies on a domain's surface is on the side that it is on by exact arithmetic
+STARTS = 2**11  # places from which an inverse is searched
+INWARD = 1e-2  # cells from a lattice's border, where derivatives jump
 
 
 class WorldComponent(Protocol):
@@ -33,8 +39,11 @@ class WorldComponent(Protocol):
     def transform_points(self, points: Tensor) -> Tensor:
         """``(D, N)`` to ``(D, N)``."""
 
-    def inverse_points(self, points: Tensor) -> Tensor:
-        """``(D, N)`` to ``(D, N)``: what :meth:`transform_points` takes there."""
+    def inverse_points(self, points: Tensor, closest: bool = False) -> Tensor:
+        """``(D, N)`` to ``(D, N)``: what :meth:`transform_points` takes there, NaN where nothing is.
+
+        With ``closest``, that which it takes closest to there, as far as that was found.
+        """
 
 
 class WorldAffine:
@@ -53,54 +62,117 @@ class WorldAffine:
         """``(D, N)`` to ``(D, N)``."""
         return map_points(self.matrix, points)
 
-    def inverse_points(self, points: Tensor) -> Tensor:
+    def inverse_points(self, points: Tensor, closest: bool = False) -> Tensor:
         """``(D, N)`` to ``(D, N)``, exact."""
         return map_points(torch.linalg.inv(self.matrix), points)
 
 
 class WorldDisplacement:
-    """Displacements known on a lattice: added to a point inside it, nothing outside, as in ITK.
+    """Displacements known on a lattice: added to a point inside its domain, nothing outside, as in ITK.
 
     Args:
         values: ``(D, *lattice)`` in mm, RAS.
         affine: ``(D+1, D+1)``, index of the lattice to world.
     """
 
-    margin = 0.0  #: cells at each end of the lattice that are outside its domain
+    margin = 0.0  #: cells from each end of the lattice to its domain; negative, the domain is larger
+    tail = 1e-6  #: cells by which the domain goes on beyond its upper end
 
     def __init__(self, values: Tensor, affine: Tensor) -> None:
         self.values = values.double()
         self.affine = affine.double()
+        if not torch.isfinite(self.values).all():
+            raise ValueError("the displacements of a transform must be finite, some are NaN or infinite")
 
     def at(self, index: Tensor) -> Tensor:
         """Displacement at places ``(1, D, N, 1, ..)`` in cells of the lattice."""
         return sample(self.values[None], index)
 
+    def index(self, points: Tensor) -> Tensor:
+        """Points ``(D, N)`` in cells of the lattice."""
+        return map_points(torch.linalg.inv(self.affine), points)
+
+    def domain(self) -> tuple[Tensor, Tensor]:
+        """First and last index that belong to the domain, ``(D, 1)`` each."""
+        last = torch.tensor(self.values.shape[1:], dtype=torch.float64)[:, None] - 1 - self.margin
+        return torch.full_like(last, self.margin), last + self.tail
+
     def displacement(self, points: Tensor) -> Tensor:
         """``(D, N)`` at points ``(D, N)``."""
-        index = map_points(torch.linalg.inv(self.affine), points)
-        last = torch.tensor(self.values.shape[1:], dtype=torch.float64)[:, None] - 1 - self.margin
-        # 1e-6: a point on the domain's surface belongs to it, whatever rounding says
-        inside = ((index > self.margin - 1e-6) & (index < last + 1e-6)).all(0)
+        index = self.index(points)
+        first, last = self.domain()
+        inside = ((index >= first - max(self.tail, SURFACE)) & (index <= last)).all(0)
         return self.at(lifted(index)).view(index.shape) * inside
+
+    def continued(self, points: Tensor) -> Tensor:
+        """As :meth:`displacement`, but beyond the domain that of its nearest place: so it has no jump."""
+        index = self.index(points)
+        return self.at(lifted(index.clamp(*self.domain()))).view(index.shape)
 
     def transform_points(self, points: Tensor) -> Tensor:
         """``(D, N)`` to ``(D, N)``."""
         return points + self.displacement(points)
 
-    def inverse_points(self, points: Tensor) -> Tensor:
-        """``(D, N)`` to ``(D, N)`` by fixed-point iteration, ``x = y - u(x)`` (Chen et al., 2008)."""
-        found = points - self.displacement(points)
-        for _ in range(ITERATIONS):
-            error = found + self.displacement(found) - points
-            if error.abs().max() < TOLERANCE / 10:
-                break
-            found = found - error
+    def inverse_points(self, points: Tensor, closest: bool = False) -> Tensor:
+        """See :class:`WorldComponent`; a place in the domain comes before one outside, which stays where it is."""
+        known = torch.isfinite(points).all(dim=0)
+        if not known.all():
+            result = torch.full_like(points, torch.nan)
+            result[:, known] = self.inverse_points(points[:, known], closest)
+            return result
+        found, error = self.settled(by_fixed_point(self.continued, points), points)
+        missed = (error >= TOLERANCE).nonzero()[:, 0]
+        if len(missed):
+            found[:, missed] = self.searched(points[:, missed], found[:, missed], error[missed], closest)
         return found
+
+    def searched(self, points: Tensor, found: Tensor, error: Tensor, closest: bool) -> Tensor:
+        """Inverse of points that fixed-point iteration has not found, only places ``(D, N)`` with errors ``(N,)``."""
+        places, tried = by_search(self.continued, points, self.starts(), (self.within_cells, self.within_domain))
+        places[:, tried], new = self.settled(places[:, tried], points[:, tried])
+        better = new < error[tried]
+        found[:, tried[better]], error[tried[better]] = places[:, tried[better]], new[better]
+        stays = (self.displacement(points) == 0).all(dim=0)  # outside of the domain
+        others = torch.where(stays, points, found if closest else torch.nan)
+        return torch.where(error < TOLERANCE, found, others)
+
+    def settled(self, places: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The places in the domain nearest to those given, and how far, ``(N,)`` in mm, each is from its point then.
+
+        A place that is beyond the domain's surface by less than the iteration's accuracy is on it.
+        """
+        places = self.within_domain(places)
+        return places, (places + self.continued(places) - points).norm(dim=0)
+
+    def within_domain(self, points: Tensor) -> Tensor:
+        """The places of the domain nearest to points, along the lattice's axes."""
+        return map_points(self.affine, self.index(points).clamp(*self.domain()))
+
+    def within_cells(self, points: Tensor) -> Tensor:
+        """Likewise of its part within the lattice's cells, where the displacement's derivatives are those of a cell."""
+        inner = max(self.margin, 0.0) + INWARD
+        most = torch.tensor(self.values.shape[1:], dtype=torch.float64)[:, None] - 1
+        low = torch.full_like(most, inner).minimum(most / 2)
+        return map_points(self.affine, self.index(points).clamp(low, most - low))
+
+    def starts(self) -> Tensor:
+        """World points ``(D, *M)`` all over the domain, off the lattice's points, where derivatives jump."""
+        most = int(STARTS ** (1 / len(self.values)))
+        axes = [
+            torch.linspace(self.margin + 0.25, n - 1.25 - self.margin, min(n, most), dtype=torch.float64)
+            for n in self.values.shape[1:]
+        ]
+        return map_points(self.affine, torch.stack(torch.meshgrid(*axes, indexing="ij")))
 
 
 class WorldField(WorldDisplacement):
-    """A displacement field, linear between its voxels."""
+    """A displacement field, linear between its voxels; as in ITK, voxels end half a step beyond their centers.
+
+    A place exactly half a step beyond the last voxel is outside.
+    """
+
+    margin = -0.5
+    tail = -SURFACE
 
 
 class WorldBSpline(WorldDisplacement):
@@ -149,30 +221,30 @@ class WorldTransform:
 
     def transform_points(self, points: Tensor) -> Tensor:
         """Fixed to moving points ``(D, N)``."""
-        return self.in_chunks(points, "transform_points", self.components[::-1])
+        return self.in_chunks(points, [part.transform_points for part in self.components[::-1]])
 
-    def inverse_points(self, points: Tensor) -> Tensor:
-        """Moving to fixed points ``(D, N)``: where landmarks of the moving image go."""
-        return self.in_chunks(points, "inverse_points", self.components)
+    def inverse_points(self, points: Tensor, closest: bool = False) -> Tensor:
+        """Moving to fixed points ``(D, N)``: where landmarks of the moving image go; see :class:`WorldComponent`."""
+        return self.in_chunks(points, [partial(part.inverse_points, closest=closest) for part in self.components])
 
-    def in_chunks(self, points: Tensor, method: str, components: Sequence[WorldComponent]) -> Tensor:
-        """Applies a method of every component, in chunks of ``POINTS_AT_ONCE`` points, each in a thread of its own."""
+    def in_chunks(self, points: Tensor, maps: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+        """Applies maps one after the other, in chunks of ``POINTS_AT_ONCE`` points, each in a thread of its own."""
 
         def moved(chunk: Tensor) -> Tensor:
-            """By all components."""
-            for component in components:
-                chunk = getattr(component, method)(chunk)
-            return chunk
+            """By all maps."""
+            return reduce(lambda points, single: single(points), maps, chunk)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             return torch.cat(list(pool.map(moved, points.double().split(POINTS_AT_ONCE, dim=1))), dim=1)
 
     def inverse_error(self, points: Tensor) -> Tensor:
-        """``(N,)`` in mm: how far the inverse of points ``(D, N)`` is from mapping back onto them."""
+        """``(N,)`` in mm: how far the inverse of points ``(D, N)`` is from mapping back onto them, NaN without."""
         return (self.transform_points(self.inverse_points(points)) - points).norm(dim=0)
 
     def inverse(self, grid: Grid) -> WorldTransform:
         """Moving to fixed points as a transform of its own: affine components exactly, the rest as one field.
+
+        Where a voxel of that field has no inverse, it has that of the place which comes closest.
 
         Args:
             grid: of the displacement field, in the moving image's world; affine components alone need no field.
@@ -188,7 +260,9 @@ class WorldTransform:
             return WorldTransform(exact, self.dims)
         for component in linear:  # the grid as it lies where the other components act
             grid = grid.aligned(component.matrix)
-        field = WorldField(rest.on_grid(grid, inverse=True) - grid.points(), grid.affine)
+        points = grid.points()
+        found = rest.inverse_points(points.flatten(1), closest=True).view(points.shape)
+        field = WorldField(found - points, grid.affine)
         return WorldTransform([field, *exact], self.dims)
 
     def on_grid(self, grid: Grid, inverse: bool = False, slab: slice = WHOLE) -> Tensor:
@@ -196,7 +270,7 @@ class WorldTransform:
 
         Args:
             grid: in the fixed image's world; with ``inverse``, in the moving one's.
-            inverse: by the inverse.
+            inverse: by the inverse, NaN where there is none.
             slab: indices of the first axis.
         """
         points = grid.points(slab=slab)

@@ -24,9 +24,13 @@ from torch import Tensor
 
 from istn_monai.geometry.frames import flipped, lps
 from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, WorldComponent, WorldField, WorldTransform
+from istn_monai.io.file_checks import check_file
+from istn_monai.io.foreign_transforms import check_vectors, foreign_format
 from istn_monai.io.nifti import check_written_suffix, slabs_of, write_nifti
 
 SUFFIXES = (".h5", ".tfm")
+NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
+IMAGES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr", ".vtk")  # that may hold the vectors of a displacement field
 
 
 def geometry(affine: Tensor | np.ndarray) -> tuple[list[float], list[float], list[float]]:
@@ -240,20 +244,68 @@ def read_transform(file: str | Path, dims: int | None = None) -> WorldTransform:
     """Reads a transform that :func:`write_transform` or another tool wrote, in any format that ITK reads.
 
     Args:
-        file: of several transforms in one file the last acts first, as in ITK.
+        file: of several transforms in one file the last acts first, as in ITK. An image of vectors is a displacement
+            field, LPS mm, fixed to moving, as ANTs and :func:`write_displacement` write it.
         dims: that it must have; None for any.
+
+    Raises:
+        ValueError: naming the file, what it is, and, of other tools' formats, how to convert it.
     """
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise FileNotFoundError(f"no such transform: {path}")
-    read = transforms_in(path)
-    _, found = kind_of(read[0])
-    if dims is not None and found != dims:
-        raise ValueError(f"{path} is a transform of {found} dimensions, the images have {dims}")
+    foreign = foreign_format(path)
+    if foreign:
+        raise ValueError(f"{path} is no transform of ITK's, but {foreign}")
     try:
-        return WorldTransform([part for single in read for part in components_from_itk(single)], found)
+        transform = transform_in(path)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    if dims is not None and transform.dims != dims:
+        raise ValueError(f"{path} is a transform of {transform.dims} dimensions, the images have {dims}")
+    return transform
+
+
+def transform_in(path: Path) -> WorldTransform:
+    """See :func:`read_transform`."""
+    if path.name.lower().endswith(IMAGES):
+        field = read_displacement(path)
+        return WorldTransform([field], len(field.values))
+    read = transforms_in(path)
+    _, dims = kind_of(read[0])
+    if dims not in (2, 3):
+        raise ValueError(f"a transform of {dims} dimensions is not supported: of 2 and 3 are")
+    return WorldTransform([part for single in read for part in components_from_itk(single)], dims)
+
+
+def read_displacement(path: Path) -> WorldField:
+    """The displacement field in an image of LPS vectors, as ITK reads it.
+
+    Raises:
+        ValueError: it is no such image.
+    """
+    check_file(path, "transform")
+    if path.name.lower().endswith(NIFTI):
+        check_vectors(nib.load(path).header)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise ValueError(f"{path} cannot be read by ITK ({str(error).strip().splitlines()[-1].strip()})") from error
+    dims, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
+    if dims not in (2, 3) or components != dims or "float" not in image.GetPixelIDTypeAsString():
+        raise ValueError(
+            f"{path} is an image of {dims} axes with {components} value(s) for each voxel, of "
+            f"{image.GetPixelIDTypeAsString()}, and no displacement field: give one with a vector of LPS mm for each "
+            "voxel, as ITK and ANTs write it (in NIfTI 5 axes and intent vector), or a transform (.h5, .tfm, .mat ...)"
+        )
+    affine = affine_of_geometry(
+        np.array(image.GetOrigin()), np.array(image.GetSpacing()), np.array(image.GetDirection()).reshape(dims, dims)
+    )
+    vectors = sitk.GetArrayViewFromImage(image).T
+    return WorldField(torch.as_tensor(np.tensordot(lps(dims), vectors.astype(float), axes=1)), affine)
 
 
 def displacement_header(shape: Sequence[int], affine: Tensor | np.ndarray, file: Path) -> nib.Nifti1Header:
