@@ -118,6 +118,8 @@ def load_image(
     if not path.exists():
         raise FileNotFoundError(f"{name}: no such file: {path}")
     image = read_or_explain(path, name, nifti_frame, series, dtype=None)
+    if image.ndim - 1 != dims:
+        raise ValueError(f"{source(image, name)} is {image.ndim - 1}-D, the transform {dims}-D: both must be the same")
     check_dims(image, name, dims)
     check_affine(image, name)
     return image

@@ -29,6 +29,7 @@ from istn_monai.io.foreign_transforms import check_vectors, foreign_format
 from istn_monai.io.nifti import check_written_suffix, slabs_of, write_nifti
 
 SUFFIXES = (".h5", ".tfm")
+FARTHEST = 1e6  # mm, that a displacement may be
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 IMAGES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr", ".vtk")  # that may hold the vectors of a displacement field
 
@@ -228,7 +229,11 @@ def transforms_in(path: Path) -> list[Any]:
     try:
         with warnings_are_errors():
             return [sitk.ReadTransform(str(path))]
-    except (RuntimeError, KeyError) as error:  # KeyError: a kind without a class in SimpleITK
+    except (
+        RuntimeError,
+        KeyError,
+        IndexError,
+    ) as error:  # KeyError: a kind without a class, IndexError: a damaged text
         try:
             import itk
         except ImportError:
@@ -236,7 +241,7 @@ def transforms_in(path: Path) -> list[Any]:
             raise ValueError(f"{path} is beyond SimpleITK ({reason}); itk reads more: pip install itk") from error
     try:
         return list(itk.transformread(str(path)))
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         raise ValueError(f"{path} is not a transform that ITK can read (.h5, .tfm, .txt, .mat ...)") from error
 
 
@@ -259,11 +264,22 @@ def read_transform(file: str | Path, dims: int | None = None) -> WorldTransform:
         raise ValueError(f"{path} is no transform of ITK's, but {foreign}")
     try:
         transform = transform_in(path)
+        check_numbers(transform)
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     if dims is not None and transform.dims != dims:
         raise ValueError(f"{path} is a transform of {transform.dims} dimensions, the images have {dims}")
     return transform
+
+
+def check_numbers(transform: WorldTransform) -> None:
+    """ValueError if any parameter is not finite, or if a displacement is farther than ``FARTHEST``."""
+    for part in transform.parts:
+        values = part.matrix if isinstance(part, WorldAffine) else part.values
+        if not torch.isfinite(values).all():
+            raise ValueError("it has parameters that are NaN or infinite: write it again")
+        if not isinstance(part, WorldAffine) and values.numel() and not values.abs().max() < FARTHEST:
+            raise ValueError(f"it has displacements of {values.abs().max():.3g} mm: it is damaged, or not in mm")
 
 
 def transform_in(path: Path) -> WorldTransform:
