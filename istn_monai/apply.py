@@ -48,8 +48,8 @@ def resample_image(
             the largest.
 
     Raises:
-        ValueError: with ``inverse``, if more than ``MOST_LOST`` of the voxels have none; fewer are a warning, and become
-            what lies outside of the image.
+        ValueError: with ``inverse``, if more than ``MOST_LOST`` of the voxels have none; fewer are a warning, and
+            become what lies outside of the image.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
@@ -121,8 +121,8 @@ def move_points(points: Points, transform: WorldTransform, inverse: bool = False
         named = ", ".join(f"{name} at {place}" for name, place in zip(names, places, strict=True))
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         raise ValueError(
-            f"the transform has no inverse at {len(lost)} of {len(moved)} landmarks: {named}{more} (RAS mm); leave them "
-            "out, or give a transform that covers them"
+            f"the transform has no inverse at {len(lost)} of {len(moved)} landmarks: {named}{more} (RAS mm); leave "
+            "them out, or give a transform that covers them"
         )
     return Points(moved, points.labels)
 

@@ -2,8 +2,8 @@
 
 Convention:
     Points are ``(D, N)`` float64 in mm. A displacement ``u`` is continuous here: what it is beyond its domain is for
-    the caller to say. Most points are found by fixed-point iteration, which costs one evaluation a step; the others, where
-    the map turns by 60 degrees or doubles lengths, by damped Newton steps (Levenberg and Marquardt).
+    the caller to say. Most points are found by fixed-point iteration, which costs one evaluation a step; the
+    others, where the map turns by 60 degrees or doubles lengths, by damped Newton steps (Levenberg and Marquardt).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from typing import Any
 
 HEAD = 2**12  # bytes that tell a format
 MATRIX = (
-    "a plain matrix of numbers, which does not say its frame: convert FSL's by c3d_affine_tool -ref FIXED -src MOVING "
-    "FILE -fsl2ras -oitk OUT.txt, and one of RAS mm, fixed to moving, by c3d_affine_tool FILE -oitk OUT.txt"
+    "a plain matrix of numbers, which does not say its frame: convert FSL's by c3d_affine_tool -ref TARGET -src SOURCE "
+    "FILE -fsl2ras -oitk OUT.txt, and one of RAS mm that pulls back by c3d_affine_tool FILE -oitk OUT.txt"
 )
 #: pattern of a file's first bytes, and what it is
 BY_CONTENT = (
