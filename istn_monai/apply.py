@@ -105,8 +105,14 @@ def chosen_interpolation(image: MetaTensor, interpolation: str = "auto") -> str:
     return chosen
 
 
-def move_points(points: Points, transform: WorldTransform, inverse: bool = False) -> Points:
+def move_points(points: Points, transform: WorldTransform, inverse: bool = False, leave_out: bool = False) -> Points:
     """Landmarks of the moving side on the fixed side; the other way round, if ``inverse``.
+
+    Args:
+        points: in RAS.
+        transform: fixed to moving points.
+        inverse: see the module.
+        leave_out: those that the transform has no inverse at are left out, with a warning, as long as any is left.
 
     Raises:
         ValueError: naming the landmarks that the transform has no inverse at.
@@ -121,11 +127,11 @@ def move_points(points: Points, transform: WorldTransform, inverse: bool = False
         places = [[round(value, 2) for value in points.positions[row].tolist()] for row in lost[:NAMED]]
         named = ", ".join(f"{name} at {place}" for name, place in zip(names, places, strict=True))
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
-        raise ValueError(
-            f"the transform has no inverse at {len(lost)} of {len(moved)} landmarks: {named}{more} (RAS mm); leave "
-            "them out, or give a transform that covers them"
-        )
-    return points.moved_to(moved)
+        words = f"the transform has no inverse at {len(lost)} of {len(moved)} landmarks: {named}{more} (RAS mm)"
+        if not leave_out or len(lost) == len(moved):
+            raise ValueError(f"{words}; leave them out, or give a transform that covers them")
+        warnings.warn(f"{words}; they are left out", stacklevel=2)
+    return points.moved_to(moved).at([row for row in range(len(moved)) if row not in set(lost)])
 
 
 def apply_transform(

@@ -42,7 +42,7 @@ def moved(transform: WorldTransform, files: Mapping[str, str]) -> Points:
         transform: fixed to moving points.
         files: as in :func:`check_points`.
     """
-    return move_points(read_points(files[POINT_KEYS[0]]), transform)
+    return move_points(read_points(files[POINT_KEYS[0]]), transform, leave_out=True)
 
 
 def errors(transform: WorldTransform, files: Mapping[str, str], start: Tensor | None = None) -> dict[str, Any]:
@@ -57,7 +57,8 @@ def errors(transform: WorldTransform, files: Mapping[str, str], start: Tensor | 
     if len(files) < 2:
         return {}
     moving, fixed = matched(*(files[key] for key in POINT_KEYS))
-    after = tre(move_points(moving, transform), fixed)
+    found = move_points(moving, transform, leave_out=True)
+    after = tre(found, fixed.chosen(found.labels))
     if start is None:
         return after
     aligned = map_points(torch.linalg.inv(torch.as_tensor(start).double()), moving.positions.T).T

@@ -5,10 +5,8 @@ That the maps themselves are right is in test_world_transform.py; here are the f
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import itk
 import nibabel as nib
@@ -18,7 +16,6 @@ import SimpleITK as sitk
 import torch
 from oracles import DIMS, apply, itk_affine, max_abs, oblique_affine, parameters, rng
 
-import istn_monai
 from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, WorldField, WorldTransform
 from istn_monai.io.itk_transforms import read_transform, write_displacement, write_transform
 
@@ -282,16 +279,3 @@ def test_without_itk_a_file_that_needs_it_says_so(tmp_path):
     done = run_without_itk(f"from istn_monai import read_transform\nread_transform({str(tmp_path / 'two.txt')!r})")
     last = done.stderr.strip().splitlines()[-1]
     assert "two.txt is beyond SimpleITK (" in last and last.endswith("itk reads more: pip install itk")
-
-
-def test_one_file_alone_imports_itk():
-    """And SimpleITK: what LPS is stands there alone."""
-    package = Path(istn_monai.__file__).parent
-    importing = set()
-    for file in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if {name.split(".")[0] for name in names} & {"itk", "SimpleITK"}:
-                importing.add(str(file.relative_to(package)))
-    assert importing == {"io/itk_transforms.py"}

@@ -29,6 +29,7 @@ from istn_monai.io.foreign_transforms import check_vectors, foreign_format
 from istn_monai.io.nifti import check_written_suffix, slabs_of, write_nifti
 
 SUFFIXES = (".h5", ".tfm")
+BEYOND = (RuntimeError, KeyError, IndexError)  # KeyError: a kind without a class; IndexError: a damaged text
 FARTHEST = 1e6  # mm, that a displacement may be
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 IMAGES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr", ".vtk")  # that may hold the vectors of a displacement field
@@ -229,11 +230,7 @@ def transforms_in(path: Path) -> list[Any]:
     try:
         with warnings_are_errors():
             return [sitk.ReadTransform(str(path))]
-    except (
-        RuntimeError,
-        KeyError,
-        IndexError,
-    ) as error:  # KeyError: a kind without a class, IndexError: a damaged text
+    except BEYOND as error:
         try:
             import itk
         except ImportError:
@@ -274,11 +271,11 @@ def read_transform(file: str | Path, dims: int | None = None) -> WorldTransform:
 
 def check_numbers(transform: WorldTransform) -> None:
     """ValueError if any parameter is not finite, or if a displacement is farther than ``FARTHEST``."""
-    for part in transform.parts:
-        values = part.matrix if isinstance(part, WorldAffine) else part.values
+    for part in transform.components:
+        values = part.matrix if isinstance(part, WorldAffine) else getattr(part, "values", torch.zeros(1))
         if not torch.isfinite(values).all():
             raise ValueError("it has parameters that are NaN or infinite: write it again")
-        if not isinstance(part, WorldAffine) and values.numel() and not values.abs().max() < FARTHEST:
+        if not isinstance(part, WorldAffine) and values.abs().max() >= FARTHEST:
             raise ValueError(f"it has displacements of {values.abs().max():.3g} mm: it is damaged, or not in mm")
 
 

@@ -62,9 +62,12 @@ class Points:
 
     def chosen(self, labels: Sequence[str]) -> Points:
         """The landmarks of these names, in their order."""
-        rows = [self.labels.index(label) for label in labels]
+        return self.at([self.labels.index(label) for label in labels])
+
+    def at(self, rows: Sequence[int]) -> Points:
+        """Some of the landmarks by their place, from 0."""
         told = tuple(self.descriptions[row] for row in rows) if self.descriptions else ()
-        return Points(self.positions[rows], tuple(labels), told)
+        return Points(self.positions[list(rows)], tuple(self.labels[row] for row in rows), told)
 
     def moved_to(self, positions: Tensor) -> Points:
         """The same landmarks at other positions ``(N, D)``."""
