@@ -271,7 +271,7 @@ def kills_of(name: str, number: int, work: Path, content: dict[str, Any], result
         found = kill_once(scenario, folder, seconds, random.Random(1000 * counts["killed"] + time.time_ns() % 1000))
         for key, value in found.items():
             counts[key] += value
-        common.write(content, result)
+        keep(content, result)
         print(f"{name}: {counts}", flush=True)
     before = scenario.state(folder)
     try:
@@ -281,7 +281,12 @@ def kills_of(name: str, number: int, work: Path, content: dict[str, Any], result
         print(error)
     for key, value in scenario.check(folder, before).items():
         counts[key] += value
-    common.write(content, result)
+    keep(content, result)
+
+
+def keep(counts: dict[str, Any], result: Path) -> None:
+    """Writes the counts of all scenarios, with what was run."""
+    common.write({"provenance": common.provenance("cpu"), "summary": counts}, result)
 
 
 def main() -> None:
@@ -292,7 +297,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     names = options.what.split(",")
-    content = json.loads(options.result.read_text()) if options.result.exists() else {}
+    content = json.loads(options.result.read_text())["summary"] if options.result.exists() else {}
     for place, name in enumerate(names):
         number = options.kills // len(names) + (place < options.kills % len(names))
         kills_of(name, number, options.work, content, options.result)

@@ -104,14 +104,13 @@ class Counts:
     def __init__(self, file: Path) -> None:
         self.file = file
         empty = {"kills": 0, "trainings": 0} | dict.fromkeys(COUNTS, 0)
-        self.numbers: dict[str, int] = empty | (json.loads(file.read_text())["counts"] if file.exists() else {})
+        self.numbers: dict[str, int] = empty | (json.loads(file.read_text())["summary"] if file.exists() else {})
 
     def add(self, **more: int) -> None:
         """Adds to them and writes them."""
         for name, number in more.items():
             self.numbers[name] += number
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps({"commit": common.commit(), "counts": self.numbers}, indent=1) + "\n")
+        common.write({"provenance": common.provenance("cpu"), "summary": self.numbers}, self.file)
 
 
 def kill_until_done(
