@@ -12,6 +12,8 @@ import importlib
 import inspect
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache, reduce
 from graphlib import TopologicalSorter
@@ -202,16 +204,22 @@ def test_only_sampling_calls_grid_sample():
     assert users == {"istn_monai.geometry.sampling"}
 
 
-def test_only_what_reads_transforms_and_headers_imports_itk():
+def test_itk_is_imported_in_one_place_and_where_simpleitk_cannot_read():
     users = {
-        module
+        (module, name)
         for module, file in FILES.items()
         for node in ast.walk(tree_of(file))
         for name in imported_names(node, module)
-        if name.split(".")[0] in ("itk", "SimpleITK")
+        if name in ("itk", "SimpleITK")
     }
-    inside_functions = {"istn_monai.io.nifti_frames", "istn_monai.io.dicom", "istn_monai.io.dicom_headers"}
-    assert users == {"istn_monai.io.itk_transforms"} | inside_functions
+    assert users == {("istn_monai.io.simple_itk", "SimpleITK"), ("istn_monai.io.itk_transforms", "itk")}
+
+
+def test_all_of_the_package_is_imported_without_itk():
+    """On a machine that trains there is perhaps none."""
+    absent = "import sys; sys.modules.update(itk=None, SimpleITK=None)"
+    modules = [module for module in FILES if not module.endswith("__main__")]
+    subprocess.run([sys.executable, "-c", f"{absent}; import {', '.join(modules)}"], check=True)
 
 
 def test_no_module_imports_itself_by_way_of_others():

@@ -19,6 +19,7 @@ from istn_monai.io.dicom_headers import SYNTAX, Broken, Header, is_dicom, read_h
 from istn_monai.io.dicom_planes import COLUMNS, ROWS, frames_of, planes_of
 from istn_monai.io.dicom_stack import TOLERANCE, Plane, Stack, listed, normal_of, resampled, stack_of
 from istn_monai.io.file_checks import check_voxels
+from istn_monai.io.simple_itk import sitk
 from istn_monai.io.values import LABEL, interpolation_of
 
 __all__ = ["is_dicom", "read_series"]
@@ -179,8 +180,6 @@ def check_image(header: Header, place: str) -> None:
 
 def itk_image(file: Path, syntax: str, place: str) -> Any:
     """SimpleITK's image of a file."""
-    import SimpleITK as sitk
-
     try:
         return sitk.ReadImage(str(file), imageIO="GDCMImageIO")
     except RuntimeError as error:
@@ -197,8 +196,6 @@ def direction_of(image: Any) -> np.ndarray:
 
 def lone_slice(header: Header, path: Path, place: str) -> MetaTensor:
     """A series of one slice, as ITK has it, ``(1, X, Y, 1)``."""
-    import SimpleITK as sitk
-
     image = itk_image(header.file, header.text(SYNTAX), place)
     spacing = np.array(image.GetSpacing())
     return framed(sitk.GetArrayFromImage(image), np.array(image.GetOrigin()), spacing, direction_of(image), path, {})
@@ -206,8 +203,6 @@ def lone_slice(header: Header, path: Path, place: str) -> MetaTensor:
 
 def voxels(stack: Stack, syntaxes: dict[Path, str], place: str) -> tuple[np.ndarray, np.ndarray]:
     """The voxels ``(Z, Y, X)`` of a stack, in a type that holds those of all files, and its directions ``(3, 3)``."""
-    import SimpleITK as sitk
-
     wanted: dict[Path, list[tuple[int, int]]] = {}
     for number, plane in enumerate(stack.planes):
         wanted.setdefault(plane.file, []).append((plane.frame, number))

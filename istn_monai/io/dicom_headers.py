@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from istn_monai.io.simple_itk import sitk
+
 #: value representations whose length has 4 bytes
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 ITEM, ITEM_END, SEQUENCE_END, UNDEFINED = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD, 0xFFFFFFFF
@@ -114,8 +116,6 @@ def is_dicom(path: str | Path) -> bool:
 
 def itk_takes_for_dicom(file: Path) -> bool:
     """Whether ITK reads a file as DICOM."""
-    import SimpleITK as sitk
-
     return sitk.ImageFileReader.GetImageIOFromFileName(str(file)) == "GDCMImageIO"
 
 

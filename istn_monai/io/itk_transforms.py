@@ -3,20 +3,18 @@
 Convention:
     What is written maps fixed to moving world points (pull-back), the direction in which ITK, SimpleITK, ANTs and 3D
     Slicer resample. Inside the package world points are RAS; ITK's are LPS, and how the two differ stands here
-    alone. SimpleITK's transforms are ITK's, and it loads twenty times faster than itk's own wrappers; this is the only
-    file that imports itk, for the few files that SimpleITK cannot read.
+    alone. SimpleITK's transforms are ITK's; this is the only file that imports itk, for the few files that SimpleITK
+    cannot read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 import torch
 from nibabel.openers import ImageOpener
 from nibabel.wrapstruct import WrapStructError
@@ -27,6 +25,7 @@ from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, World
 from istn_monai.io.file_checks import check_file
 from istn_monai.io.foreign_transforms import check_vectors, foreign_format
 from istn_monai.io.nifti import check_written_suffix, slabs_of, write_nifti
+from istn_monai.io.simple_itk import sitk, warnings_are_errors
 
 SUFFIXES = (".h5", ".tfm")
 BEYOND = (RuntimeError, KeyError, IndexError)  # KeyError: a kind without a class; IndexError: a damaged text
@@ -179,43 +178,6 @@ def write_transform(transform: WorldTransform, file: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteTransform(to_itk(transform), str(path))
     return path
-
-
-class NotWhole(RuntimeError):
-    """SimpleITK warned while it read a file."""
-
-
-@contextmanager
-def warnings_are_errors() -> Iterator[None]:
-    """Raises :class:`NotWhole` for what SimpleITK only warns of, whatever its user has set about warnings.
-
-    Of several transforms in one file SimpleITK takes the first and says so in a warning: the others would be lost.
-    """
-
-    class Listener(sitk.LoggerBase):
-        """Keeps what ITK says."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.heard: list[str] = []
-
-        def DisplayText(self, text: str) -> None:
-            """Any message."""
-            self.heard.append(text)
-
-        DisplayErrorText = DisplayWarningText = DisplayGenericOutputText = DisplayDebugText = DisplayText
-
-    listener = Listener()
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    before = listener.SetAsGlobalITKLogger()
-    sitk.ProcessObject.SetGlobalWarningDisplay(True)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-        before.SetAsGlobalITKLogger()
-    if listener.heard:
-        raise NotWhole(listener.heard[0].strip().splitlines()[-1])
 
 
 def transforms_in(path: Path) -> list[Any]:

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from istn_monai.geometry.frames import lps
+from istn_monai.io.simple_itk import sitk, warnings_shown
 
 NIFTI_FRAMES = ("itk", "sform", "qform")
 #: voxels by which two readings of the same header may differ at a corner, from rounding in it
@@ -91,17 +92,11 @@ def coded(header: Header, name: str, file: Path, place: str) -> np.ndarray:
 
 def affine_by_itk(file: Path, usual: np.ndarray) -> np.ndarray:
     """As ITK reads a header; of a 2-D image the third axis is that of ``usual``, for ITK has none."""
-    import SimpleITK as sitk  # not at the top: all of the package is imported without it
-
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("NiftiImageIO")
-        reader.SetFileName(str(file))
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NiftiImageIO")
+    reader.SetFileName(str(file))
+    with warnings_shown(False):
         reader.ReadImageInformation()
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
     found = reader.GetDimension()
     dims = min(found, 3)  # a fourth axis is time or channels
     axes = np.reshape(reader.GetDirection(), (found, found))[:dims, :dims] * reader.GetSpacing()[:dims]
