@@ -56,7 +56,7 @@ def dice(registration: Registration, images: dict[str, MetaTensor]) -> float:
 def main(data: str, pairs: int = 20) -> None:
     torch.set_num_threads(1)
     folder = Path(data) / "hippocampus"
-    items = json.loads((folder / "pairs_100.json").read_text())["testing"][:pairs]
+    items = json.loads((folder / "pairs_100.json").read_text(encoding="utf-8"))["testing"][:pairs]
     load = LoadImage(image_only=True, ensure_channel_first=True, reader="NibabelReader")
     loaded = [{key: load(folder / file) for key, file in item.items()} for item in items]
     rows: dict[str, dict[str, Any]] = {}

@@ -92,7 +92,7 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else []
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
@@ -133,7 +133,7 @@ def synchronise(device: str) -> None:
 
 def resident_mb(key: str) -> float:
     """``VmRSS`` or ``VmHWM`` (its high-water mark) of this process."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.search(rf"{key}:\s*(\d+) kB", status)[1]) / 1024  # type: ignore[index]
 
 
@@ -152,7 +152,7 @@ def peak_mb(call: Callable[[], object], device: str) -> float | None:
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     try:
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         before = resident_mb("VmRSS")
     except OSError:
         call()
@@ -280,4 +280,4 @@ def write(content: Mapping[str, Any], file: str | Path) -> None:
     """JSON."""
     path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

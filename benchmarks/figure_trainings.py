@@ -162,11 +162,11 @@ def toy_training(loss: str, soi: str, runs: str, epochs: int | None) -> Training
     """ISTN-e or ISTN-i, affine, on the 2-D toy, which is drawn here; ``soi`` is "masks" or "landmarks"."""
     folder = Path(runs).absolute()
     data = folder / "toy"
-    datalist = json.loads(synthesize(data, TOY_SIZE, train=TOY_PAIRS, nonlinear_mm=0).read_text())
+    datalist = json.loads(synthesize(data, TOY_SIZE, train=TOY_PAIRS, nonlinear_mm=0).read_text(encoding="utf-8"))
     landmarks = {
         split: [as_landmarks(pair) for pair in datalist[split]] for split in ("training", "validation", "testing")
     }
-    (data / "landmarks.json").write_text(json.dumps(landmarks, indent=1) + "\n")
+    (data / "landmarks.json").write_text(json.dumps(landmarks, indent=1) + "\n", encoding="utf-8")
     settings = {
         "dataset_dir": str(data),
         "data_list_file": {"masks": "pairs.json", "landmarks": "landmarks.json"}[soi],
@@ -207,4 +207,4 @@ def table_trainings(
 def chosen(cells: str, method: str, metric: str) -> float | None:
     """What Table 1 found best on validation pairs; None where it is not known."""
     file = RESULTS / f"{cells}_{method}.json"
-    return json.loads(file.read_text())[metric] if file.exists() else None
+    return json.loads(file.read_text(encoding="utf-8"))[metric] if file.exists() else None

@@ -102,7 +102,7 @@ def write_images(folder: Path) -> None:
         image = np.random.default_rng(number).random(SIZE, np.float32)
         nib.save(nib.Nifti1Image(image, np.eye(4)), folder / f"{number}.nii.gz")
         items.append({"moving_image": f"{number}.nii.gz", "fixed_image": f"{(number + 1) % PAIRS}.nii.gz"})
-    (folder / "pairs.json").write_text(json.dumps({"testing": items}))
+    (folder / "pairs.json").write_text(json.dumps({"testing": items}), encoding="utf-8")
     write_weights(folder / "model.pt")
 
 
@@ -137,7 +137,7 @@ def check_cohort(folder: Path, before: dict[str, tuple[str, int]]) -> dict[str, 
     incomplete = 0
     for name in now:
         own = folder / "out" / name
-        listed = json.loads((own / "report.json").read_text())["files"]
+        listed = json.loads((own / "report.json").read_text(encoding="utf-8"))["files"]
         incomplete += not all((own / file).is_file() for file in listed)
     return {
         "lost_finished_results": len(gone) + incomplete,
@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     names = options.what.split(",")
-    content = json.loads(options.result.read_text())["summary"] if options.result.exists() else {}
+    content = json.loads(options.result.read_text(encoding="utf-8"))["summary"] if options.result.exists() else {}
     for place, name in enumerate(names):
         number = options.kills // len(names) + (place < options.kills % len(names))
         kills_of(name, number, options.work, content, options.result)

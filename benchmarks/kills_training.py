@@ -51,7 +51,11 @@ def train(folder: str, options: dict[str, Any]) -> None:
     """The bundle's training, in a process of its own; its words go to a file."""
     torch.set_num_threads(1)
     os.chdir(folder)
-    with open("log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (
+        open("log.txt", "a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
         run(run_id="training", config_file=common.configs("train"), output_dir=str(Path(folder) / "run"), **options)
 
 
@@ -93,7 +97,9 @@ def differences(run_folder: Path, whole: Path) -> dict[str, int]:
         mine, theirs = read_weights(run_folder / name), read_weights(whole / name)
         same = all(torch.equal(value, theirs.state[key]) for key, value in mine.state.items())
         weights += not same or mine.description != theirs.description
-    rows = (run_folder / "training.csv").read_text() != (whole / "training.csv").read_text()
+    rows = (run_folder / "training.csv").read_text(encoding="utf-8") != (whole / "training.csv").read_text(
+        encoding="utf-8"
+    )
     pictures = not (run_folder / "training.png").exists()
     return {"not_bit_exact": weights, "lost_or_double_rows": int(rows), "missing_pictures": int(pictures)}
 
@@ -104,7 +110,9 @@ class Counts:
     def __init__(self, file: Path) -> None:
         self.file = file
         empty = {"kills": 0, "trainings": 0} | dict.fromkeys(COUNTS, 0)
-        self.numbers: dict[str, int] = empty | (json.loads(file.read_text())["summary"] if file.exists() else {})
+        self.numbers: dict[str, int] = empty | (
+            json.loads(file.read_text(encoding="utf-8"))["summary"] if file.exists() else {}
+        )
 
     def add(self, **more: int) -> None:
         """Adds to them and writes them."""

@@ -37,7 +37,7 @@ CONTROL_SPACING = (40.0, 20.0)
 
 def landmarks(folder: Path, space: str) -> Tensor:
     """``(3, N)`` in mm, RAS."""
-    with open(folder / "afids32_ras_mm.csv", newline="") as file:
+    with open(folder / "afids32_ras_mm.csv", encoding="utf-8", newline="") as file:
         rows = [[float(row[f"{space}_{axis}"]) for axis in "xyz"] for row in csv.DictReader(file)]
     return torch.tensor(rows, dtype=torch.float64).T
 

@@ -58,7 +58,7 @@ def main(case: str, data: str, runs: str = "runs", refine_steps: int = 50, evalu
     if case in EVALUATION:
         settings |= EVALUATION[case](dataset, output)
     run(run_id="evaluation", config_file=configs("train", *overlays, "evaluate"), **settings)
-    evaluation = json.loads((output / "evaluation.json").read_text())
+    evaluation = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
     made = evaluation["provenance"]
     result = {
         "case": case,

@@ -165,7 +165,9 @@ def results_of(folder: Path, pair: dict[str, str], number: int, good: bool, wron
 
 def main(data: str, good: int = 100, wrong: int = 4, workers: int = 2) -> None:
     folder = Path(data)
-    pairs = json.loads((folder / "hippocampus" / "pairs_100.json").read_text())["testing"][: max(good, wrong)]
+    pairs = json.loads((folder / "hippocampus" / "pairs_100.json").read_text(encoding="utf-8"))["testing"][
+        : max(good, wrong)
+    ]
     results = defaultdict(list)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(results_of, folder, pair, n, n < good, n < wrong) for n, pair in enumerate(pairs)]

@@ -99,7 +99,7 @@ def code_hash() -> str:
 
 def known_rows(file: Path, code: str) -> dict[tuple[str, str], Row]:
     """Rows of an earlier run of the same code."""
-    lines = file.read_text().splitlines() if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     rows = [json.loads(line) for line in lines]
     return {(row["kind"], row["name"]): row for row in rows if row["code_hash"] == code}
 
@@ -121,7 +121,7 @@ def started(case: Case, work: Path, timeout: float, normal: Run) -> int:
     if process == 0:
         try:
             quiet(folder.with_name(folder.name + ".log"))
-            row.write_text(json.dumps(run_case(case, work / "base", folder, timeout, normal)))
+            row.write_text(json.dumps(run_case(case, work / "base", folder, timeout, normal)), encoding="utf-8")
         except BaseException:
             traceback.print_exc()
         finally:
@@ -141,9 +141,9 @@ def run_all(cases: list[Case], work: Path, jobs: int, timeout: float, normal: Ru
         folder = work / "cases" / case.folder
         file = folder.with_name(folder.name + ".json")
         if not file.exists():
-            log = folder.with_name(folder.name + ".log").read_text()
+            log = folder.with_name(folder.name + ".log").read_text(encoding="utf-8")
             raise SystemExit(f"{case.kind}, {case.name}: this script failed: {log}")
-        row = json.loads(file.read_text())
+        row = json.loads(file.read_text(encoding="utf-8"))
         if row["outcome"] in GOOD:
             shutil.rmtree(folder, ignore_errors=True)  # the others' files are kept, to be looked at
         yield row
@@ -180,7 +180,7 @@ def main(
     page_only: bool = False,
 ) -> None:
     if page_only:
-        PAGE.write_text(page(json.loads(FILE.read_text()), RESULTS))
+        PAGE.write_text(page(json.loads(FILE.read_text(encoding="utf-8")), RESULTS))
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     load_libraries()
@@ -217,7 +217,7 @@ def finish(rows: list[Row], normal: Run, seconds: float) -> None:
     about["versions"] |= {name: version(name) for name in ("nibabel", "SimpleITK", "itk", "fire", "numpy")}
     rows = [{key: value for key, value in row.items() if key != "code_hash"} for row in rows]
     write({"provenance": about, "normal": {"seconds": normal.seconds, "peak_mb": normal.peak_mb}, "inputs": rows}, FILE)
-    PAGE.write_text(page(json.loads(FILE.read_text()), RESULTS))
+    PAGE.write_text(page(json.loads(FILE.read_text(encoding="utf-8")), RESULTS))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def truth_list(folder: Path, output: Path) -> Path:
         output: folder to write the files to.
     """
     items = []
-    for number, pair in enumerate(json.loads((folder / "pairs.json").read_text())["testing"]):
+    for number, pair in enumerate(json.loads((folder / "pairs.json").read_text(encoding="utf-8"))["testing"]):
         item = {key: str(folder / file) for key, file in pair.items() if key.endswith(("image", "label"))}
         fixed = peaks(folder / pair["fixed_points"])
         matrix = truth(Path(item["moving_image"]), Path(item["fixed_image"]))
@@ -52,5 +52,5 @@ def truth_list(folder: Path, output: Path) -> Path:
             item[f"{side}_points"] = str(write_points(Points(to_ras(torch.as_tensor(pixels), "LPS"), labels), file))
         items.append(item)
     path = output / "pairs.json"
-    path.write_text(json.dumps({"testing": items}, indent=1))
+    path.write_text(json.dumps({"testing": items}, indent=1), encoding="utf-8")
     return path

@@ -122,7 +122,7 @@ class Cell:
         """The rate with the best validation Dice in a short training, and all of them."""
         if not self.chooses_rate:
             other = RESULTS / f"{'_'.join(RATES_OF)}_{self.method}.json"
-            return json.loads(other.read_text())["learning_rate"], {}
+            return json.loads(other.read_text(encoding="utf-8"))["learning_rate"], {}
         found = {}
         for rate in LEARNING_RATES:
             model = self.train(self.runs / "rates" / f"{self.name}_{rate}", SHORT_EPOCHS, rate)
@@ -134,7 +134,7 @@ class Cell:
         settings = self.settings | {"evaluated_split": split, "refine_steps": REFINE_STEPS, "loss": self.method}
         settings |= {"evaluate#refined#learning_rate": rate, "qa": False, "overwrite": True}
         run(run_id="evaluation", config_file=configs("train", *self.case.overlays, "evaluate"), **settings)
-        return json.loads((Path(self.settings["output_dir"]) / "evaluation.json").read_text())
+        return json.loads((Path(self.settings["output_dir"]) / "evaluation.json").read_text(encoding="utf-8"))
 
     def refinement_rate(self) -> tuple[float, dict[str, float]]:
         """The rate of refinement with the best Dice on the validation pairs, and all of them."""
@@ -238,7 +238,7 @@ def train_and_evaluate(
 def finished(case: str, transformation: str) -> dict[str, dict[str, Any]]:
     """The cells of a case that are done, by method."""
     files = {method: RESULTS / f"{case}_{transformation}_{method}.json" for method in METHODS}
-    return {method: json.loads(file.read_text()) for method, file in files.items() if file.exists()}
+    return {method: json.loads(file.read_text(encoding="utf-8")) for method, file in files.items() if file.exists()}
 
 
 def values(cell: Mapping[str, Any], stage: str, metric: str) -> np.ndarray:

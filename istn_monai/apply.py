@@ -19,7 +19,7 @@ from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import with_affine
 from istn_monai.geometry.resampling import intensities, on_grid_in_slabs, whole_labels
 from istn_monai.geometry.world_transform import WorldTransform
-from istn_monai.io.images import load_image, source, write_image
+from istn_monai.io.images import TIME, load_image, source, write_image
 from istn_monai.io.itk_transforms import read_transform
 from istn_monai.io.landmarks import Points, check_dims, is_points, read_in_frame, suffix_of, write_points
 from istn_monai.io.nifti import check_written_suffix
@@ -74,7 +74,10 @@ def resample_image(
 
     warped = on_grid_in_slabs(grid, found, {str(number): sampler for number, sampler in enumerate(samplers)})
     check_inverted(lost, math.prod(grid.spatial_size))
-    return with_affine(torch.cat(list(warped.values())), grid.affine, reference)
+    result = with_affine(torch.cat(list(warped.values())), grid.affine, reference)
+    result.meta.pop(TIME, None)
+    result.meta |= {TIME: image.meta[TIME]} if TIME in image.meta else {}
+    return result
 
 
 def check_inverted(lost: int, voxels: int) -> None:

@@ -74,14 +74,14 @@ def write_run(folder: str | os.PathLike, datalist: str | os.PathLike) -> Path:
     """Notes in a run's folder what its data are."""
     path = Path(folder).expanduser() / RUN
     with replacing(path) as part:
-        part.write_text(json.dumps({"datalist": str(Path(datalist).absolute())}, indent=1))
+        part.write_text(json.dumps({"datalist": str(Path(datalist).absolute())}, indent=1), encoding="utf-8")
     return path
 
 
 def datalist_of(file: Path) -> str:
     """What :func:`write_run` noted; ValueError naming the file if it did not."""
     try:
-        noted = json.loads(file.read_text())
+        noted = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}): give a datalist to evaluate on") from error
     if not isinstance(noted, dict) or not isinstance(noted.get("datalist"), str):

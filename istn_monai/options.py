@@ -224,7 +224,7 @@ def defaults(command: str) -> dict[str, Any]:
     """The defaults of a command's settings as they stand in the bundle's configs; expressions are left out."""
     content: dict[str, Any] = {}
     for name in CONFIGS[command]:
-        content |= json.loads((bundle_folder() / "configs" / f"{name}.json").read_text())
+        content |= json.loads((bundle_folder() / "configs" / f"{name}.json").read_text(encoding="utf-8"))
     return {name: value for name, value in content.items() if not str(value).startswith("$")}
 
 

@@ -24,9 +24,9 @@ def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = IMAGE_S
     what = "image" if suffixes == IMAGE_SUFFIXES else "landmark file"
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
-        suffix = next((s for s in suffixes if file.name.endswith(s)), None)
+        suffix = next((s for s in suffixes if file.name.lower().endswith(s)), None)
         if suffix and not file.name.startswith("."):
-            stem = file.name.removesuffix(suffix)
+            stem = file.name[: -len(suffix)]
             if stem in files:
                 raise ValueError(f"{name}: two {what}s of one subject, {files[stem].name} and {file.name}, in {path}")
             files[stem] = file
@@ -182,10 +182,13 @@ def write_datalist(
     except OSError as error:
         raise not_written(path, error) from error
     with replacing(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
     return path
 
 
 def relative_to(file: Path, folder: Path) -> str:
-    """Path of a file as seen from a folder, if need be upwards."""
-    return Path(os.path.relpath(file, folder)).as_posix()
+    """Path of a file as seen from a folder, if need be upwards; past links, where ``..`` would lead elsewhere."""
+    path = os.path.relpath(file, folder)
+    if os.path.realpath(folder / path) != os.path.realpath(file):
+        path = os.path.relpath(os.path.join(os.path.realpath(file.parent), file.name), os.path.realpath(folder))
+    return Path(path).as_posix()

@@ -96,7 +96,7 @@ def pair_of(moving: dict[str, str], fixed: dict[str, str]) -> dict[str, str]:
 
 def write_json(path: Path, content) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 

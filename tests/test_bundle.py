@@ -64,7 +64,7 @@ def test_training_leaves_checkpoints_curves_and_pictures(trained):
     weights = read_weights(output / "models" / "model.pt")
     assert weights.settings.spatial_size == [32, 32, 32] and weights.validation is not None
     assert weights.description["training"]["normalization"] == "NormalizeIntensityRanged(lower=0.5, upper=99.5)"
-    assert json.loads((output / "run.json").read_text())["datalist"].endswith("pairs.json")
+    assert json.loads((output / "run.json").read_text(encoding="utf-8"))["datalist"].endswith("pairs.json")
 
 
 def test_training_goes_on_and_refuses_other_settings(trained, tmp_path):
@@ -86,7 +86,7 @@ def test_training_goes_on_and_refuses_other_settings(trained, tmp_path):
 def evaluated(trained):
     output, settings = trained
     run(run_id="evaluation", config_file=config("train", "evaluate"), **settings)
-    return json.loads((output / "evaluation.json").read_text())
+    return json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def test_evaluation_compares_before_and_after(trained, evaluated):
@@ -95,7 +95,7 @@ def test_evaluation_compares_before_and_after(trained, evaluated):
     one_pass = evaluated["summary"]["one-pass"]
     assert {"dice_merged", "dice_1", "dice_2", "asd_merged", "hd95_1", "folding", "sdlogj", "seconds"} <= set(one_pass)
     assert one_pass["folding"]["mean"] == 0
-    lines = (trained[0] / "evaluation.csv").read_text().splitlines()
+    lines = (trained[0] / "evaluation.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 5 and lines[0].startswith("pair,moving,fixed,method,dice_merged")
 
 
@@ -103,19 +103,21 @@ def test_evaluation_after_refinement(trained, tmp_path):
     output, settings = trained
     settings = settings | {"ckpt_dir": str(output / "models"), "output_dir": str(tmp_path), "refine_steps": 3}
     run(run_id="evaluation", config_file=config("train", "evaluate"), **settings)
-    summary = json.loads((tmp_path / "evaluation.json").read_text())["summary"]
+    summary = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["summary"]
     assert list(summary) == ["Id", "one-pass", "refined"]
 
 
 def test_refinement_differs_from_inference_by_its_inferer_alone():
-    inference, overlay = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("inference", "refine"))
+    inference, overlay = (
+        json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8")) for name in ("inference", "refine")
+    )
     assert list(overlay) == ["inferer"] and inference["inferer"] != overlay["inferer"]
     assert inference["refinement"] == "@run"
 
 
 def test_inference_from_elsewhere_agrees_with_evaluation(toy, trained, evaluated, tmp_path, monkeypatch):
     output, settings = trained
-    pair = json.loads((toy / "pairs.json").read_text())["testing"][0]
+    pair = json.loads((toy / "pairs.json").read_text(encoding="utf-8"))["testing"][0]
     files = {key: str(toy / pair[key]) for key in ("moving_image", "fixed_image", "moving_label")}
     monkeypatch.chdir(tmp_path)
     options = {key: settings[key] for key in ("spatial_size", "control_spacing", "device")}
@@ -140,7 +142,7 @@ def test_inference_from_elsewhere_agrees_with_evaluation(toy, trained, evaluated
     for value in (1, 2):
         dice = 2 * ((label == value) & (truth == value)).sum() / ((label == value).sum() + (truth == value).sum())
         assert abs(dice - row[f"dice_{value}"]) < 0.01  # files: from the parameters; evaluation: from the ddf
-    report = json.loads((result / "report.json").read_text())
+    report = json.loads((result / "report.json").read_text(encoding="utf-8"))
     assert report["inputs"]["moving_image"]["file"] == files["moving_image"]
     assert report["metrics"]["folding"] == 0
 
@@ -152,7 +154,7 @@ def files_in(folder):
 def test_inference_and_evaluation_do_not_repeat_or_replace_what_is_there(toy, trained, tmp_path, capsys):
     """By the setting overwrite a result of other files or options is replaced, and nothing of it stays."""
     output, settings = trained
-    pair = json.loads((toy / "pairs.json").read_text())["testing"][0]
+    pair = json.loads((toy / "pairs.json").read_text(encoding="utf-8"))["testing"][0]
     files = {key: str(toy / pair[key]) for key in ("moving_image", "fixed_image", "moving_label")}
     options = {"ckpt_dir": str(output / "models"), "device": "cpu", "qa": False}
     inference = {"config_file": config("inference"), "output_dir": str(tmp_path / "pair"), **options, **files}
@@ -192,7 +194,7 @@ def test_two_dimensions_with_the_papers_networks(tmp_path):
     configs = ("train", "paper", "synth2d")
     run(run_id="training", config_file=config(*configs), **settings)
     run(run_id="evaluation", config_file=config(*configs, "evaluate"), **settings)
-    summary = json.loads((tmp_path / "run" / "evaluation.json").read_text())["summary"]
+    summary = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))["summary"]
     assert summary["one-pass"]["dice_merged"]["n"] == 2
 
 
@@ -239,7 +241,7 @@ def test_monai_loads_all_variables_and_writes_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("overlay", ["hippocampus", "brain", "synth2d", "paper"])
 def test_overlays_build_their_network_and_set_nothing_unknown(overlay):
-    assert set(json.loads((CONFIGS / f"{overlay}.json").read_text())) <= set(SETTINGS)
+    assert set(json.loads((CONFIGS / f"{overlay}.json").read_text(encoding="utf-8"))) <= set(SETTINGS)
     parser = ConfigParser()
     parser.read_config(config("train", overlay))
     network = parser.get_parsed_content("network_def").eval()
@@ -299,7 +301,7 @@ def test_none_is_a_word(toy, tmp_path):
 
 
 def test_output_dir_that_cannot_be_written(toy, tmp_path):
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     settings = SMALL | {"dataset_dir": str(toy), "output_dir": str(tmp_path / "file" / "run")}
     with pytest.raises(RuntimeError) as failure:
         run(run_id="training", config_file=config("train"), **settings)
@@ -308,14 +310,14 @@ def test_output_dir_that_cannot_be_written(toy, tmp_path):
     with pytest.raises(RuntimeError) as failure:
         run(run_id="training", config_file=config("train"), **settings)
     assert "ckpt_dir is not writable" in messages(failure.value)
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 def test_inference_without_files_or_with_wrong_ones(toy, trained, tmp_path):
     output, settings = trained
     options = {key: settings[key] for key in ("spatial_size", "control_spacing", "device")}
     options |= {"ckpt_dir": str(output / "models"), "output_dir": str(tmp_path / "result")}
-    pair = json.loads((toy / "pairs.json").read_text())["testing"][0]
+    pair = json.loads((toy / "pairs.json").read_text(encoding="utf-8"))["testing"][0]
     fixed = str(toy / pair["fixed_image"])
     cases = [
         ({}, "moving_image is not set"),
@@ -337,13 +339,15 @@ def test_inference_without_files_or_with_wrong_ones(toy, trained, tmp_path):
 @pytest.fixture(scope="module")
 def toy_without_labels(toy):
     """The small set's datalist without labels, and without one of the landmarks of one pair."""
-    datalist = json.loads((toy / "pairs.json").read_text())
+    datalist = json.loads((toy / "pairs.json").read_text(encoding="utf-8"))
     for part in ("training", "validation", "testing"):
         datalist[part] = [{k: v for k, v in item.items() if not k.endswith("label")} for item in datalist[part]]
-    points = (toy / datalist["training"][0]["moving_points"]).read_text().splitlines(keepends=True)
+    points = (toy / datalist["training"][0]["moving_points"]).read_text(encoding="utf-8").splitlines(keepends=True)
     datalist["training"][0]["moving_points"] = "training/without_root.csv"
-    (toy / "training" / "without_root.csv").write_text("".join(line for line in points if "root" not in line))
-    (toy / "landmarks.json").write_text(json.dumps(datalist))
+    (toy / "training" / "without_root.csv").write_text(
+        "".join(line for line in points if "root" not in line), encoding="utf-8"
+    )
+    (toy / "landmarks.json").write_text(json.dumps(datalist), encoding="utf-8")
     return toy
 
 
@@ -356,7 +360,7 @@ def test_landmarks_alone_train_and_evaluate(toy_without_labels, tmp_path, varian
     assert kept.settings.soi_points == groups["soi_points"]
     assert all(torch.isfinite(weight).all() for weight in kept.state.values())
     run(run_id="evaluation", config_file=config("train", "landmarks", "evaluate"), **settings, refine_steps=2)
-    summary = json.loads((tmp_path / "evaluation.json").read_text())["summary"]
+    summary = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["summary"]
     assert {"tre", "tre_median", "folding"} <= set(summary["refined"]) and "dice_merged" not in summary["refined"]
     with pytest.raises(RuntimeError) as failure:  # a channel means something else
         run(
@@ -373,7 +377,7 @@ def test_labels_and_landmarks_train_together(toy, tmp_path):
     run(run_id="training", config_file=config("train"), **settings)
     assert (tmp_path / "models" / "last.pt").is_file()
     run(run_id="evaluation", config_file=config("train", "evaluate"), **settings, qa=False)
-    summary = json.loads((tmp_path / "evaluation.json").read_text())["summary"]
+    summary = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["summary"]
     assert {"dice_merged", "tre"} <= set(summary["one-pass"])
 
 

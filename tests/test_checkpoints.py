@@ -93,7 +93,7 @@ class Setup:
 
 
 def bundle_order() -> list[str]:
-    config = json.loads((BUNDLE / "configs" / "train.json").read_text())
+    config = json.loads((BUNDLE / "configs" / "train.json").read_text(encoding="utf-8"))
     return [handler["_target_"].rsplit(".", 1)[-1] for handler in config["train"]["handlers"]]
 
 

@@ -41,7 +41,7 @@ def test_pairs_shares_no_subject_and_keeps_what_is_there(folder):
     numbers = ("--train", 10, "--val", 2, "--test", 4, "--seed", 3)
     done = istn_monai(*arguments, *numbers)
     assert done.returncode == 0, done.stderr
-    content = json.loads(output.read_text())
+    content = json.loads(output.read_text(encoding="utf-8"))
     subjects = {}
     for part, number in (("training", 10), ("validation", 2), ("testing", 4)):
         assert len(content[part]) == number
@@ -53,7 +53,7 @@ def test_pairs_shares_no_subject_and_keeps_what_is_there(folder):
     again = istn_monai(*arguments, "--train", 1, "--val", 1, "--test", 1)
     assert again.returncode == 1
     assert again.stderr.count("\n") == 1 and "exists" in again.stderr
-    assert json.loads(output.read_text()) == content
+    assert json.loads(output.read_text(encoding="utf-8")) == content
 
 
 def test_synthesize_writes_a_datalist(tmp_path):
@@ -61,7 +61,7 @@ def test_synthesize_writes_a_datalist(tmp_path):
     sizes = ("--spatial_size", "[40,32]", "--train", 1, "--val", 1, "--test", 1)
     done = istn_monai("synthesize", output, *sizes)
     assert done.returncode == 0, done.stderr
-    assert set(json.loads((output / "pairs.json").read_text())) >= {"training", "validation", "testing"}
+    assert set(json.loads((output / "pairs.json").read_text(encoding="utf-8"))) >= {"training", "validation", "testing"}
 
 
 def test_help_names_the_commands():

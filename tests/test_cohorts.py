@@ -108,7 +108,7 @@ def test_overwriting_leaves_nothing_of_the_earlier_pair(registration, weights, i
     """A plain pair after one with label and inverse; a file of the user's own stays."""
     register_files(registration, tmp_path / "out", inverse=True, **pair(images, label=True))
     assert {"warped_label.nii.gz", "inverse_transform.h5"} <= set(contents(tmp_path / "out"))
-    (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "out" / "notes.txt").write_text("mine", encoding="utf-8")
     assert register_files(again(registration, weights), tmp_path / "out", **pair(images, 2))
     register_files(registration, tmp_path / "new", **pair(images, 2))
     assert set(contents(tmp_path / "out")) == {"notes.txt", *contents(tmp_path / "new")}
@@ -118,7 +118,7 @@ def test_files_of_others_stay_even_when_overwriting(registration, weights, image
     for name, content in (("qa.png", "mine"), ("report.json", '{"a": 1}')):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / name).write_text(content)
+        (folder / name).write_text(content, encoding="utf-8")
         with pytest.raises(FileExistsError, match="left alone"):
             register_files(again(registration, weights), folder, **pair(images))
         assert contents(folder) == {name: content.encode()}
@@ -198,7 +198,7 @@ def test_a_cohort_goes_on_after_any_failure_and_is_finished_by_the_same_command(
     counting = Counting(registration, {"1.nii.gz": error})
     failures = register_datalist(counting, datalist, "testing", tmp_path / "all")
     assert len(failures) == 1 and failures[0].startswith("pair_0001: ") and len(failures[0]) > 15
-    listed = json.loads((tmp_path / "all" / "failures.json").read_text())["failed_pairs"]
+    listed = json.loads((tmp_path / "all" / "failures.json").read_text(encoding="utf-8"))["failed_pairs"]
     assert [f"{name}: {reason}" for name, reason in listed.items()] == failures
     counting.errors, counting.seen = {}, []
     assert register_datalist(counting, datalist, "testing", tmp_path / "all") == []
@@ -256,7 +256,7 @@ def test_no_pair_reads_what_another_one_writes_nor_is_the_datalist_replaced(regi
 @pytest.mark.parametrize("name", ["qa.html", "failures.json"])
 def test_a_page_or_list_of_the_users_own_is_left_alone(registration, datalist, tmp_path, name):
     (tmp_path / "all").mkdir()
-    (tmp_path / "all" / name).write_text("<html>mine</html>")
+    (tmp_path / "all" / name).write_text("<html>mine</html>", encoding="utf-8")
     with pytest.raises(FileExistsError, match=f"{name} is no .* left alone"):
         register_datalist(registration, datalist, "testing", tmp_path / "all")
     assert contents(tmp_path / "all") == {name: b"<html>mine</html>"}
@@ -280,18 +280,20 @@ def test_two_commands_on_one_folder_share_the_pairs(weights, datalist, tmp_path)
 
 def test_the_page_shows_finished_pairs_too_and_draws_none_anew(weights, datalist, images, tmp_path, monkeypatch):
     registration = Registration(refine_steps=0, **weights)
-    two = write_json(tmp_path / "two.json", {"testing": json.loads(datalist.read_text())["testing"][:2]})
+    two = write_json(
+        tmp_path / "two.json", {"testing": json.loads(datalist.read_text(encoding="utf-8"))["testing"][:2]}
+    )
     register_datalist(registration, two, "testing", tmp_path / "all")
-    before = (tmp_path / "all" / "qa.html").read_text()
+    before = (tmp_path / "all" / "qa.html").read_text(encoding="utf-8")
     monkeypatch.setattr("istn_monai.qa.cohort.jpeg", lambda page: pytest.fail("a picture is made anew"))
     register_datalist(registration, two, "testing", tmp_path / "all")
-    assert (tmp_path / "all" / "qa.html").read_text() == before
+    assert (tmp_path / "all" / "qa.html").read_text(encoding="utf-8") == before
     monkeypatch.undo()
     write_nifti(images / "wrong.nii.gz", np.zeros((24, 20)))
-    three = json.loads(two.read_text())["testing"] + [pair(images, 0, "wrong")]
+    three = json.loads(two.read_text(encoding="utf-8"))["testing"] + [pair(images, 0, "wrong")]
     write_json(two, {"testing": three})
     assert len(register_datalist(registration, two, "testing", tmp_path / "all")) == 1
-    page = (tmp_path / "all" / "qa.html").read_text()
+    page = (tmp_path / "all" / "qa.html").read_text(encoding="utf-8")
     shown = re.findall(r'<details id="(\w+)"', page)
     assert shown[0] == "pair_0002" and set(shown[1:]) == {"pair_0000", "pair_0001"}
 
@@ -300,11 +302,11 @@ def test_the_page_shows_finished_pairs_too_and_draws_none_anew(weights, datalist
 
 
 def test_a_representation_has_a_suffix_and_replaces_no_other_file(registration, weights, images, tmp_path):
-    (tmp_path / "rep.nii").write_text("mine")
+    (tmp_path / "rep.nii").write_text("mine", encoding="utf-8")
     for name in ("rep", "rep.png", "rep.nii.txt"):
         with pytest.raises(ValueError, match="written as one of"):
             represent_file(registration, str(images / "0.nii.gz"), tmp_path / name)
-    assert (tmp_path / "rep.nii").read_text() == "mine"
+    assert (tmp_path / "rep.nii").read_text(encoding="utf-8") == "mine"
     with pytest.raises(FileExistsError, match="image .* would be replaced"):
         represent_file(again(registration, weights), str(images / "0.nii.gz"), images / ".." / "data" / "0.nii.gz")
     represent_file(again(registration, weights), str(images / "0.nii.gz"), tmp_path / "rep.nii")
@@ -343,8 +345,8 @@ def test_pairs_leave_an_equal_datalist_and_replace_another_on_demand_alone(image
     with pytest.raises(FileExistsError, match="left alone"):
         make_datalist(images, output, **counts, seed=1)
     make_datalist(images, output, **counts, seed=1, overwrite=True)
-    assert json.loads(output.read_text())["seed"] == 1
-    output.write_text('{"mine": 1}')
+    assert json.loads(output.read_text(encoding="utf-8"))["seed"] == 1
+    output.write_text('{"mine": 1}', encoding="utf-8")
     with pytest.raises(FileExistsError, match="no datalist"):
         make_datalist(images, output, **counts, overwrite=True)
     with pytest.raises(FileExistsError, match="would be replaced"):
@@ -358,10 +360,10 @@ def test_landmarks_are_moved_with_the_pair_and_belong_to_its_result(registration
     points = {}
     for key, x in (("moving_points", 10), ("fixed_points", 11)):
         points[key] = tmp_path / f"{key}.csv"
-        points[key].write_text(f"label,x,y,frame\nAC,{x},9,RAS\n")
+        points[key].write_text(f"label,x,y,frame\nAC,{x},9,RAS\n", encoding="utf-8")
     files = pair(images) | {key: str(file) for key, file in points.items()}
     assert register_files(registration, tmp_path / "out", **files)
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     transform = read_transform(tmp_path / "out" / "transform.h5")
     moved = read_points(tmp_path / "out" / "moved_points.csv").positions
     back = transform.transform_points(moved.T).T
@@ -370,6 +372,6 @@ def test_landmarks_are_moved_with_the_pair_and_belong_to_its_result(registration
     assert report["points"]["tre_mm"]["AC"] == pytest.approx(expected, abs=1e-4)
     assert {"moving_points", "fixed_points"} <= set(report["inputs"])
     assert not register_files(registration, tmp_path / "out", **files)
-    points["fixed_points"].write_text("label,x,y,frame\nAC,12,9,RAS\n")
+    points["fixed_points"].write_text("label,x,y,frame\nAC,12,9,RAS\n", encoding="utf-8")
     with pytest.raises(FileExistsError, match="fixed_points: other content"):
         register_files(registration, tmp_path / "out", **files)

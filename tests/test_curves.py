@@ -135,9 +135,9 @@ def test_a_resumed_training_shows_the_whole_history_once(tmp_path, resumed_after
         trained(tmp_path, 6, stop=3)
     assert not (tmp_path / "training.png").exists()
     trained(tmp_path, 6, start=resumed_after)
-    interrupted = (tmp_path / "training.csv").read_text()
+    interrupted = (tmp_path / "training.csv").read_text(encoding="utf-8")
     trained(tmp_path / "other", 6)
-    assert interrupted == (tmp_path / "other" / "training.csv").read_text()
+    assert interrupted == (tmp_path / "other" / "training.csv").read_text(encoding="utf-8")
     assert (tmp_path / "training.png").exists()
 
 
@@ -145,7 +145,7 @@ def test_a_resumed_training_shows_the_whole_history_once(tmp_path, resumed_after
     "content", ["epoch;loss\n1;0,5\n", "epoch,loss\nx,1\n", "", "loss\n1\n", "epoch,loss\n1,2,3\n"]
 )
 def test_a_table_that_was_changed_does_not_stop_a_training(tmp_path, content):
-    (tmp_path / "training.csv").write_text(content)
+    (tmp_path / "training.csv").write_text(content, encoding="utf-8")
     trained(tmp_path, 4, start=3)
     assert [row["epoch"] for row in read_rows(tmp_path / "training.csv")] == [4]
 

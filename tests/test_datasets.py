@@ -93,7 +93,7 @@ READ = []
 def read_number(file):
     """A deterministic transform that notes what it is asked for."""
     READ.append(file)
-    return float(Path(file).read_text())
+    return float(Path(file).read_text(encoding="utf-8"))
 
 
 def reading_then_random():
@@ -105,19 +105,19 @@ def reading_then_random():
 
 def test_prepared_pairs_on_disk_are_done_once_until_a_file_changes(tmp_path):
     file = tmp_path / "a.txt"
-    file.write_text("1")
+    file.write_text("1", encoding="utf-8")
     items, preparing = [{"moving_image": str(file)}], reading_then_random()
     for _ in range(2):  # a second dataset is a later run
         dataset = cached_dataset(items, preparing, tmp_path / "cache")
         assert [dataset[0]["value"], dataset[0]["value"]] == [1.5, 1.5]
     assert len(READ) == 1
-    file.write_text("23")
+    file.write_text("23", encoding="utf-8")
     assert cached_dataset(items, preparing, tmp_path / "cache")[0]["value"] == 23.5
     assert len(READ) == 2
 
 
 def test_prepared_pairs_in_memory_write_nothing(tmp_path):
-    (tmp_path / "a.txt").write_text("1")
+    (tmp_path / "a.txt").write_text("1", encoding="utf-8")
     dataset = cached_dataset([{"moving_image": str(tmp_path / "a.txt")}], reading_then_random())
     assert dataset[0]["value"] == dataset[0]["value"] == 1.5
     assert len(READ) == 1 and [f.name for f in tmp_path.iterdir()] == ["a.txt"]
@@ -127,7 +127,7 @@ def test_prepared_pairs_in_memory_write_nothing(tmp_path):
 
 
 def numbered_images(file):
-    return torch.arange(36.0).reshape(1, 6, 6) + float(Path(file).read_text())
+    return torch.arange(36.0).reshape(1, 6, 6) + float(Path(file).read_text(encoding="utf-8"))
 
 
 def epochs_of(folder: Path, seed: int = 0, epochs=(1, 2), **loading) -> torch.Tensor:
@@ -135,7 +135,7 @@ def epochs_of(folder: Path, seed: int = 0, epochs=(1, 2), **loading) -> torch.Te
     items = []
     for number in range(5):
         file = folder / f"{number}.txt"
-        file.write_text(str(100 * number))
+        file.write_text(str(100 * number), encoding="utf-8")
         items.append({"moving_image": str(file)})
     changes = [Lambdad("moving_image", numbered_images), RandRotated("moving_image", 1.0, prob=0.8)]
     dataset = cached_dataset(items, Compose(changes), loading.pop("cache_dir", None), seed=seed)

@@ -84,7 +84,7 @@ def test_options_come_from_the_command_line_then_from_the_environment(monkeypatc
     assert (options.refine_steps, options.atlas, rest) == (3, Path("atlas.nii.gz"), ["-i", "IN", "-m", "MODEL"])
     rules = {"selections": [{"name": "fixed", "conditions": {"Modality": "MR"}}]}
     file = tmp_path / "rules.json"
-    file.write_text(json.dumps(rules))
+    file.write_text(json.dumps(rules), encoding="utf-8")
     options, _ = parse_options(["--series_rules", str(file), "--segments", '{"2": {"label": "tail"}}'])
     assert {key: json.loads(text) for key, text in options.series_rules.items()} == {"fixed_image": rules}
     assert options.segments == {2: {"label": "tail"}} and options.refine_steps == 7

@@ -96,7 +96,7 @@ def by_command_line(files: dict[str, str], device: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("register", [by_inference, by_command_line])
 def test_registration_of_files(toy, tmp_path, register):
-    item = json.loads((toy / "pairs.json").read_text())["testing"][0]
+    item = json.loads((toy / "pairs.json").read_text(encoding="utf-8"))["testing"][0]
     files = {key: str(toy / item[key]) for key in ("moving_image", "fixed_image", "moving_label")}
     for device in ("cpu", DEVICE):
         with second_device():

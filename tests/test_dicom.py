@@ -94,8 +94,8 @@ def test_files_are_found_in_subfolders_and_sorted_by_place(tmp_path):
         file = tmp_path / "moved" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{number:02d}.dcm").rename(file)
-    (tmp_path / "moved" / "notes.txt").write_text("not DICOM")
-    (tmp_path / "moved" / "._00.dcm").write_text("of macOS")
+    (tmp_path / "moved" / "notes.txt").write_text("not DICOM", encoding="utf-8")
+    (tmp_path / "moved" / "._00.dcm").write_text("of macOS", encoding="utf-8")
     same(read_series(tmp_path / "moved", "image"), expected)
 
 
@@ -172,7 +172,7 @@ def test_is_dicom_looks_into_files_and_folders(tmp_path):
     folder = write_stack(tmp_path / "a" / "b", straight(1))
     bare = tmp_path / "bare"
     bare.write_bytes((folder / "00.dcm").read_bytes()[132:])
-    (tmp_path / "text").write_text("\x08\x00 nothing")
+    (tmp_path / "text").write_text("\x08\x00 nothing", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     assert [is_dicom(tmp_path / name) for name in ("a", "bare", "a/b/00.dcm")] == [True] * 3
     assert [is_dicom(tmp_path / name) for name in ("text", "empty", "absent")] == [False] * 3
@@ -420,7 +420,9 @@ def test_a_pair_and_apply_read_the_series_that_is_chosen(tmp_path):
 
 
 def test_the_bundle_passes_series_on():
-    config = json.loads((Path(__file__).parents[1] / "bundle" / "configs" / "inference.json").read_text())
+    config = json.loads(
+        (Path(__file__).parents[1] / "bundle" / "configs" / "inference.json").read_text(encoding="utf-8")
+    )
     load = config["preprocessing"]["transforms"][1]
     assert load["series"] == {"moving_image": "@moving_series", "fixed_image": "@fixed_series"}
     assert config["moving_series"] is None and config["fixed_series"] is None

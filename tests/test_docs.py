@@ -15,7 +15,7 @@ from istn_monai.options import SETTINGS
 from istn_monai.registration import Registration
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 TORCHRUN = ("standalone", "nproc_per_node")  # its own options
 
 
@@ -33,7 +33,9 @@ def test_set_up_is_two_commands_of_one_line():
 EXAMPLES = [
     (document, number, example)
     for document in ("README.md", "docs/reuse.md")
-    for number, example in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL))
+    for number, example in enumerate(
+        re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
+    )
 ]
 
 
@@ -55,11 +57,11 @@ def test_settings_named_in_the_readme_exist():
 
 def test_configs_named_in_the_documents_exist():
     for document in (ROOT / "README.md", ROOT / "bundle" / "docs" / "README.md"):
-        for name in re.findall(r"configs/(\w+\.json)", document.read_text()):
-            json.loads((ROOT / "bundle" / "configs" / name).read_text())
+        for name in re.findall(r"configs/(\w+\.json)", document.read_text(encoding="utf-8")):
+            json.loads((ROOT / "bundle" / "configs" / name).read_text(encoding="utf-8"))
 
 
-OWN_DATA = (ROOT / "docs" / "own-data.md").read_text()
+OWN_DATA = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
 OWN_COMMANDS = [
     line
     for block in re.findall(r"```bash\n(.*?)```", OWN_DATA + README, re.DOTALL)
@@ -92,8 +94,8 @@ def test_settings_for_own_data_exist():
 
 
 def test_citation_and_changelog_know_the_version():
-    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
-    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## \[([^\]]+)\]", changelog, re.MULTILINE)
     assert headings[0] == "Unreleased" and headings[1] == __version__
     kinds = set(re.findall(r"^### (\w+)$", changelog, re.MULTILINE))
@@ -102,16 +104,22 @@ def test_citation_and_changelog_know_the_version():
 
 def test_links_of_the_guides_lead_somewhere():
     for guide in ("own-data.md", "figures.md"):
-        text = (ROOT / "docs" / guide).read_text()
+        text = (ROOT / "docs" / guide).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (ROOT / "docs" / target).exists(), f"{guide}: {target}"
 
 
 def test_the_tests_that_the_table_of_formats_names_exist():
-    rows = [line for line in (ROOT / "docs" / "formats.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [
+        line
+        for line in (ROOT / "docs" / "formats.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
     named = {name for row in rows for name in re.findall(r"`(test_\w+)`", row)}
     known = {
-        name for file in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+        name
+        for file in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))
     }
     assert len(named) > 15 and named <= known, named - known
     bare = [row for row in rows if "`test_" not in row and not row.startswith(("| ---", "| format"))]

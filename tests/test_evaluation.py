@@ -8,14 +8,21 @@ import math
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from helpers import ball, perturb, small_istn, write_nifti
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
+from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.bspline import BSplineTransformation
+from istn_monai.geometry.frames import lps
+from istn_monai.geometry.grids import Grid
+from istn_monai.geometry.world_transform import world_transform
+from istn_monai.io.itk_transforms import to_itk
 from istn_monai.io.landmarks import Points, write_points
 from istn_monai.metrics import FIELD_METRICS, box_of
-from istn_monai.networks import DisplacementNetwork
+from istn_monai.networks import ISTN, DisplacementNetwork
 from istn_monai.qa.cohort import Entry
 from istn_monai.qa.rules import traffic_light
 from istn_monai.workflow.evaluation import (
@@ -259,8 +266,8 @@ def evaluation(tmp_path):
 def test_evaluation_writes_what_it_returns(evaluation, capsys):
     result = evaluation.run()
     folder = evaluation.output_dir
-    assert json.loads((folder / "evaluation.json").read_text()) == result
-    with open(folder / "evaluation.csv", newline="") as file:
+    assert json.loads((folder / "evaluation.json").read_text(encoding="utf-8")) == result
+    with open(folder / "evaluation.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["pair"], row["method"]) for row in rows] == [
         (str(n), method) for n in range(3) for method in ("Id", "one-pass", "still")
@@ -293,6 +300,58 @@ def test_evaluation_of_the_identity_is_that_of_the_labels_and_the_network_is_use
     assert {k: by_method["one-pass"][k] for k in expected} == pytest.approx(expected, nan_ok=True)
 
 
+class Turn(torch.nn.Module):
+    """An STN that gives the same parameters for any pair: of an affine transformation, or of several lattices."""
+
+    def __init__(self, theta: torch.Tensor) -> None:
+        super().__init__()
+        self.theta = torch.nn.Parameter(theta)
+
+    def forward(self, representations: torch.Tensor) -> torch.Tensor:
+        return self.theta.expand(len(representations), -1)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kind", ["affine", "bspline"])
+def test_beyond_the_registration_grid_it_judges_the_transform_that_is_written(tmp_path, dims, kind):
+    """Labels and landmarks far outside of a small registration grid, on an oblique fixed image; the oracle is ITK."""
+    size = (12, 14, 11)[:dims]
+    transformation = (
+        AffineTransformation(size) if kind == "affine" else BSplineTransformation(size, 1.0, 4.0, max_displacement=3.0)
+    )
+    theta = torch.full((1, transformation.num_parameters), 0.6) * torch.linspace(-1, 1, transformation.num_parameters)
+    network = DisplacementNetwork(ISTN(None, Turn(theta), transformation)).eval()
+    turn = torch.eye(dims + 1, dtype=torch.float64)
+    turn[:2, :2] = torch.tensor([[0.8, -0.6], [0.6, 0.8]], dtype=torch.float64)
+    turn[:dims, dims] = torch.tensor([-4.0, -14.0, -7.0], dtype=torch.float64)[:dims]
+    both = (34, 38, 30)[:dims]
+    fixed = MetaTensor(torch.as_tensor(ball(both, [s / 2 + 2 for s in both], 11))[None].float(), affine=turn)
+    moving = MetaTensor(torch.as_tensor(ball(both, [s / 2 + 1 for s in both], 10))[None].float(), affine=turn)
+    for image in (fixed, moving):
+        image.meta["filename_or_obj"] = "x"
+    image = MetaTensor(torch.rand(2, *size), affine=torch.eye(dims + 1, dtype=torch.float64))
+    corners = Grid.of(fixed).corners().T[:, :dims]
+    pair = {"moving_image": moving, "fixed_image": fixed, "image": image}
+    pair |= {"moving_label": moving, "fixed_label": fixed}
+    pair |= {f"{side}_label_original": {"moving": moving, "fixed": fixed}[side] for side in ("moving", "fixed")}
+    names = [str(number) for number in range(len(corners))]
+    for side in ("moving", "fixed"):
+        pair[f"{side}_points"] = str(write_points(Points(corners, names), tmp_path / f"{side}.csv"))
+    row = Evaluation([pair], network, {"one-pass": SimpleInferer()}, tmp_path, [[1]]).evaluate_pair(0)[1]
+
+    written = to_itk(world_transform(transformation, theta, Grid.of(image)))
+    flip = lps(dims)
+    errors = [np.linalg.norm(flip @ written.TransformPoint((flip @ p).tolist()) - p) for p in corners.numpy()]
+    assert row["tre"] == pytest.approx(np.mean(errors), abs=1e-4)
+    images = [sitk.GetImageFromArray(label[0].numpy().T) for label in (moving, fixed)]
+    for single in images:
+        axes = (flip @ turn.numpy()[:dims, :dims]).ravel().tolist()
+        single.SetDirection(axes)
+        single.SetOrigin((flip @ turn.numpy()[:dims, dims]).tolist())
+    warped = sitk.GetArrayFromImage(sitk.Resample(images[0], images[1], written, sitk.sitkLinear, 0.0)) > 0.5
+    assert row["dice_merged"] == pytest.approx(dice(warped, sitk.GetArrayFromImage(images[1]) > 0.5), abs=2e-3)
+
+
 def test_evaluation_puts_the_network_into_eval_mode(evaluation):
     assert evaluation.network.training
     evaluation.run()
@@ -309,7 +368,7 @@ def test_json_of_a_pair_with_nan_is_json(evaluation):
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
-    json.loads((evaluation.output_dir / "evaluation.json").read_text(), parse_constant=refuse)
+    json.loads((evaluation.output_dir / "evaluation.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 @pytest.mark.parametrize("side", ["moving", "fixed"])
@@ -318,7 +377,9 @@ def test_missing_label_is_named(evaluation, side):
         del evaluation.dataset[2][key]
     with pytest.raises(ValueError, match=f"needs '{side}_label' for each pair; pair 2 has none"):
         evaluation.run()
-    assert json.loads((evaluation.output_dir / "evaluation.json").read_text())["failures"].keys() == {"pair 2"}
+    assert json.loads((evaluation.output_dir / "evaluation.json").read_text(encoding="utf-8"))["failures"].keys() == {
+        "pair 2"
+    }
 
 
 def test_maps_have_a_row_each(evaluation):
@@ -377,7 +438,7 @@ def state_of(folder):
 
 def test_another_evaluation_is_named_and_replaced_on_demand_alone(repeated):
     (repeated.output_dir / "models").mkdir(parents=True)  # a training run's, which stay
-    (repeated.output_dir / "models" / "model.pt").write_text("mine")
+    (repeated.output_dir / "models" / "model.pt").write_text("mine", encoding="utf-8")
     repeated.run()
     for change, said in (
         (lambda e: e.options.update(split="validation"), "options.split: None then, 'validation' now"),
@@ -392,7 +453,7 @@ def test_another_evaluation_is_named_and_replaced_on_demand_alone(repeated):
         repeated.run()
         repeated.overwrite = False
     assert {file.name for file in repeated.output_dir.iterdir()} == {"evaluation.csv", "evaluation.json", "models"}
-    assert (repeated.output_dir / "models" / "model.pt").read_text() == "mine"
+    assert (repeated.output_dir / "models" / "model.pt").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, ValueError])
@@ -412,7 +473,7 @@ def test_an_evaluation_goes_on_with_what_is_missing_and_is_the_same_in_the_end(r
     assert repeated.dataset.seen == ([1, 2] if end is KeyboardInterrupt else [1])
     assert rows == whole[0] and spread == pytest.approx(whole[1], rel=1e-12)
     assert {file.name for file in (tmp_path / "new").iterdir()} == {"evaluation.csv", "evaluation.json"}
-    assert "failures" not in json.loads((tmp_path / "new" / "evaluation.json").read_text())
+    assert "failures" not in json.loads((tmp_path / "new" / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def test_what_an_evaluation_has_done_survives_with_pages_and_only_for_the_same(tmp_path):
@@ -432,7 +493,7 @@ def test_what_an_evaluation_has_done_survives_with_pages_and_only_for_the_same(t
 def test_the_datalist_and_files_of_others_are_not_replaced(repeated):
     repeated.output_dir.mkdir(parents=True)
     datalist = repeated.output_dir / "evaluation.json"
-    datalist.write_text('{"testing": []}')
+    datalist.write_text('{"testing": []}', encoding="utf-8")
     read = {"datalist": str(repeated.output_dir / ".." / "out" / "evaluation.json")}
     for repeated.read, repeated.overwrite in ((read, False), (read, True), ({}, False), ({}, True)):  # noqa: B020
         with pytest.raises(FileExistsError, match="would be replaced by a result|left alone"):

@@ -89,7 +89,7 @@ def test_a_run_that_does_not_say_its_data_is_named(tmp_path, monkeypatch, text, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/mine/models").mkdir(parents=True)
     (tmp_path / "runs/mine/models/model.pt").write_bytes(b"")
-    (tmp_path / "runs/mine/run.json").write_text(text)
+    (tmp_path / "runs/mine/run.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"run\.json {words}.*give a datalist"):
         to_evaluate(None, "runs/mine", None)
 

@@ -72,7 +72,7 @@ def test_vectors_that_nifti_marks_as_ras_are_read_as_itk_reads_them(tmp_path):
     ],
 )
 def test_formats_of_others_are_named_with_how_to_convert_them(tmp_path, name, content, said):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=f"{name} is no transform of ITK's, but .*{said}"):
         read_transform(tmp_path / name)
 

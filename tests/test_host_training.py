@@ -123,9 +123,9 @@ def test_the_served_bundle_is_copied_whole_or_not_at_all(tmp_path, monkeypatch):
             copy_once(BUNDLE, served)
     assert not list(served.parent.iterdir())
     assert copy_once(BUNDLE, served) == served and (served / "configs" / "inference.json").is_file()
-    (served / "configs" / "inference.json").write_text("changed")
+    (served / "configs" / "inference.json").write_text("changed", encoding="utf-8")
     copy_once(BUNDLE, served)
-    assert (served / "configs" / "inference.json").read_text() == "changed"
+    assert (served / "configs" / "inference.json").read_text(encoding="utf-8") == "changed"
     assert [file.name for file in served.parent.iterdir()] == ["istn"]
 
 

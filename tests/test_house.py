@@ -55,7 +55,7 @@ MODULES = set(FILES) - PACKAGES - {"istn_monai._lazy"}
 
 @cache
 def tree_of(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(), str(file))
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
 
 
 def room_of(module: str) -> str:
@@ -231,7 +231,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def test_no_module_is_longer_than_350_lines():
-    lines = {module: len(file.read_text().splitlines()) for module, file in FILES.items()}
+    lines = {module: len(file.read_text(encoding="utf-8").splitlines()) for module, file in FILES.items()}
     assert {module: count for module, count in lines.items() if count > 350} == {}
 
 
@@ -294,13 +294,15 @@ def test_public_names_resolve():
 
 
 def test_public_names_are_those_that_the_documents_list():
-    section = (ROOT / "docs" / "reuse.md").read_text().partition("## Public names\n")[2].partition("\n## ")[0]
+    section = (
+        (ROOT / "docs" / "reuse.md").read_text(encoding="utf-8").partition("## Public names\n")[2].partition("\n## ")[0]
+    )
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])) == istn_monai.__all__
 
 
 def test_the_stub_has_the_same_names_from_the_same_modules():
-    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
     names = {}
     for node in stub.body:
         if isinstance(node, ast.ImportFrom):
@@ -345,7 +347,7 @@ def names_in(text: str) -> set[str]:
 
 @pytest.mark.parametrize("file", CONFIGS + DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_names_in_configs_documents_hosts_benchmarks_and_tests_resolve(file):
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     assert not unresolved(names_in(text))
     for path in re.findall(r"(?<![\w/.-])(?:istn_monai|tests|benchmarks|hosts|docs)/[\w/]+\.(?:py|md)\b", text):
         assert (ROOT / path).is_file(), path
@@ -371,7 +373,9 @@ def resolves_in(module: Any, target: str) -> bool:
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"istn_monai.__main__"}))
 def test_roles_in_docstrings_resolve(name):
     module = importlib.import_module(name)
-    for target in re.findall(r":(?:mod|class|func|meth|attr|data):`[~.]*([\w.]+)`", FILES[name].read_text()):
+    for target in re.findall(
+        r":(?:mod|class|func|meth|attr|data):`[~.]*([\w.]+)`", FILES[name].read_text(encoding="utf-8")
+    ):
         if target.startswith("istn_monai"):
             assert not unresolved({target}), target
         elif "." in target and target.split(".")[0] in ("monai", "torch", "numpy"):
@@ -394,7 +398,7 @@ def strings_in(value: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_configs_name_workflow_and_public_names_alone(file):
-    text = "\n".join(strings_in(json.loads(file.read_text())))
+    text = "\n".join(strings_in(json.loads(file.read_text(encoding="utf-8"))))
     for name in names_in(text):
         first = name.split(".")[1]
         assert first == "workflow" or (first in istn_monai.__all__ and name.count(".") == 1), name
@@ -402,14 +406,18 @@ def test_configs_name_workflow_and_public_names_alone(file):
     assert not unresolved(short)
     if short:  # an overlay leaves the imports to the configs that it comes after
         configs = (
-            [file] if "imports" in json.loads(file.read_text()) else [CONFIG / "train.json", CONFIG / "inference.json"]
+            [file]
+            if "imports" in json.loads(file.read_text(encoding="utf-8"))
+            else [CONFIG / "train.json", CONFIG / "inference.json"]
         )
         for config in configs:
-            assert "$import istn_monai.workflow as workflow" in json.loads(config.read_text())["imports"]
+            assert (
+                "$import istn_monai.workflow as workflow" in json.loads(config.read_text(encoding="utf-8"))["imports"]
+            )
 
 
 def test_the_training_config_is_no_larger_than_agreed():
-    config = json.loads((CONFIG / "train.json").read_text())
+    config = json.loads((CONFIG / "train.json").read_text(encoding="utf-8"))
     expressions = [text for text in strings_in(config) if text.startswith("$")]
     assert len(config) <= 45
     assert len(expressions) <= 45
@@ -428,7 +436,7 @@ def test_at_most_one_function_looks_into_the_interpreter():
                 if file.suffix == ".py"
                 else []
             )
-            for number, line in enumerate(file.read_text().splitlines(), 1):
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
                 if pattern.search(line):
                     around = [node.name for node in functions if node.lineno <= number <= node.end_lineno]
                     places.add((file.name, around[0] if around else f"line {number}"))

@@ -33,14 +33,14 @@ def test_files_as_slicer_writes_them(tmp_path):
     fcsv = "# Markups fiducial file version = 5.2\n# CoordinateSystem = LPS\n"
     fcsv += "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n"
     fcsv += "".join(f"{n},{x},{y},{z},0,0,0,1,1,1,0,F-{n},,\n" for n, (x, y, z) in enumerate(LPS, 1))
-    (tmp_path / "p.fcsv").write_text(fcsv)
+    (tmp_path / "p.fcsv").write_text(fcsv, encoding="utf-8")
     old = fcsv.replace("= LPS", "= 0")  # 0 is RAS
-    (tmp_path / "old.fcsv").write_text(old)
+    (tmp_path / "old.fcsv").write_text(old, encoding="utf-8")
     markups = {"markups": [{"coordinateSystem": "LPS", "controlPoints": [
         {"label": "F-1", "position": LPS[0]}, {"label": "F-2", "position": LPS[1]},
         {"label": "not placed", "position": [0, 0, 0], "positionStatus": "undefined"},
     ]}]}  # fmt: skip
-    (tmp_path / "p.mrk.json").write_text(json.dumps(markups))
+    (tmp_path / "p.mrk.json").write_text(json.dumps(markups), encoding="utf-8")
     for name in ("p.fcsv", "p.mrk.json"):
         found = read_points(tmp_path / name)
         assert max_abs(found.positions, RAS) < 1e-12 and found.labels == ("F-1", "F-2")
@@ -49,17 +49,17 @@ def test_files_as_slicer_writes_them(tmp_path):
 
 def test_csv_needs_a_frame_and_takes_it_from_the_caller_or_a_column(tmp_path):
     file = tmp_path / "p.csv"
-    file.write_text("name,x,y,z\nAC,-1.5,2.0,3.0\n")
+    file.write_text("name,x,y,z\nAC,-1.5,2.0,3.0\n", encoding="utf-8")
     with pytest.raises(ValueError, match="p.csv does not say its frame: give frame RAS or LPS"):
         read_points(file)
     assert max_abs(read_points(file, "LPS").positions, RAS[:1]) < 1e-12
     assert max_abs(read_points(file, "RAS").positions, torch.tensor(LPS[:1])) < 1e-12
-    file.write_text("label,x,y,frame\na,1,2,ras\n")
+    file.write_text("label,x,y,frame\na,1,2,ras\n", encoding="utf-8")
     assert read_points(file).positions.tolist() == [[1.0, 2.0]]
     with pytest.raises(ValueError, match="says that it is in RAS, frame is LPS"):
         read_points(file, "LPS")
     with pytest.raises(ValueError, match="frame of landmarks must be one of"):
-        (tmp_path / "q.csv").write_text("x,y\n1,2\n")
+        (tmp_path / "q.csv").write_text("x,y\n1,2\n", encoding="utf-8")
         read_points(tmp_path / "q.csv", "RAI")
 
 
@@ -81,7 +81,7 @@ def test_csv_needs_a_frame_and_takes_it_from_the_caller_or_a_column(tmp_path):
     ],
 )
 def test_unreadable_files_are_named(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"{name}.*{message}"):
         read_points(tmp_path / name)
 
@@ -115,7 +115,7 @@ def test_a_csv_with_a_byte_order_mark_and_headers_in_any_case_keeps_its_names(tm
     ],
 )
 def test_what_a_landmark_file_does_not_say_clearly_is_refused_by_its_name(tmp_path, name, text, words):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=f"{name} is not a landmark file.*{words}"):
         read_points(tmp_path / name)
 

@@ -35,7 +35,7 @@ def something(file):
 @pytest.fixture
 def cache(tmp_path):
     """What reads an item through a cache on disk, and the folder."""
-    (tmp_path / "a.txt").write_text("1")
+    (tmp_path / "a.txt").write_text("1", encoding="utf-8")
     MADE.clear()
     transform = Compose([Lambdad("moving_image", made)])
     return lambda: cached_dataset([{"moving_image": str(tmp_path / "a.txt")}], transform, tmp_path / "cache")[0]
@@ -100,7 +100,7 @@ def test_code_in_an_entry_never_runs(cache, tmp_path, write, digest):
 
 
 def test_what_cannot_be_kept_is_prepared_each_time(tmp_path, caplog):
-    (tmp_path / "a.txt").write_text("1")
+    (tmp_path / "a.txt").write_text("1", encoding="utf-8")
     transform = Compose([Lambdad("moving_image", something)])
     data = [{"moving_image": str(tmp_path / "a.txt")}]
     with caplog.at_level(logging.WARNING):

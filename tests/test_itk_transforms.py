@@ -186,7 +186,7 @@ LINEAR = {
 @pytest.mark.parametrize("kind", LINEAR)
 def test_linear_kinds_go_where_itk_takes_points(tmp_path, kind):
     file = tmp_path / "t.txt"
-    file.write_text(HEADER + text(0, kind, *LINEAR[kind]))
+    file.write_text(HEADER + text(0, kind, *LINEAR[kind]), encoding="utf-8")
     (by_itk,) = itk.transformread(str(file))
     points = rng(4).uniform(-50, 50, (3, 20))
     expected = np.array([list(by_itk.TransformPoint(point.tolist())) for point in points.T]).T
@@ -215,7 +215,7 @@ def test_an_affine_transform_by_the_name_of_its_base_class(tmp_path):
 def test_what_is_like_a_supported_kind_but_is_not_is_refused(tmp_path, kind, named):
     """Both would pass for a lattice of displacements."""
     fixed = [4, 4, 4, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 1]
-    (tmp_path / "t.tfm").write_text(HEADER + text(0, kind, [0.5] * 192, fixed))
+    (tmp_path / "t.tfm").write_text(HEADER + text(0, kind, [0.5] * 192, fixed), encoding="utf-8")
     with pytest.raises(ValueError, match=f"t.tfm: {named}: linear transforms, cubic"):
         read_transform(tmp_path / "t.tfm")
 

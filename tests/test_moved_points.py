@@ -45,7 +45,7 @@ def test_apply_keeps_frame_names_and_descriptions_of_its_input(tmp_path, transfo
     points = Points(torch.tensor(rows, dtype=torch.float64) * flip, ("AC", "PC"), ("first, seen", ""))
     file = write_points(points, tmp_path / f"in{suffix}", frame)
     moved = apply_transform(transform, str(file), str(tmp_path / "out.csv"))
-    lines = Path(moved).read_text().splitlines()
+    lines = Path(moved).read_text(encoding="utf-8").splitlines()
     assert lines[0] == "label,x,y,z,frame,description" and lines[1].endswith(f',{frame},"first, seen"')
     found = [[float(cell) for cell in line.split(",")[1:4]] for line in lines[1:]]
     assert np.abs(found - by_hand(rows, frame)).max() < 1e-9
@@ -55,16 +55,16 @@ def test_apply_keeps_frame_names_and_descriptions_of_its_input(tmp_path, transfo
 
 
 def test_apply_takes_the_frame_of_a_file_that_does_not_say_it_from_the_caller(tmp_path, transform):
-    (tmp_path / "p.csv").write_text("label;x;y;z\nAC;1,5;-2;3\n")
+    (tmp_path / "p.csv").write_text("label;x;y;z\nAC;1,5;-2;3\n", encoding="utf-8")
     for frame in ("RAS", "LPS"):
         file = apply_transform(transform, str(tmp_path / "p.csv"), str(tmp_path / f"{frame}.csv"), frame=frame)
-        row = Path(file).read_text().splitlines()[1].split(",")
+        row = Path(file).read_text(encoding="utf-8").splitlines()[1].split(",")
         assert row[4] == frame and np.abs(np.array(row[1:4], float) - by_hand([1.5, -2, 3], frame)).max() < 1e-9
 
 
 def test_landmarks_of_another_dimension_are_refused_by_file(tmp_path, transform):
-    (tmp_path / "flat.csv").write_text("label,x,y,frame\nAC,1,2,LPS\n")
-    (tmp_path / "deep.csv").write_text("label,x,y,z,frame\nAC,1,2,3,LPS\n")
+    (tmp_path / "flat.csv").write_text("label,x,y,frame\nAC,1,2,LPS\n", encoding="utf-8")
+    (tmp_path / "deep.csv").write_text("label,x,y,z,frame\nAC,1,2,3,LPS\n", encoding="utf-8")
     flat, deep = (str(tmp_path / f"{name}.csv") for name in ("flat", "deep"))
     with pytest.raises(ValueError, match=r"flat.csv has 2-D landmarks, but the transform is 3-D; add a column z"):
         apply_transform(transform, flat, str(tmp_path / "out.csv"))
@@ -117,7 +117,7 @@ def test_landmarks_of_a_datalist_are_moved_and_measured_with_its_pairs(tmp_path)
     assert len(failures) == 1 and "pair_0002: moving_points: " in failures[0]
     assert "deep.csv has 3-D landmarks, but the network is 2-D" in failures[0]
     folder = tmp_path / "out" / "pair_0000"
-    report = json.loads((folder / "report.json").read_text())["points"]
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))["points"]
     assert report["before"]["tre_mm"] == pytest.approx({"AC": 1.5, "PC": 2.0})
     moved = read_points(folder / "moved_points.csv")
     itk_transform = sitk.ReadTransform(str(folder / "transform.h5"))
@@ -126,5 +126,5 @@ def test_landmarks_of_a_datalist_are_moved_and_measured_with_its_pairs(tmp_path)
     assert moved.labels == ("AC", "PC") and moved.descriptions == ("first", "")
     lengths = (moved.positions - torch.tensor([[9.0, 8], [7, 8]], dtype=torch.float64)).norm(dim=1)
     assert report["tre_mm"] == pytest.approx({"AC": lengths[0].item(), "PC": lengths[1].item()}, abs=1e-6)
-    alone = json.loads((tmp_path / "out" / "pair_0001" / "report.json").read_text())["points"]
+    alone = json.loads((tmp_path / "out" / "pair_0001" / "report.json").read_text(encoding="utf-8"))["points"]
     assert set(alone) == {"moved_points.csv"} and (tmp_path / "out" / "pair_0001" / "moved_points.csv").exists()

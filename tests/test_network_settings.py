@@ -12,7 +12,7 @@ from istn_monai import ITN, STN, NetworkSettings, PyramidSTN
 from istn_monai.layers import CentralInstanceNorm
 
 SMALL = {"spatial_size": (16, 24), "spacing": 2, "control_spacing": (16, 8), "soi_labels": ((1,), (2, 3))}
-PAPER = json.loads((BUNDLE / "configs" / "paper.json").read_text())
+PAPER = json.loads((BUNDLE / "configs" / "paper.json").read_text(encoding="utf-8"))
 
 
 def test_settings_build_the_network_that_they_describe():

@@ -105,7 +105,7 @@ def test_datalist_has_exactly_the_pairs_asked_for_and_no_subject_twice(number, t
     with TemporaryDirectory() as folder:
         data = touch_subjects(Path(folder), number)
         file = make_datalist(data / "images", data / "pairs.json", data / "labels", train, validation, test, seed)
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         subjects = {}
         for part, n in counts.items():
             pairs = [(pair["moving_image"], pair["fixed_image"]) for pair in content.get(part, [])]
@@ -123,7 +123,7 @@ def test_the_seed_alone_decides(tmp_path):
     data = touch_subjects(tmp_path, 20)
 
     def draw(name: str, seed: int) -> str:
-        return make_datalist(data / "images", data / name, data / "labels", 8, 2, 4, seed).read_text()
+        return make_datalist(data / "images", data / name, data / "labels", 8, 2, 4, seed).read_text(encoding="utf-8")
 
     assert draw("a.json", 3) == draw("b.json", 3) != draw("c.json", 4)
 
@@ -192,12 +192,31 @@ def test_paths_resolve_from_the_datalists_folder(tmp_path, output):
     data = touch_subjects(tmp_path / "data", 8)
     file = make_datalist(data / "images", data / output, data / "labels", 3, 1, 1)
     assert file.is_absolute()
-    assert all(not Path(v).is_absolute() for v in json.loads(file.read_text())["training"][0].values())
+    assert all(not Path(v).is_absolute() for v in json.loads(file.read_text(encoding="utf-8"))["training"][0].values())
     for part, pairs in read_datalist(file).items():
         for pair, monai in zip(pairs, load_decathlon_datalist(str(file), data_list_key=part), strict=True):
             assert set(pair) == {"moving_image", "fixed_image", "moving_label", "fixed_label"}
             assert all(Path(value).is_file() for value in pair.values())
             assert Path(monai["moving_image"]).resolve() == Path(pair["moving_image"]).resolve()
+
+
+@pytest.mark.parametrize("given", ["link/lists", "real/deep/lists"], ids=["output by a link", "images by a link"])
+def test_paths_resolve_past_linked_folders(tmp_path, given):
+    """``..`` leads to the folder above where a link leads, not to the one above the link."""
+    touch_subjects(tmp_path / "real" / "deep" / "data", 8)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep")
+    other = {"link/lists": "real/deep", "real/deep/lists": "link/../deep"}[given]
+    file = make_datalist(tmp_path / other / "data" / "images", tmp_path / given / "pairs.json", None, 3, 1, 1)
+    assert all(Path(path).is_file() for pair in read_datalist(file)["training"] for path in pair.values())
+
+
+def test_suffixes_in_capitals_are_suffixes(tmp_path):
+    """A file that is left out silently is not missed until the results are counted."""
+    for name in ("a.NII.GZ", "b.Nii", "c.nii.gz", "d.MGZ"):
+        (tmp_path / name).touch()
+    assert {name: file.name for name, file in image_files(tmp_path, "images").items()} == {
+        "a": "a.NII.GZ", "b": "b.Nii", "c": "c.nii.gz", "d": "d.MGZ"
+    }  # fmt: skip
 
 
 def test_without_labels(tmp_path):

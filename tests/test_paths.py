@@ -14,7 +14,7 @@ def data(tmp_path):
     """An image ``data/out/warped.nii.gz``, of the name that a result has."""
     image = tmp_path / "data" / "out" / "warped.nii.gz"
     image.parent.mkdir(parents=True)
-    image.write_text("mine")
+    image.write_text("mine", encoding="utf-8")
     return image
 
 

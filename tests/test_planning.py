@@ -88,7 +88,7 @@ def test_a_folder_is_only_read_and_its_pairs_lie_beside_the_plan(tmp_path, elsew
     assert file == elsewhere / "mine_plan.json"
     assert {entry.name for entry in elsewhere.iterdir()} == {"mine_plan.json", "mine_pairs.json"}
     assert plan.settings["dataset_dir"] == str(elsewhere) and plan.settings["data_list_file"] == "mine_pairs.json"
-    pairs = json.loads((elsewhere / "mine_pairs.json").read_text())
+    pairs = json.loads((elsewhere / "mine_pairs.json").read_text(encoding="utf-8"))
     people = {}
     for split in ("training", "validation", "testing"):
         people[split] = {Path(file).name for item in pairs[split] for file in item.values()}
@@ -278,7 +278,7 @@ def test_a_small_data_set_becomes_settings_of_a_network_with_a_reason_each(tmp_p
     assert NetworkSettings(**network).soi_channels == 2
     assert settings["soi_labels"] == [[1], [2]] and settings["in_channels"] == 1 and settings["loss"] == "e"
     assert settings["spatial_size"] == [32, 32, 32] and settings["spacing"] == 1
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     assert content == json.loads(json.dumps(plan.content()))
     assert set(content) == {*settings, NOTES} and set(content[NOTES]["reasons"]) == set(settings)
     assert all(content[NOTES]["reasons"].values()) and content[NOTES]["estimate"]["memory_gb"] > 0
@@ -389,7 +389,7 @@ def test_of_many_labels_those_that_are_rare_thin_or_never_overlap_are_left_out(t
         labels.append(label)
     plan, file = write_plan(label_folder(tmp_path / "mine", labels))
     assert plan.settings["soi_labels"] == [[20], list(range(1, 11))]
-    reason = json.loads(file.read_text())[NOTES]["reasons"]["soi_labels"]
+    reason = json.loads(file.read_text(encoding="utf-8"))[NOTES]["reasons"]["soi_labels"]
     assert re.search("left out: 30, 40, 50", reason)
 
 
@@ -457,15 +457,15 @@ def test_the_plan_for_the_hippocampus_is_the_hand_made_one(hippocampus, tmp_path
 
 def test_an_existing_plan_is_left_alone_unless_it_may_be_replaced(tmp_path, elsewhere):
     folder = subject_folder(tmp_path / "mine")
-    (elsewhere / "mine_plan.json").write_text("precious")
+    (elsewhere / "mine_plan.json").write_text("precious", encoding="utf-8")
     with pytest.raises(FileExistsError, match=f"{elsewhere}/mine_plan.json.*overwrite"):
         write_plan(folder)
     with pytest.raises(FileExistsError, match="is no plan and is left alone"):
         write_plan(folder, overwrite=True)
     assert state_of(elsewhere) == {"mine_plan.json": b"precious"}
-    (elsewhere / "mine_plan.json").write_text(json.dumps({"_plan_": {}, "run_name": "earlier"}))
+    (elsewhere / "mine_plan.json").write_text(json.dumps({"_plan_": {}, "run_name": "earlier"}), encoding="utf-8")
     plan, file = write_plan(folder, overwrite=True)
-    assert isinstance(plan, Plan) and json.loads(file.read_text())["run_name"] == "mine"
+    assert isinstance(plan, Plan) and json.loads(file.read_text(encoding="utf-8"))["run_name"] == "mine"
 
 
 @pytest.mark.parametrize("drawn", [True, False])
@@ -488,7 +488,7 @@ def test_training_plans_once_and_then_goes_on_with_the_plan_as_the_user_left_it(
     folder = subject_folder(tmp_path / "mine")
     file = plan_of(folder)
     assert file == elsewhere / "mine_plan.json" and "spatial_size" in capsys.readouterr().out
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_epochs": 3}))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"max_epochs": 3}))
     monkeypatch.setattr("istn_monai.planning.fingerprint", lambda data: pytest.fail("measured again"))
     before = state_of(elsewhere)
     assert plan_of(folder) == file and state_of(elsewhere) == before

@@ -287,7 +287,9 @@ def images(pair):
 def test_register_writes_page_and_report(files, tmp_path, refine_steps):
     pair, settings = files
     register_files(Registration(refine_steps=refine_steps, **settings), tmp_path, **images(pair))
-    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN in JSON
+    report = json.loads(
+        (tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
+    )  # no NaN in JSON
     assert report["qa"]["status"] in STATUSES and {"reasons", "skipped", "metrics"} <= set(report["qa"])
     assert ("objective" in report["qa"]["metrics"]) == (refine_steps > 0)
     assert set(report["metrics"]) == set(FIELD_METRICS)
@@ -303,7 +305,7 @@ def test_qa_false_writes_none_and_needs_no_matplotlib(files, tmp_path, monkeypat
     registration = Registration(refine_steps=0, **settings, qa=False)
     datalist = write_json(tmp_path / "pairs.json", {"testing": [images(pair)]})
     assert register_datalist(registration, datalist, "testing", tmp_path / "all") == []
-    assert "qa" not in json.loads((tmp_path / "all" / "pair_0000" / "report.json").read_text())
+    assert "qa" not in json.loads((tmp_path / "all" / "pair_0000" / "report.json").read_text(encoding="utf-8"))
     assert not list(tmp_path.rglob("qa.*"))
     with pytest.raises(ImportError, match="--qa False"):
         register_files(Registration(refine_steps=0, **settings), tmp_path / "one", **images(pair))
@@ -344,7 +346,7 @@ def test_evaluation_in_the_bundle(files, tmp_path, qa):
     run(run_id="evaluation", config_file=config, refine_steps=3, qa=qa, **places, **settings)
     page = tmp_path / "out" / "qa.html"
     assert page.exists() == qa
-    evaluated = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    evaluated = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
     assert list(evaluated["qa"]) == (["pair_0000"] if qa else [])
     if qa:
         assert page.read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 1
@@ -360,7 +362,7 @@ def registration():
 
 @pytest.fixture(scope="module")
 def real(hippocampus):
-    pair = json.loads((hippocampus / "pairs_100.json").read_text())["testing"][1]
+    pair = json.loads((hippocampus / "pairs_100.json").read_text(encoding="utf-8"))["testing"][1]
     return {key: str(hippocampus / path) for key, path in pair.items()}
 
 
@@ -371,7 +373,7 @@ def light_of(registration, folder, moving, fixed) -> str:
     except Exception as error:
         assert isinstance(foreseen_cause(error), ValueError)
         return "refused"
-    return json.loads((folder / "report.json").read_text())["qa"]["status"]
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))["qa"]["status"]
 
 
 def test_a_good_pair_is_not_red(registration, real, tmp_path):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no hippocampus data 
 @pytest.fixture(scope="module")
 def pair():
     """The first test pair of two images of different shape, absolute paths."""
-    for item in json.loads((DATA / "pairs_100.json").read_text())["testing"]:
+    for item in json.loads((DATA / "pairs_100.json").read_text(encoding="utf-8"))["testing"]:
         files = {key: str(DATA / path) for key, path in item.items()}
         if nib.load(files["moving_image"]).shape != nib.load(files["fixed_image"]).shape:
             return files
@@ -47,7 +47,7 @@ def simpleitk_agrees(result: Path, moving: sitk.Image, fixed: sitk.Image) -> Non
 def figures(pair, tmp_path_factory):
     """What evaluation says of this pair, by method."""
     folder = tmp_path_factory.mktemp("evaluation")
-    (folder / "pairs.json").write_text(json.dumps({"testing": [pair]}))
+    (folder / "pairs.json").write_text(json.dumps({"testing": [pair]}), encoding="utf-8")
     run(
         run_id="evaluation",
         config_file=config("train", "hippocampus", "evaluate"),
@@ -58,7 +58,7 @@ def figures(pair, tmp_path_factory):
         refine_steps=50,
         device="cpu",
     )
-    rows = json.loads((folder / "evaluation.json").read_text())["pairs"]
+    rows = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["pairs"]
     return {row["method"]: row for row in rows}
 
 
@@ -90,7 +90,7 @@ def test_files_agree_with_evaluation(pair, figures, tmp_path, monkeypatch, run_i
 def test_forward_and_inverse_bring_points_back(pair, tmp_path):
     files = {key: pair[key] for key in ("moving_image", "fixed_image")}
     register_files(Registration(device="cpu"), tmp_path / "out", inverse=True, **files)
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["transforms"]["inverse_transform.h5"]["residual_mm"]["max"] < 0.1  # voxels are of 1 mm
 
 
@@ -104,7 +104,7 @@ def test_a_dicom_series_and_a_nifti_file(pair, tmp_path, side):
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(SERIES)))
     read = {f"{side}_image": reader.Execute(), f"{other}_image": sitk.ReadImage(files[f"{other}_image"])}
     simpleitk_agrees(tmp_path / "out", read["moving_image"], read["fixed_image"])
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["refinement"]["objective_end"] < report["refinement"]["objective_start"]
     assert len(report["inputs"][f"{side}_image"]["sha256"]) == 64
 

@@ -103,7 +103,7 @@ def test_simpleitk_reproduces_the_warped_image_from_either_transform(registered)
 
 def test_report_says_what_was_done(registered):
     _, out, _ = registered
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert set(report["transforms"]) == {"transform.h5", "displacement.nii.gz", "inverse_transform.h5"}
     assert report["transforms"]["inverse_transform.h5"]["residual_mm"]["max"] < 0.3
     assert report["refinement"]["objective_end"] <= report["refinement"]["objective_start"]
@@ -195,7 +195,7 @@ def test_errors_name_argument_and_file(registered, tmp_path):
         apply_transform(transform, str(tmp_path / "absent.nii.gz"), str(tmp_path / "a.nii.gz"), image)
     with pytest.raises(FileExistsError, match="left alone"):
         apply_transform(transform, image, image, image)
-    (tmp_path / "p.csv").write_text("x,y,z\n1,2,3\n")
+    (tmp_path / "p.csv").write_text("x,y,z\n1,2,3\n", encoding="utf-8")
     with pytest.raises(ValueError, match="does not say its frame"):
         apply_transform(transform, str(tmp_path / "p.csv"), str(tmp_path / "q.csv"))
     with pytest.raises(FileNotFoundError, match="no bundle"):
@@ -255,7 +255,7 @@ def test_images_from_memory_are_registered_like_their_files(registered, tmp_path
         assert np.array_equal(array(tmp_path / f"{name}.nii.gz"), array(out / f"{name}.nii.gz"))
         mine, its = (nib.load(folder / f"{name}.nii.gz") for folder in (tmp_path, out))
         assert np.abs(mine.affine - its.affine).max() < 1e-6 and mine.get_data_dtype() == its.get_data_dtype()
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report["inputs"]["fixed_image"]["file"] is None and "sha256" in report["inputs"]["fixed_image"]
 
 

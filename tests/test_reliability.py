@@ -73,13 +73,13 @@ def test_the_page_counts_inputs_by_kind_and_names_what_is_wrong(tmp_path):
     text = page(content, tmp_path)
     assert "| images | 2 | 1 | 1 |" in text and "| labels | 1 | 0 | 0 | 1 |" in text and "| **all** | 3 |" in text
     assert "- labels, x: traceback" in text and "Not measured yet" in text
-    (tmp_path / "kills.json").write_text(json.dumps({"summary": {"kills": 100, "lost_results": 0}}))
+    (tmp_path / "kills.json").write_text(json.dumps({"summary": {"kills": 100, "lost_results": 0}}), encoding="utf-8")
     assert "kills: 100; lost results: 0" in page(content, tmp_path)
 
 
 @pytest.mark.skipif(not FILE.exists(), reason="python benchmarks/reliability.py has not been run")
 def test_no_committed_result_is_wrong_lost_or_a_traceback():
-    rows = json.loads(FILE.read_text())["inputs"]
+    rows = json.loads(FILE.read_text(encoding="utf-8"))["inputs"]
     outcomes = Counter(row["outcome"] for row in rows)
     assert len(rows) >= 300 and outcomes.keys() <= OUTCOMES.keys()
     assert {

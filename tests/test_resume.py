@@ -99,7 +99,7 @@ def test_killed_and_gone_on_with_a_training_gives_the_same_whatever_loads_its_da
         whole, parts = (read_weights(tmp_path / folder / "models" / name) for folder in ("whole", "parts"))
         assert whole.description == parts.description
         assert all(torch.equal(value, parts.state[key]) for key, value in whole.state.items())
-    tables = [(tmp_path / folder / "training.csv").read_text() for folder in ("whole", "parts")]
+    tables = [(tmp_path / folder / "training.csv").read_text(encoding="utf-8") for folder in ("whole", "parts")]
     assert tables[0] == tables[1] and [line[0] for line in tables[0].split()] == ["e", "0", "1", "2", "3"]
     assert (tmp_path / "parts" / "training.png").exists()
     assert {file.name for file in (tmp_path / "parts" / "models").iterdir()} == {"model.pt", "last.pt"}

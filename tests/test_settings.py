@@ -119,7 +119,7 @@ def is_knob(value) -> bool:
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "inference", "hippocampus"])
 def test_every_knob_of_the_bundle_is_a_setting(name):
-    config = json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
+    config = json.loads((BUNDLE / "configs" / f"{name}.json").read_text(encoding="utf-8"))
     knobs = {key for key, value in config.items() if is_knob(value)} - MONAI_IDS
     assert knobs
     assert not knobs - set(SETTINGS), "a knob that --help does not know"
@@ -127,7 +127,7 @@ def test_every_knob_of_the_bundle_is_a_setting(name):
 
 def test_every_setting_is_in_the_bundle():
     files = sorted((BUNDLE / "configs").glob("*.json"))
-    keys = {key for file in files for key in json.loads(file.read_text())}
+    keys = {key for file in files for key in json.loads(file.read_text(encoding="utf-8"))}
     read = keys | {"evaluated_labels"}  # where an overlay or the command line brings it
     assert not set(SETTINGS) - read, "a setting that nothing reads"
 
@@ -148,7 +148,7 @@ def test_the_bundles_own_configs_pass_the_check(files):
 def test_the_check_comes_first_in_the_bundle(names):
     config = {}
     for name in names:
-        config |= json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
+        config |= json.loads((BUNDLE / "configs" / f"{name}.json").read_text(encoding="utf-8"))
     what = {"train": "training", "evaluate": "evaluation", "inference": "inference"}[names[-1]]
     assert config["run"][0] == f"$workflow.check_{what}()"
 

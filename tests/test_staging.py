@@ -39,14 +39,14 @@ def write(folder, text: str, names=NAMES[:1]) -> None:
     with results.staged():
         for name in names:
             with results.writing(name) as file:
-                file.write_text(text)
+                file.write_text(text, encoding="utf-8")
         with results.writing("report.json") as file:
-            file.write_text(json.dumps({"made_of": text, "files": [*names, "report.json"]}))
+            file.write_text(json.dumps({"made_of": text, "files": [*names, "report.json"]}), encoding="utf-8")
 
 
 def state_of(folder) -> dict[str, str]:
     """Names and contents of the files that are to be seen."""
-    return {file.name: file.read_text() for file in folder.iterdir() if file.is_file()}
+    return {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.is_file()}
 
 
 def whole(text: str, names=NAMES[:1]) -> dict[str, str]:
@@ -112,14 +112,14 @@ def test_a_failure_while_writing_leaves_the_old_result_and_no_rest(tmp_path):
     results = results_in(tmp_path)
     with pytest.raises(RuntimeError, match="of something else"), results.staged():
         with results.writing("image.txt") as file:
-            file.write_text("new")
+            file.write_text("new", encoding="utf-8")
         raise RuntimeError("of something else")
     assert state_of(tmp_path) == whole("old") and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("name, content", [("page.txt", "mine"), ("report.json", "{}"), ("report.json", "no json")])
 def test_files_of_others_are_left_alone(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(FileExistsError, match="left alone"):
         write(tmp_path, "new")
     assert state_of(tmp_path) == {name: content}
@@ -159,24 +159,24 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
 
 def test_processes_take_turns(tmp_path):
     """Each adds one to a number in a file: none is lost, though each removes the lock's file."""
-    (tmp_path / "number").write_text("0")
+    (tmp_path / "number").write_text("0", encoding="utf-8")
     children = []
     for _ in range(4):
         child = os.fork()
         if child == 0:
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
             try:
                 for _ in range(20):
                     with locked_folder(tmp_path / ".work"):
-                        number = int((tmp_path / "number").read_text())
+                        number = int((tmp_path / "number").read_text(encoding="utf-8"))
                         time.sleep(0.0005)
-                        (tmp_path / "number").write_text(str(number + 1))
+                        (tmp_path / "number").write_text(str(number + 1), encoding="utf-8")
             finally:
                 os._exit(0)
         children.append(child)
     for child in children:
         os.waitpid(child, 0)
-    assert (tmp_path / "number").read_text() == "80"
+    assert (tmp_path / "number").read_text(encoding="utf-8") == "80"
 
 
 # --- full disks ------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ WRITERS = {
 @pytest.mark.parametrize("free", [0, 300, 20000])
 def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path, name, free, capfd):
     file = tmp_path / name
-    file.write_text("old")
+    file.write_text("old", encoding="utf-8")
     said = error_in_a_child(file, WRITERS[name], free)
     assert re.search(f"cannot write {file}: .*unchanged", said)
     assert state_of(tmp_path) == {name: "old"}
@@ -282,12 +282,12 @@ def test_what_a_dead_process_left_beside_a_file_is_removed(tmp_path):
     if child == 0:
         try:
             with replacing(tmp_path / "a.json") as part:
-                part.write_text("{")
+                part.write_text("{", encoding="utf-8")
                 os.kill(os.getpid(), signal.SIGKILL)
         finally:
             os._exit(0)
     os.waitpid(child, 0)
     assert len(list(tmp_path.iterdir())) == 1
     with replacing(tmp_path / "a.json") as part:
-        part.write_text("{}")
+        part.write_text("{}", encoding="utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]

@@ -37,11 +37,13 @@ class Pair:
         self.ndim = self.array["fixed_image"].ndim
         axes = [*range(self.ndim), -1]
         self.affine = {key: np.asarray(data[key].affine)[np.ix_(axes, axes)] for key in IMAGES}
-        rows = {role: list(csv.reader(Path(item[f"{role}_points"]).open())) for role in ("moving", "fixed")}
+        rows = {
+            role: list(csv.reader(Path(item[f"{role}_points"]).open(encoding="utf-8"))) for role in ("moving", "fixed")
+        }
         self.header = {role: r[0] for role, r in rows.items()}
         self.names = {role: [line[0] for line in r[1:]] for role, r in rows.items()}
         self.points = {role: np.array([line[1:-1] for line in r[1:]], float) for role, r in rows.items()}
-        self.transform = json.loads(Path(item["transform"]).read_text())
+        self.transform = json.loads(Path(item["transform"]).read_text(encoding="utf-8"))
 
     def to_voxel(self, key: str, world: np.ndarray) -> np.ndarray:
         return (world - self.affine[key][:-1, -1]) @ np.linalg.inv(self.affine[key][:-1, :-1]).T
@@ -93,7 +95,7 @@ def case(request, paths) -> tuple[str, list[Pair]]:
 @pytest.mark.parametrize("name", CASES)
 def test_datalist(paths, name):
     path, settings = paths[name], CASES[name]
-    datalist = json.loads(path.read_text())
+    datalist = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == "pairs.json" and {"name", "description", "seed", "synthetic"} <= set(datalist)
     assert datalist["labels"] == {"0": "background", "1": "trunk", "2": "branches"}
     for section, argument in (("training", "train"), ("validation", "validation"), ("testing", "test")):
@@ -295,7 +297,7 @@ def test_missing_file_is_made_again(tmp_path):
 
 def test_other_settings_need_overwrite(tmp_path):
     synthesize(tmp_path, **SMALL)
-    (tmp_path / "training" / "notes.txt").write_text("mine")
+    (tmp_path / "training" / "notes.txt").write_text("mine", encoding="utf-8")
     before = contents(tmp_path)
     with pytest.raises(FileExistsError, match=rf"{tmp_path}.*seed 0 \(now 1\).*overwrite=True"):
         synthesize(tmp_path, **SMALL, seed=1)
@@ -310,7 +312,7 @@ def test_other_settings_need_overwrite(tmp_path):
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("content", ['{"training": []}', "[]", "not json", '{"synthetic": {"seed": 0}}'])
 def test_foreign_datalist_is_never_touched(tmp_path, content, overwrite):
-    (tmp_path / "pairs.json").write_text(content)
+    (tmp_path / "pairs.json").write_text(content, encoding="utf-8")
     with pytest.raises(FileExistsError, match="did not write"):
         synthesize(tmp_path, **SMALL, overwrite=overwrite)
     assert contents(tmp_path) == {"pairs.json": content.encode()}
@@ -318,10 +320,10 @@ def test_foreign_datalist_is_never_touched(tmp_path, content, overwrite):
 
 def test_edited_datalist_is_foreign(tmp_path):
     path = synthesize(tmp_path / "set", **SMALL)
-    (tmp_path / "precious.png").write_text("mine")
-    datalist = json.loads(path.read_text())
+    (tmp_path / "precious.png").write_text("mine", encoding="utf-8")
+    datalist = json.loads(path.read_text(encoding="utf-8"))
     datalist["training"][0]["fixed_image"] = "../precious.png"
-    path.write_text(json.dumps(datalist))
+    path.write_text(json.dumps(datalist), encoding="utf-8")
     before = contents(tmp_path)
     with pytest.raises(FileExistsError, match="a pairs.json that synthesize.. did not write"):
         synthesize(tmp_path / "set", **SMALL, overwrite=True)
@@ -331,17 +333,17 @@ def test_edited_datalist_is_foreign(tmp_path):
 def test_foreign_folder(tmp_path):
     (tmp_path / "training").mkdir()
     precious = tmp_path / "training" / "precious.png"
-    precious.write_text("mine")
+    precious.write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError, match=f"{tmp_path} is not empty.*overwrite=True"):
         synthesize(tmp_path, **SMALL)
     synthesize(tmp_path, **SMALL, overwrite=True)
-    assert precious.read_text() == "mine" and len(contents(tmp_path)) == 2 + 4 * 9
+    assert precious.read_text(encoding="utf-8") == "mine" and len(contents(tmp_path)) == 2 + 4 * 9
 
 
 def test_foreign_file_with_our_name_is_never_overwritten(tmp_path):
     (tmp_path / "training").mkdir()
     precious = tmp_path / "training" / "pair000_fixed_label.png"
-    precious.write_text("mine")
+    precious.write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError, match="pair000_fixed_label.png"):
         synthesize(tmp_path, **SMALL, overwrite=True)
     assert contents(tmp_path) == {"training/pair000_fixed_label.png": b"mine"}

@@ -257,7 +257,7 @@ def test_landmark_files_that_cannot_be_used_are_refused_with_place_and_reason(tm
     good = points_at(tmp_path, "good", [[1, 2], [3, 4]])
     check_points({"training": [{"moving_points": good, "fixed_points": good}]}, 2, [["p1"]])
     check_points({"training": [{}]}, 2, None)
-    (tmp_path / "frameless.csv").write_text("label,x,y\np0,1,2\n")
+    (tmp_path / "frameless.csv").write_text("label,x,y\np0,1,2\n", encoding="utf-8")
     refused(tmp_path, good, str(tmp_path / "frameless.csv"), "frameless.csv does not say its frame")
     refused(tmp_path, points_at(tmp_path, "other", [[1, 2]], ["q"]), good, "no name is in both files", "'q'", "'p1'")
     refused(tmp_path, points_at(tmp_path, "twice", [[1, 2]] * 2, ["a", "a"]), good, "['a'] are there more than once")
@@ -290,4 +290,4 @@ def test_provided_overlays_name_known_settings():
 
     for name in ("landmarks", "synth2d_points"):
         file = Path(__file__).parents[1] / "bundle" / "configs" / f"{name}.json"
-        assert set(json.loads(file.read_text())) <= set(SETTINGS)
+        assert set(json.loads(file.read_text(encoding="utf-8"))) <= set(SETTINGS)

@@ -13,7 +13,7 @@ from istn_monai.apply import chosen_interpolation, resample_image
 from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.resampling import warp_intensities, warp_label_map
-from istn_monai.geometry.world_transform import world_transform
+from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.io.images import read_or_explain, save_image
 from istn_monai.io.values import check_finite, check_labels, interpolation_of
 from istn_monai.refinement import Refiner
@@ -149,3 +149,21 @@ def test_complex_images_and_weights_are_refused_by_name(tmp_path):
     torch.save({"a": torch.ones(2, dtype=torch.complex64)}, tmp_path / "c.pt")
     with pytest.raises(ValueError, match=r"c.pt has complex weights, in a"):
         read_weights(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("unit, step", [("sec", 2.5), ("msec", 800.0), ("unknown", 1.0)])
+def test_volumes_keep_their_time_step_and_a_written_image_is_in_mm(tmp_path, unit, step):
+    """What moves is the time series; the reference, of one volume and in microns, has no say in its time."""
+    series = nib.Nifti1Image(rand(7, 6, 5, 4).numpy(), np.diag([2.0, 2.0, 3.0, 1.0]))
+    series.header.set_xyzt_units("mm", unit)
+    series.header["pixdim"][4] = step
+    nib.save(series, tmp_path / "series.nii.gz")
+    reference = nib.Nifti1Image(rand(5, 5, 5).numpy(), np.diag([2e3, 2e3, 3e3, 1.0]))
+    reference.header.set_xyzt_units("micron", "hz")
+    nib.save(reference, tmp_path / "reference.nii.gz")
+    moving, fixed = (read_or_explain(tmp_path / f"{name}.nii.gz", name) for name in ("series", "reference"))
+    save_image(resample_image(moving, WorldTransform([], 3), fixed, interpolation="linear"), tmp_path / "a.nii.gz")
+    written = nib.load(tmp_path / "a.nii.gz")
+    assert written.shape == (5, 5, 5, 4) and written.header.get_zooms() == pytest.approx((2.0, 2.0, 3.0, step))
+    assert written.header.get_xyzt_units() == ("mm", unit)
+    assert np.allclose(written.dataobj, series.dataobj[:5, :5, :5], atol=1e-6)

@@ -245,7 +245,7 @@ def test_displacement_file_is_a_field_that_itk_reads(tmp_path, dims):
 
 
 def test_unreadable_wrong_and_singular_transforms_are_named(tmp_path):
-    (tmp_path / "broken.h5").write_text("not a transform")
+    (tmp_path / "broken.h5").write_text("not a transform", encoding="utf-8")
     with pytest.raises(ValueError, match=r"broken.h5 is not a transform that ITK can read"):
         read_transform(tmp_path / "broken.h5")
     with pytest.raises(FileNotFoundError, match=r"no such transform: .*absent.h5"):

@@ -244,7 +244,8 @@ def trainings() -> Iterator[Case]:
 
     def infected():
         return Path("train.json").write_text(
-            json.dumps({"training": [LABELED | {"moving_image": expression}], "validation": [LABELED]})
+            json.dumps({"training": [LABELED | {"moving_image": expression}], "validation": [LABELED]}),
+            encoding="utf-8",
         )
 
     yield bad("training, a path that is an expression", training(), "train.json", "training[0]", CANARY, make=infected)

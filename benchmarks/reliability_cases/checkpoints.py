@@ -245,7 +245,9 @@ def says(*words: str) -> Callable[[], None]:
     """Checks that what was printed, or the report, has one of some words."""
 
     def check() -> None:
-        text = Path(str(Path.cwd()) + ".txt").read_text() + Path("out/report.json").read_text()
+        text = Path(str(Path.cwd()) + ".txt").read_text(encoding="utf-8") + Path("out/report.json").read_text(
+            encoding="utf-8"
+        )
         assert any(word in text.lower() for word in words), f"nothing says {' or '.join(words)}"
 
     return check
@@ -295,7 +297,7 @@ def aligned_by(name: str) -> Callable[[], None]:
     """Checks the initial alignment that the report names."""
 
     def check() -> None:
-        found = json.loads(Path("out/report.json").read_text())["options"]["initial_alignment"]
+        found = json.loads(Path("out/report.json").read_text(encoding="utf-8"))["options"]["initial_alignment"]
         assert found == name, f"aligned by {found}, trained under {name}"
 
     return check

@@ -237,7 +237,7 @@ def make_base(folder: Path) -> None:
         save(values, file)
         save(label, label_file)
     sitk.WriteTransform(sitk.TranslationTransform(3, MOVE), T)
-    Path("p.csv").write_text("label,x,y,z,frame\nAC,1,2,3,LPS\nPC,-4,5.5,6,LPS\n")
+    Path("p.csv").write_text("label,x,y,z,frame\nAC,1,2,3,LPS\nPC,-4,5.5,6,LPS\n", encoding="utf-8")
     network(TINY, (16, 16, 16), spacing=2.0)
     network(FLAT, (16, 16), soi_labels=[[1]])
 
@@ -294,7 +294,7 @@ def registered(out: str = "out", moving: str = M, fixed: str = F, label: str | N
     def check() -> None:
         import SimpleITK as sitk
 
-        report = json.loads(Path(out, "report.json").read_text())
+        report = json.loads(Path(out, "report.json").read_text(encoding="utf-8"))
         assert report["inputs"], "report.json names no inputs"
         pair = [sitk.ReadImage(file) for file in (moving, fixed)]
         transform = sitk.ReadTransform(str(Path(out, T.replace("t.", "transform."))))
@@ -354,7 +354,7 @@ def moved_points(rows: Mapping[str, Sequence[float]], output: str = "moved.csv")
     def check() -> None:
         import csv
 
-        with open(output, newline="") as file:
+        with open(output, encoding="utf-8", newline="") as file:
             found = {
                 row["label"]: [float(row[axis]) for axis in "xyz"] + [row["frame"]] for row in csv.DictReader(file)
             }

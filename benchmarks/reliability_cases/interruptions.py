@@ -53,7 +53,7 @@ def ended(process: subprocess.Popen, number: int) -> tuple[int, str]:
     except subprocess.TimeoutExpired as error:
         process.kill()
         raise AssertionError("hang: it does not end after the signal") from error
-    return code, Path(".log").read_text(errors="replace")
+    return code, Path(".log").read_text(encoding="utf-8", errors="replace")
 
 
 def all_whole() -> None:
@@ -67,7 +67,7 @@ def finished(command: tuple[str, ...]) -> None:
     """Runs a command to its end, which must be good."""
     process = begun(command, ".again")
     code = process.wait(600)
-    text = Path(".again").read_text(errors="replace")
+    text = Path(".again").read_text(encoding="utf-8", errors="replace")
     assert code == 0, f"poor: the command does not finish what was interrupted: {last_line(text)}"
 
 
@@ -131,7 +131,7 @@ def two_at_once(command: tuple[str, ...], check: Callable[[], None]) -> Callable
     def scenario() -> None:
         one, two = begun(command), begun(command, ".log2")
         codes = [process.wait(600) for process in (one, two)]
-        texts = [Path(name).read_text(errors="replace") for name in (".log", ".log2")]
+        texts = [Path(name).read_text(encoding="utf-8", errors="replace") for name in (".log", ".log2")]
         assert 0 in codes, f"poor: both fail: {[last_line(text) for text in texts]}"
         for text in texts:
             assert TRACEBACK not in text, f"traceback: {last_line(text)}"

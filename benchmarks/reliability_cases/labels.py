@@ -149,7 +149,7 @@ def dice_above(limit: float) -> Callable[[], None]:
         import json
         from pathlib import Path
 
-        text = Path("ev/evaluation.json").read_text()
+        text = Path("ev/evaluation.json").read_text(encoding="utf-8")
         found = [value for value in numbers_of(json.loads(text), "dice") if value is not None]
         assert found and max(found) > limit, f"no Dice above {limit} in evaluation.json: {found[:5]}"
 

@@ -109,7 +109,7 @@ def switches() -> Iterator[Case]:
         )
     for word in ("no", "False", "0"):
         command = ("plan", "train.json", "--output", "made.json", "--overwrite", word)
-        make = both(training_pairs(), lambda: Path("made.json").write_text("{}"))
+        make = both(training_pairs(), lambda: Path("made.json").write_text("{}", encoding="utf-8"))
         yield Case(KIND, f"plan --overwrite {word}", command, Expected("fails", ("made.json", "overwrite")), make)
         command = train(f"--augment={word}")
         yield Case(
@@ -169,16 +169,22 @@ def of_register() -> Iterator[Case]:
     if not torch.cuda.is_available():
         yield from given(register, "device", "cuda", "cuda:0")
     yield from given(
-        register, "config", "none.json", M, ".", "pairs.json", make=lambda: Path("pairs.json").write_text("[1]")
+        register,
+        "config",
+        "none.json",
+        M,
+        ".",
+        "pairs.json",
+        make=lambda: Path("pairs.json").write_text("[1]", encoding="utf-8"),
     )
 
     def mistake():
-        return Path("c.json").write_text('{"refine_step": 3}')
+        return Path("c.json").write_text('{"refine_step": 3}', encoding="utf-8")
 
     yield bad("register --config with a mistyped key", register("--config", "c.json"), "refine_step", make=mistake)
 
     def wrong():
-        return Path("c.json").write_text('{"refine_learning_rate": "fast"}')
+        return Path("c.json").write_text('{"refine_learning_rate": "fast"}', encoding="utf-8")
 
     yield bad(
         "register --config with a wrong value",

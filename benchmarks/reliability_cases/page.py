@@ -115,7 +115,7 @@ def measured(results: Path) -> str:
     }.items():
         path = results / file
         if path.exists():
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             lines.append(f"- {what}: {'; '.join(numbers(content.get('summary', {}))) or 'see the file'}.")
     return "\n".join(lines) or "Not measured yet."
 

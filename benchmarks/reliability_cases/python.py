@@ -40,7 +40,7 @@ def good(name: str, code: str, ending: str = "works", *words: str) -> Case:
 def nothing_wrong() -> None:
     """AssertionError with what the code found."""
     problem = Path(PROBLEM)
-    assert not problem.exists(), problem.read_text()
+    assert not problem.exists(), problem.read_text(encoding="utf-8")
 
 
 def cases() -> Iterator[Case]:

@@ -127,8 +127,8 @@ def in_child(call: Callable[[], None], sink: int) -> None:
         os.setsid()
         os.dup2(sink, 1)
         os.dup2(sink, 2)
-        sys.stdin = open(os.devnull)
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        sys.stdin = open(os.devnull, encoding="utf-8")
+        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", buffering=1, closefd=False) for number in (1, 2))
         call()
         code = 0
     except SystemExit as end:
@@ -145,7 +145,7 @@ def in_child(call: Callable[[], None], sink: int) -> None:
 
 def limited(file_limit: int | None) -> None:
     """Bounds what this process may take."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + FREE_GB * 2**30,) * 2)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
@@ -173,7 +173,7 @@ def run_python(command: Sequence[str]) -> None:
     try:
         exec(compile(command[0], "case", "exec"), {"__name__": "case"})
     except AssertionError as error:
-        Path(PROBLEM).write_text(str(error) or "an assertion of the code fails")
+        Path(PROBLEM).write_text(str(error) or "an assertion of the code fails", encoding="utf-8")
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, (*FORESEEN, NotImplementedError)):
@@ -212,7 +212,7 @@ def unreadable(file: Path) -> bool:
         elif file.suffix == ".csv":
             return not file.read_bytes().endswith(b"\n")
         elif file.suffix == ".json":
-            json.loads(file.read_text())
+            json.loads(file.read_text(encoding="utf-8"))
         elif file.suffix == ".pt":
             import torch
 

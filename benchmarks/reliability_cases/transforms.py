@@ -78,7 +78,7 @@ def moved_by(check: Callable[[Any, np.ndarray, np.ndarray], None]) -> Callable[[
 
         transform = sitk.ReadTransform(T)
         rows = [
-            [[float(row[axis]) for axis in "xyz"] for row in csv.DictReader(open(file))]
+            [[float(row[axis]) for axis in "xyz"] for row in csv.DictReader(open(file, encoding="utf-8"))]
             for file in ("p.csv", "moved.csv")
         ]
         for before, after in zip(*map(np.array, rows), strict=True):

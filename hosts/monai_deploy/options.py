@@ -43,7 +43,9 @@ class Options:
 def json_object(text: str) -> dict[str, Any]:
     """A JSON object from a file or, if it begins with a brace, from the text itself."""
     try:
-        content = json.loads(text if text.lstrip().startswith("{") else Path(text).expanduser().read_text())
+        content = json.loads(
+            text if text.lstrip().startswith("{") else Path(text).expanduser().read_text(encoding="utf-8")
+        )
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"a JSON file or object is expected: {error}") from error
     if not isinstance(content, dict):

@@ -11,14 +11,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from istn_monai.io.datalist import IMAGE_SUFFIXES
+from istn_monai.io.datalist import HEADERS, IMAGE_SUFFIXES
 from istn_monai.workflow.host_requests import FORBIDDEN, RequestError, check_id
 
 Check = Callable[[Any, str], None]
 Keys = Mapping[str, Check]
 
-#: an .mhd file is nothing without another one, which it names
-UPLOAD_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".mhd")
+#: a header is nothing without another file, which it names
+UPLOAD_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in HEADERS)
 MAX_TEXT, MAX_NAME, MAX_DEPTH, MAX_HEADER = 10_000, 150, 6, 1 << 20
 
 

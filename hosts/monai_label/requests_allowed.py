@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from request_checks import (
-    UPLOAD_SUFFIXES,
     Check,
     Keys,
     anything,
@@ -40,7 +39,7 @@ from request_checks import (
 from istn_monai.workflow.host_requests import MAX_STEPS, NOT_FOUND, OWN_KEYS, RequestError, check_id
 
 MODEL = "istn"
-RESULT_SUFFIXES = tuple(suffix for suffix in UPLOAD_SUFFIXES if suffix != ".png")  # which would be one slice
+RESULT_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")  # that the host can write; a .png would be one slice
 TYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 FINAL = "final"  # the tag of what annotators have finished
 SESSION = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"

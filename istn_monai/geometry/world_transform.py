@@ -282,6 +282,10 @@ class WorldTransform:
             rest, points = WorldTransform(self.components[:-1], self.dims), points + displacement
         return rest.transform_points(points.flatten(1)).view(points.shape)
 
+    def pull_back_points(self, fixed: Grid, moving: Grid, slab: slice = WHOLE) -> Tensor:
+        """As :func:`istn_monai.geometry.resampling.pull_back_points`, exactly, wherever the voxels are."""
+        return moving.voxels(self.on_grid(fixed, slab=slab)).float()[None]
+
 
 def world_transform(
     transformation: Transformation, theta: Tensor, grid: Grid, initial_alignment: Tensor | None = None

@@ -11,7 +11,8 @@ from istn_monai.io.paths import absolute
 
 SPLITS = ("training", "validation", "testing")
 KINDS = ("image", "label", "points")  # of files; the last word of a key that holds a path
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png")
+HEADERS = (".mhd", ".nhdr", ".hdr")  # files whose voxels lie in another one
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".png", *HEADERS)
 Item = dict[str, str]
 
 
@@ -26,7 +27,7 @@ def existing(file: str | Path) -> Path:
 def read_json(file: Path, what: str, expected: str) -> dict[str, Any]:
     """A JSON object, or a ValueError that names the file, what it was taken for, and what it must be."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{what} {file} is not JSON: {error}") from error
     if not isinstance(content, dict):

@@ -19,8 +19,9 @@ from istn_monai.io.dicom import is_dicom, read_series
 from istn_monai.io.file_checks import check_file
 from istn_monai.io.nifti_frames import check_right_angles
 from istn_monai.io.paths import not_written, replacing
-from istn_monai.io.readers import reader_of
+from istn_monai.io.readers import is_nifti, reader_of
 
+TIME = "time_step"  # key of the metadata of several volumes, see :func:`time_step`
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -73,6 +74,8 @@ def read_or_explain(
             "has 2 or 3: write one volume to a file of its own"
         )
     check_right_angles(square(image.affine, image.ndim - 1).numpy(), path, place)
+    if is_nifti(path) and image.ndim == 4 and len(image) > 1:
+        image.meta[TIME] = time_step(path)
     return image
 
 
@@ -82,8 +85,14 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def time_step(file: Path) -> tuple[float, str]:
+    """The time between two volumes of a NIfTI file and its unit, which MONAI's reader does not keep."""
+    header = nib.load(file).header
+    return float(header.get_zooms()[3]), header.get_xyzt_units()[1]
+
+
 def save_image(image: MetaTensor, file: Path) -> None:
-    """Writes a channel-first image as NIfTI, several channels as its last axis."""
+    """Writes a channel-first image as NIfTI in mm, several channels as its last axis, which may be that of time."""
     array = image.as_tensor().detach().cpu().numpy()
     dims = array.ndim - 1
     if array.dtype.itemsize == 8 and array.dtype.kind in "iu":  # NIfTI's readers do not know those
@@ -97,7 +106,12 @@ def save_image(image: MetaTensor, file: Path) -> None:
         affine = original.astype(float)  # a 2-D image keeps its plane in space
     small = affine_of(image).numpy()
     affine[:dims, :dims], affine[:dims, 3] = small[:dims, :dims], small[:dims, dims]
-    nib.save(nib.Nifti1Image(array, affine, dtype=array.dtype), file)
+    written = nib.Nifti1Image(array, affine, dtype=array.dtype)
+    step, unit = image.meta.get(TIME, (1.0, "unknown"))
+    written.header.set_xyzt_units("mm", unit)
+    if written.ndim > 3:
+        written.header["pixdim"][4] = step
+    nib.save(written, file)
 
 
 def write_image(image: MetaTensor, file: Path) -> None:

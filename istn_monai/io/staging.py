@@ -58,7 +58,7 @@ class ResultFolder:
         if not os.path.lexists(self.mark):
             return None
         try:
-            found = json.loads(self.mark.read_text())
+            found = json.loads(self.mark.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             found = None
         if not isinstance(found, dict) or not self.keys <= set(found):
@@ -151,7 +151,7 @@ class ResultFolder:
         plan = {"new": new, "old": sorted(self.own() - set(new))}
         part = self.staging / f"{PLAN}.part"
         try:
-            part.write_text(json.dumps(plan))
+            part.write_text(json.dumps(plan), encoding="utf-8")
             sync(part)
             os.replace(part, self.staging / PLAN)
             sync(self.staging)
@@ -162,7 +162,7 @@ class ResultFolder:
     def planned(self) -> dict[str, list[str]] | None:
         """The moves that were noted; None if there are none to make."""
         try:
-            plan = json.loads((self.staging / PLAN).read_text())
+            plan = json.loads((self.staging / PLAN).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return {key: [name for name in plan[key] if name in self.names] for key in ("new", "old")}

@@ -102,7 +102,7 @@ def check_end(file: Path, end: bytes) -> None:
 
 def check_json(file: Path) -> None:
     """A JSON file."""
-    json.loads(file.read_text())
+    json.loads(file.read_text(encoding="utf-8"))
 
 
 EXPECTED = {

@@ -141,7 +141,7 @@ def write_plan(
             drawn.unlink(missing_ok=True)
         raise
     with replacing(file) as part:
-        part.write_text(json.dumps(plan.content(), indent=1) + "\n")
+        part.write_text(json.dumps(plan.content(), indent=1) + "\n", encoding="utf-8")
     return plan, file
 
 

@@ -110,7 +110,7 @@ def entry_of(folder: Path, known: Mapping[str, bytes] | None = None) -> Entry | 
     report, page = folder / "report.json", folder / "qa.png"
     if not (report.exists() and page.exists()):
         return None
-    content = json.loads(report.read_text())
+    content = json.loads(report.read_text(encoding="utf-8"))
     files = " → ".join(Path(content["inputs"][f"{side}_image"]["file"] or side).name for side in ("moving", "fixed"))
     written = page.read_bytes()
     name = hashlib.sha256(written).hexdigest()

@@ -101,7 +101,7 @@ def _write_pair(folder: Path, item: Mapping[str, str], rng: np.random.Generator,
         write_points(Points(in_ras, tuple(names)), folder / item[f"{role}_points"], frame)
     text = json.dumps({"direction": f"fixed world -> moving world, mm, {frame}", **truth}, default=np.ndarray.tolist)
     with replacing(folder / item["transform"], durable=False) as part:
-        part.write_text(text + "\n")
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def _count(name: str, value: Any, smallest: int = 0) -> int:
@@ -192,7 +192,7 @@ def _files(datalist: Mapping[str, Any]) -> Iterator[str]:
 def _read_ours(path: Path) -> dict[str, Any] | None:
     """The datalist in `path` if this module wrote it and nobody edited it since, else None."""
     try:
-        datalist = json.loads(path.read_text())
+        datalist = json.loads(path.read_text(encoding="utf-8"))
         return datalist if datalist == _datalist(datalist["synthetic"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -222,7 +222,7 @@ def _claim(folder: Path, datalist: Mapping[str, Any], overwrite: bool) -> None:
         raise FileExistsError(f"output_dir {folder} has a {foreign[0]} that synthesize() did not write: {advice}.")
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(plan) as part:
-        part.write_text(json.dumps(datalist, indent=1) + "\n")
+        part.write_text(json.dumps(datalist, indent=1) + "\n", encoding="utf-8")
     for name in sorted(ours):
         (folder / name).unlink(missing_ok=True)
     final.unlink(missing_ok=True)

@@ -86,7 +86,7 @@ class WarpPaird(Transform):
             return pull_back_points(ddf, grid, fixed, moving, slab)
         # the moving image's affine has the initial alignment already
         transform = world_transform(self.transformation, torch.as_tensor(data["theta"])[None], grid)
-        return moving.voxels(transform.on_grid(fixed, slab=slab)).float()[None]
+        return transform.pull_back_points(fixed, moving, slab)
 
     def found_in_world(self, data: Mapping[Hashable, Any]) -> Sampler:
         """Points ``(1, D, *T)`` in voxels of the moving image to mm, RAS, ``(D, *T)``, initial alignment included."""

@@ -124,7 +124,7 @@ class TrainingCurveHandler:
 def read_rows(file: Path) -> list[Row]:
     """The rows of ``training.csv``, without the cells that are empty; none, with a warning, if it was changed."""
     try:
-        with file.open(newline="") as lines:
+        with file.open(encoding="utf-8", newline="") as lines:
             rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
         return sorted(rows, key=lambda row: row["epoch"])
     except (ValueError, KeyError, TypeError, csv.Error):

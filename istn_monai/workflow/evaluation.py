@@ -22,6 +22,8 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from istn_monai.geometry.grids import Grid
+from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.io.landmarks import is_points
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
@@ -59,6 +61,7 @@ TABLE_TITLES = {
     "sdlogj_l2r": "SDlogJ L2R", "seconds": "s",
 }  # fmt: skip
 IDENTITY = "Id"
+SAME = 1e-2  # voxels, by which a ddf may differ from that of its parameters: networks are computed again, on any device
 TABLE, EVALUATION = "evaluation.csv", "evaluation.json"
 PROGRESS = ".evaluation.pairs"  # folder of what an interrupted evaluation has done
 
@@ -242,25 +245,48 @@ class Evaluation:
         image = pair["image"].as_tensor()[None].to(self.device)
         files = {side: str(pair[f"{side}_image"].meta["filename_or_obj"]) for side in ("moving", "fixed")}
         nothing = torch.zeros(1, image.ndim - 2, *image.shape[2:])
-        fields, seconds = {IDENTITY: nothing}, {IDENTITY: 0.0}
+        fields, results, seconds = {IDENTITY: nothing}, {IDENTITY: dict(pair)}, {IDENTITY: 0.0}
         for method, inferer in self.inferers.items():
             start = time.perf_counter()
             with torch.no_grad():
                 pred = inferer(image, self.network)
             fields[method] = convert_to_tensor(pred, track_meta=False, device="cpu")
             seconds[method] = time.perf_counter() - start
+            results[method] = self.represented(pair, pred)
         rows = [
-            {"pair": number, **files, "method": method, **pair_metrics(pair, ddf, self.soi_labels)}
+            {"pair": number, **files, "method": method}
+            | pair_metrics(pair, ddf, self.soi_labels, self.transform(results[method]))
             | {"seconds": seconds[method]}
             for method, ddf in fields.items()
         ]
         if done is not None:  # a pair that fails leaves nothing
             if self.inspect is not None and self.inferers:
-                done.entries[number] = self.entry(f"pair_{number:04d}", pair, pred)
+                done.entries[number] = self.entry(f"pair_{number:04d}", results[method])
             done.rows[number] = rows
             for method, ddf in fields.items():
                 done.spread.setdefault(method, FieldSpread()).add(ddf)
         return rows
+
+    def represented(self, pair: Mapping[str, Any], pred: Tensor) -> dict[str, Any]:
+        """A pair with the ddf ``(1, D, *S)`` that a method found, and the parameters of it, if the network has any."""
+        if not hasattr(self.network, "istn"):
+            return dict(pair)
+        result = Representd(self.network)(dict(pair) | {"pred": decollate_batch(pred)[0]})
+        return {str(key): value for key, value in result.items()}
+
+    def transform(self, result: Mapping[str, Any]) -> WorldTransform | None:
+        """What a registration of this result writes, before the initial alignment.
+
+        None if the ddf is not of the network's parameters: of a network without any, or an inferer that gives its own.
+        """
+        if "theta" not in result:
+            return None
+        theta, grid = torch.as_tensor(result["theta"])[None], Grid.of(result["image"])
+        transformation = self.network.istn.transformation.resized(grid.spatial_size)
+        ddf = convert_to_tensor(result["pred"], track_meta=False)
+        if not torch.allclose(transformation(theta)[0].to(ddf), ddf, rtol=0.0, atol=SAME):
+            return None
+        return world_transform(transformation, theta, grid)
 
     def result(self, done: Done, failures: Mapping[str, str]) -> dict[str, Any]:
         """What the JSON holds, but for what it was made of."""
@@ -273,13 +299,12 @@ class Evaluation:
             "qa": {entry.name: entry.status for _, entry in sorted(done.entries.items())},
         } | ({"failures": dict(failures)} if failures else {})
 
-    def entry(self, name: str, pair: Mapping[str, Any], pred: Tensor) -> Entry:
-        """The QA page of one pair and the ddf ``(1, D, *S)`` that a method found."""
+    def entry(self, name: str, result: Mapping[str, Any]) -> Entry:
+        """The QA page of one pair, see :meth:`represented`."""
         assert self.inspect is not None
-        result = Representd(self.network)(dict(pair) | {"pred": decollate_batch(pred)[0]})
-        verdict, page = self.inspect({str(key): value for key, value in result.items()})
+        verdict, page = self.inspect(result)
         files = " → ".join(
-            Path(str(pair[f"{side}_image"].meta["filename_or_obj"])).name for side in ("moving", "fixed")
+            Path(str(result[f"{side}_image"].meta["filename_or_obj"])).name for side in ("moving", "fixed")
         )
         return Entry(name, files, verdict.report(), jpeg(page))
 
@@ -287,7 +312,7 @@ class Evaluation:
         """Writes the table, the page and the JSON, all or none, and prints the summary."""
         results = self.results
         with results.staged():
-            with results.writing(TABLE) as part, open(part, "w", newline="") as file:
+            with results.writing(TABLE) as part, open(part, "w", encoding="utf-8", newline="") as file:
                 columns = dict.fromkeys(name for row in result["pairs"] for name in row)  # not all have landmarks
                 writer = csv.DictWriter(file, fieldnames=list(columns))
                 writer.writeheader()
@@ -299,7 +324,7 @@ class Evaluation:
                     write_cohort([*entries.values(), *failed], part, title)
             result[FILES] = [*results.written, EVALUATION]
             with results.writing(EVALUATION) as part:
-                part.write_text(json.dumps(without_nan(result), indent=1, default=str))
+                part.write_text(json.dumps(without_nan(result), indent=1, default=str), encoding="utf-8")
         print(table(result["summary"]))
         others = [name for name in reversed(result[FILES]) if name != TABLE]
         print(f"written to {self.output_dir / TABLE} and {' and '.join(others)}")

@@ -32,7 +32,7 @@ def read_failures(file: Path) -> dict[str, str]:
     if not os.path.lexists(file):
         return {}
     try:
-        return dict(json.loads(file.read_text())["failed_pairs"])
+        return dict(json.loads(file.read_text(encoding="utf-8"))["failed_pairs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileExistsError(f"{file} is no list of this command and is left alone: choose another folder") from error
 
@@ -43,4 +43,4 @@ def write_failures(failures: Mapping[str, str], file: Path) -> None:
         file.unlink(missing_ok=True)
         return
     with replacing(file) as part:
-        part.write_text(json.dumps({"failed_pairs": dict(sorted(failures.items()))}, indent=1))
+        part.write_text(json.dumps({"failed_pairs": dict(sorted(failures.items()))}, indent=1), encoding="utf-8")

@@ -1,7 +1,8 @@
 """Metrics of one annotated pair and one displacement field.
 
-Labels are compared on the fixed image's own grid, where a user meets them: the moving label is sampled once, as linear
-one-hot, then 0.5 (merged SoI) or the largest (single labels). Regularity is that of the field on the registration grid.
+Judged is what a registration delivers: labels are compared on the fixed image's own grid, moved by the transform that
+is written. The moving label is sampled once, as linear one-hot, then 0.5 (merged SoI) or the largest (single labels).
+Regularity is that of the field on the registration grid.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.resampling import pull_back_landmarks, pull_back_points, warp_labels
 from istn_monai.geometry.sampling import sample
+from istn_monai.geometry.world_transform import WorldTransform
 from istn_monai.io.landmarks import is_points
 from istn_monai.metrics import Metrics, box_of, field_metrics, overlap
 from istn_monai.transforms.checks import reads_labels
@@ -40,16 +42,27 @@ def merged_soi(labels: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Te
     return labels if soi_labels is None else torch.isin(labels, labels.new_tensor(soi_values(soi_labels))).float()
 
 
-def label_metrics(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Metrics:
+def label_metrics(
+    pair: Mapping[str, Any],
+    ddf: Tensor,
+    soi_labels: Sequence[Sequence[int]] | None,
+    transform: WorldTransform | None = None,
+) -> Metrics:
     """Dice, ASD and HD95 (mm) of the merged SoI and of each label, on the fixed image's own grid.
 
     Args:
         pair: preprocessed; moving and fixed label under ``*_label_original``, ``image`` on the registration grid.
         ddf: ``(1, D, *S)`` on the registration grid.
         soi_labels: groups of label values; None for real-valued maps.
+        transform: fixed to moving world points before the initial alignment, of which the ddf is a sample; None
+            interpolates the ddf, and beyond its grid continues its border.
     """
     moving, fixed = (pair[f"{side}_label_original"] for side in ("moving", "fixed"))
-    points = pull_back_points(ddf, Grid.of(pair["image"]), Grid.of(fixed), Grid.of(moving))
+    grids = Grid.of(fixed), Grid.of(moving)
+    if transform is None:
+        points = pull_back_points(ddf, Grid.of(pair["image"]), *grids)
+    else:
+        points = transform.pull_back_points(*grids)
     values = soi_values(soi_labels)
     moving_map, fixed_map = label_map(moving, soi_labels), label_map(fixed, soi_labels)[0, 0]
     warped_soi = sample(merged_soi(moving_map, soi_labels), points, padding_mode="zeros")[0, 0] > 0.5
@@ -67,7 +80,7 @@ def label_metrics(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Seq
     return metrics
 
 
-def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
+def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor, transform: WorldTransform | None = None) -> Metrics:
     """Target registration error in mm, mean and median over a pair's landmarks; nothing if it has no landmark files.
 
     The distance of each landmark of the moving image from where the fixed one of the same name is mapped to.
@@ -76,17 +89,25 @@ def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
     if not all(map(is_points, files)):
         return {}
     moving, fixed = matched_in(files, ddf.shape[1])
-    found = pull_back_landmarks(ddf, Grid.of(pair["image"]), fixed.positions.T)
+    if transform is None:
+        found = pull_back_landmarks(ddf, Grid.of(pair["image"]), fixed.positions.T)
+    else:
+        found = transform.transform_points(fixed.positions.T)
     if "initial_alignment" in pair:
         found = map_points(torch.as_tensor(pair["initial_alignment"], dtype=torch.float64), found)
     distances = (found - moving.positions.T).norm(dim=0)
     return {"tre": distances.mean().item(), "tre_median": distances.median().item()}
 
 
-def pair_metrics(pair: Mapping[str, Any], ddf: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Metrics:
-    """All metrics of one pair and one field; arguments as in :func:`label_metrics`."""
-    labels = label_metrics(pair, ddf, soi_labels) if reads_labels(soi_labels) else {}
-    return labels | landmark_metrics(pair, ddf) | field_metrics(ddf[0], Grid.of(pair["image"]).spacing)
+def pair_metrics(
+    pair: Mapping[str, Any],
+    ddf: Tensor,
+    soi_labels: Sequence[Sequence[int]] | None,
+    transform: WorldTransform | None = None,
+) -> Metrics:
+    """All metrics of one pair and one registration; arguments as in :func:`label_metrics`."""
+    labels = label_metrics(pair, ddf, soi_labels, transform) if reads_labels(soi_labels) else {}
+    return labels | landmark_metrics(pair, ddf, transform) | field_metrics(ddf[0], Grid.of(pair["image"]).spacing)
 
 
 def statistics(values: Sequence[float]) -> dict[str, float]:

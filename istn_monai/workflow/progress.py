@@ -106,14 +106,14 @@ class Progress:
     def earlier(self) -> Done:
         """What an interrupted run of this very evaluation has done; that of another one is removed."""
         note = self.folder / MADE_OF
-        if self.made_of is None or not note.is_file() or note.read_text() != self.made_of:
+        if self.made_of is None or not note.is_file() or note.read_text(encoding="utf-8") != self.made_of:
             self.remove()
         if self.made_of is None:
             return Done()
         self.folder.mkdir(exist_ok=True)
         whole = merged([self.read(file) for file in sorted(self.folder.glob("*.pt"))])
         with replacing(note, durable=False) as part:
-            part.write_text(self.made_of)
+            part.write_text(self.made_of, encoding="utf-8")
         return whole
 
     def read(self, file: Path) -> Done:

@@ -227,7 +227,7 @@ class SavePairHandler:
             note = f"; QA {verdict.status}, see {QA_PAGE}"
         report[FILES] = [*self.results.written, REPORT]
         with self.results.writing(REPORT) as file:
-            file.write_text(json.dumps(without_nan(report), indent=1, default=str))
+            file.write_text(json.dumps(without_nan(report), indent=1, default=str), encoding="utf-8")
         return note
 
     def save_transforms(self, pair: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

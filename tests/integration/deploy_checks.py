@@ -89,7 +89,7 @@ def compare(
     points = points_in(nib.load(cli / "warped.nii.gz"))
     mapped = [transformed(folder / "transform.h5", points) for folder in (app, cli)]
     close(f"{name}: transform.h5, points in mm", *mapped, tolerance=max(1e-9, 10 * tolerance))
-    reports = [json.loads((folder / "report.json").read_text()) for folder in (app, cli)]
+    reports = [json.loads((folder / "report.json").read_text(encoding="utf-8")) for folder in (app, cli)]
     names = ("weights_sha256", "options", "registration_grid", "initial_alignment")
     if not tolerance:
         check(f"{name}: report", all(reports[0][key] == reports[1][key] for key in names), ", ".join(names))

@@ -73,7 +73,7 @@ class Target:
     def evil(self) -> Path:
         """A configuration on the server's disk that makes it."""
         file = self.run / "secret" / "evil.json"
-        file.write_text(json.dumps({"run": [self.call], "initialize": [self.call]}))
+        file.write_text(json.dumps({"run": [self.call], "initialize": [self.call]}), encoding="utf-8")
         return file
 
 

@@ -25,15 +25,15 @@ HOST_REQUIREMENTS = ROOT / "hosts" / "monai_deploy" / "requirements.txt"
 def environment(folder: Path) -> Path:
     """The Python of an environment with the SDK and this checkout; one that is complete is used again."""
     python, complete = folder / "bin" / "python", folder / "complete.txt"
-    wanted = REQUIREMENTS.read_text() + HOST_REQUIREMENTS.read_text()
-    if complete.is_file() and complete.read_text() == wanted:
+    wanted = REQUIREMENTS.read_text(encoding="utf-8") + HOST_REQUIREMENTS.read_text(encoding="utf-8")
+    if complete.is_file() and complete.read_text(encoding="utf-8") == wanted:
         return python
     start = time.monotonic()
     venv.create(folder, with_pip=True, clear=True)
     pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", REQUIREMENTS]
     # editable, so that a kept environment runs the code of today
     subprocess.run([*pip, "-e", ROOT], check=True)
-    complete.write_text(wanted)
+    complete.write_text(wanted, encoding="utf-8")
     print(f"installed in {time.monotonic() - start:.0f} s", flush=True)
     return python
 

@@ -42,7 +42,7 @@ MIN_DICE, MAX_GROWTH = 0.70, 60.0  # mean over pairs, refined; MB of resident me
 
 def first_pairs() -> list[tuple[str, str]]:
     """Ids of the first test pairs, moving and fixed."""
-    pairs = json.loads((DATA / "pairs_100.json").read_text())["testing"][:PAIRS]
+    pairs = json.loads((DATA / "pairs_100.json").read_text(encoding="utf-8"))["testing"][:PAIRS]
     keys = ("moving_image", "fixed_image")
     name = {key: [Path(pair[key]).name.removesuffix(SUFFIX) for pair in pairs] for key in keys}
     return list(zip(name["moving_image"], name["fixed_image"], strict=True))
@@ -365,7 +365,7 @@ def check_training(server: Server, check: Checks, app: Path, pair: tuple[str, st
     check(answers and set(answers) == {200}, f"registrations while the network is trained: {np.round(seconds, 1)} s")
     task = wait(lambda: finished(server, "/train/"))
     check(str(app.parent) not in json.dumps(task), "the task's log names no folder of the server")
-    lines = log.read_text()
+    lines = log.read_text(encoding="utf-8")
     seconds = time.perf_counter() - begin
     check(task["status"] == "DONE", f"one epoch on 4 labeled images: {task['status']}, {seconds:.0f} s")
     check("Restored all variables" in lines and "[1/6]" in lines, "from the served network, 6 pairs of 3 images")
@@ -389,9 +389,9 @@ def check_stock_app(check: Checks, python: Path, studies: Path, work: Path, pair
     for key, folder in (("image", "imagesTr"), ("label", "labelsTr")):
         shutil.copy(DATA / folder / (moving + SUFFIX), bundle / f"atlas_{key}{SUFFIX}")
     config = bundle / "configs" / "inference.json"
-    content = json.loads(config.read_text())
+    content = json.loads(config.read_text(encoding="utf-8"))
     atlas = {f"moving_{key}": f"atlas_{key}{SUFFIX}" for key in ("image", "label")}
-    config.write_text(json.dumps(content | atlas))
+    config.write_text(json.dumps(content | atlas), encoding="utf-8")
     conf = ("models", "istn", "zoo_source", "ngc", "sam2", "false")  # else it asks GitHub for models at its start
     with serve(python, app, studies, work, *conf) as server:
         by_id = server.infer(fixed, moving_image=moving, refine_steps=STEPS)

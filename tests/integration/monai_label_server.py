@@ -44,12 +44,12 @@ def make_environment(folder: Path) -> Path:
     python = folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
     complete, wanted = folder / "complete", hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
-    if not (complete.is_file() and complete.read_text() == wanted):
+    if not (complete.is_file() and complete.read_text(encoding="utf-8") == wanted):
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=True)
         site = next((folder / "lib").glob("python*/site-packages"))
-        (site / "sitecustomize.py").write_text(SITECUSTOMIZE)
-        complete.write_text(wanted)
+        (site / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
+        complete.write_text(wanted, encoding="utf-8")
     subprocess.run([*pip, "--force-reinstall", "--no-build-isolation", str(ROOT)], check=True)
     return python
 
@@ -91,7 +91,7 @@ class Server:
 
     def memory(self) -> float:
         """Resident memory in MB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
@@ -171,4 +171,4 @@ def wait_for(ready: Callable[[], bool], process: subprocess.Popen, log: Path, se
             if ready():
                 return
         time.sleep(0.5)
-    raise RuntimeError(f"the server did not start; its log ends with\n{log.read_text()[-3000:]}")
+    raise RuntimeError(f"the server did not start; its log ends with\n{log.read_text(encoding='utf-8')[-3000:]}")
