@@ -249,7 +249,7 @@ def served(folder: Path, settings: dict, **values) -> dict:
 def example(tmp_path_factory) -> tuple[Path, dict]:
     """Two subjects on different oblique grids as a datastore, and a small network for them."""
     folder = tmp_path_factory.mktemp("example")
-    turn = np.array([[0, -1.1, 0, 5], [0.9, 0, 0, -3], [0, 0.1, 1.3, 7], [0, 0, 0, 1]])
+    turn = np.array([[0, -0.88, 0.78, 5], [0.9, 0, 0, -3], [0, 0.66, 1.04, 7], [0, 0, 0, 1]])
     for number, (files, shape) in enumerate(
         zip(write_subjects(folder / "raw", 2), ((10, 12, 11), (10, 12, 11)), strict=True)
     ):

@@ -63,7 +63,7 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    return one.keys() == other.keys() and all(torch.allclose(one[key], other[key], rtol=0, atol=1e-9) for key in one)
 
 
 @pytest.mark.parametrize("number", [1, None])
@@ -71,8 +71,8 @@ def test_trains_from_the_served_network_and_publishes_the_best(bundle, number, c
     before = weights(bundle / "models" / "model.pt")
     images = write_subjects(bundle.parent / "data", 4)
     validation = images[:number] if number is not None else None
-    run = hosted_training(bundle, images[1:], validation, learning_rate=0.0)
-    # with a learning rate of 0 the network is the one that training began with
+    run = hosted_training(bundle, images[1:], validation, learning_rate=1e-12)
+    # with next to no learning rate the network is the one that training began with
     assert equal(weights(run / "models" / "last.pt"), before)
     assert equal(weights(bundle / "models" / "model.pt"), before)
     assert equal(weights(bundle / "models" / "original.pt"), before)
