@@ -159,9 +159,9 @@ def test_inverse_as_a_transform_of_its_own(tmp_path, kind, dims):
     """Written, read, and applied after the forward one: affine parts exact, the field up to its interpolation."""
     transformation, theta, grid, start = registration(kind, dims, scale=0.4)
     transform = world_transform(transformation, theta, grid, start)
-    size = tuple(8 * s + 1 for s in SIZE[dims])  # a grid in the moving world, finer than the levels, twice as large
+    size = tuple(6 * s + 1 for s in SIZE[dims])  # a grid in the moving world, finer than the levels, twice as large
     fine = grid.affine.clone()
-    fine[:-1, :-1] /= 4
+    fine[:-1, :-1] /= 3
     fine[:-1, -1] += grid.center - Grid(size, fine).center
     inverse = transform.inverse(Grid(size, start @ fine))
     back = read_transform(write_transform(inverse, tmp_path / "inverse.h5"), dims)
