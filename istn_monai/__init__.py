@@ -17,8 +17,9 @@ Where things are, in reading order: no module comes before one that it imports.
   alignment; :mod:`istn_monai.metrics`
 - :mod:`istn_monai.io`: files in, files out.
   :mod:`~istn_monai.io.whole` (written to the end), :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.locks`,
-  :mod:`~istn_monai.io.staging` (results that appear together), :mod:`~istn_monai.io.hashes`,
-  :mod:`~istn_monai.io.simple_itk`, :mod:`~istn_monai.io.nifti_frames` (where a file's image lies),
+  :mod:`~istn_monai.io.staging` (results that appear together), :mod:`~istn_monai.io.simple_itk`,
+  :mod:`~istn_monai.io.nifti_headers`, :mod:`~istn_monai.io.packed`, :mod:`~istn_monai.io.hashes`,
+  :mod:`~istn_monai.io.nifti_frames` (where a file's image lies),
   :mod:`~istn_monai.io.readers`, :mod:`~istn_monai.io.file_checks`, :mod:`~istn_monai.io.values`,
   :mod:`~istn_monai.io.dicom_headers`, :mod:`~istn_monai.io.dicom_stack`, :mod:`~istn_monai.io.dicom_planes`,
   :mod:`~istn_monai.io.dicom` (a series as an image),

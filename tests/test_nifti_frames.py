@@ -122,7 +122,7 @@ def test_a_sheared_sform_gives_way_to_the_qform_only_if_chosen(tmp_path):
 
 def test_voxel_sizes_other_than_the_sforms_are_an_error(tmp_path):
     file = write(tmp_path / "a.nii", oblique(), codes=(1, 0), zooms=(3, 3, 3))
-    with pytest.raises(ValueError, match=r"two places: .*voxel sizes \(3\.0, 3\.0, 3\.0\)"):
+    with pytest.raises(ValueError, match=r"two places: .*voxel sizes \[3\.0, 3\.0, 3\.0\]"):
         read_image(file)
 
 

@@ -19,6 +19,7 @@ from istn_monai.io.dicom_headers import SYNTAX, Broken, Header, is_dicom, read_h
 from istn_monai.io.dicom_planes import COLUMNS, ROWS, frames_of, planes_of
 from istn_monai.io.dicom_stack import TOLERANCE, Plane, Stack, listed, normal_of, resampled, stack_of
 from istn_monai.io.file_checks import check_voxels
+from istn_monai.io.paths import files_below
 from istn_monai.io.simple_itk import sitk
 from istn_monai.io.values import LABEL, interpolation_of
 
@@ -95,7 +96,7 @@ def images_in(path: Path, place: str) -> list[Header]:
     Raises:
         ValueError: if there are none, or if a file is damaged.
     """
-    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+    files = [path] if path.is_file() else files_below(path)
     found, others = [], Counter[str]()
     for file in files:
         if file.name.startswith("."):  # what macOS leaves beside others

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from istn_monai.io.paths import files_below
 from istn_monai.io.simple_itk import sitk
 
 #: value representations whose length has 4 bytes
@@ -105,7 +106,7 @@ def is_dicom(path: str | Path) -> bool:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return any(is_dicom(file) for file in sorted(path.rglob("*")) if file.is_file())
+        return any(map(is_dicom, files_below(path)))
     if not path.is_file():
         return False
     with path.open("rb") as stream:

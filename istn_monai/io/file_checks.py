@@ -10,18 +10,25 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
+from PIL import Image
 
+from istn_monai.io.nifti_headers import read_header, voxel_file
+from istn_monai.io.packed import TEXT, check_packed
 from istn_monai.io.readers import is_mgh, is_nifti
+from istn_monai.io.simple_itk import sitk, warnings_shown
 from istn_monai.io.whole import GZIPPED, length_of
 
 LIMIT, VARIABLE = 2**28, "ISTN_MAX_VOXELS"
 MOST_COMPRESSED = 1040  # bytes that deflate can make of one
 BEHIND = 2**24  # bytes that may follow the voxels
-TEXT, WHOLE = (".nrrd", ".nhdr", ".mha", ".mhd"), (".nii", ".nii.gz", ".mgh", ".mgz")
+LARGEST_VOXEL = 128  # bytes, 16 numbers of 8
+#: formats whose readers fill up what is missing without a word
+UNCOUNTED, PICTURES = (".gipl", ".gipl.gz", ".vtk", ".mrc"), (".jpg", ".jpeg", ".bmp")
+ASCII = re.compile(rb"^ASCII\s*$", re.MULTILINE)
 
 
 def most_voxels() -> int:
@@ -33,28 +40,31 @@ def most_voxels() -> int:
 
 
 def check_file(file: str | Path, place: str) -> None:
-    """ValueError if a file promises more voxels than ``most_voxels``, or than it holds, or if its end is damaged.
+    """ValueError if a file promises more voxels than ``most_voxels``, or than it holds, or if it is damaged.
 
     Args:
-        file: NIfTI, MGZ, NRRD, MetaImage; others are left to their readers.
+        file: of any format; of those that are not named here their readers say so themselves.
         place: how errors call it.
     """
     path, name = Path(file), Path(file).name.lower()
     if not path.is_file():
         return
     if name.endswith(TEXT):
-        check_voxels(path, place, text_voxels(path))
-    elif is_nifti(name) or is_mgh(name):
-        try:
-            header = nib.load(path).header
-            voxels, size = math.prod(map(int, header.get_data_shape())), header.get_data_dtype().itemsize
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({reason})") from error
+        voxels = text_voxels(path)
         check_voxels(path, place, voxels)
-        check_sform(header, path, place)
-        if name.endswith(WHOLE):
-            check_length(path, place, voxels * size, name.endswith(GZIPPED))
+        with damage_named(path, place):
+            check_packed(path, voxels * LARGEST_VOXEL + BEHIND)
+    elif name.endswith(PICTURES):
+        with damage_named(path, place), Image.open(path) as picture:
+            picture.load()
+    elif name.endswith(UNCOUNTED):
+        check_uncounted(path, place)
+    elif is_nifti(name) or is_mgh(name):
+        header = read_header(path, place)
+        voxels = math.prod(map(int, header.get_data_shape()))
+        check_voxels(path, place, voxels)
+        if voxel_file(path).is_file():
+            check_length(voxel_file(path), place, voxels * header.get_data_dtype().itemsize)
 
 
 def check_voxels(path: Path, place: str, voxels: int) -> None:
@@ -66,15 +76,6 @@ def check_voxels(path: Path, place: str, voxels: int) -> None:
         )
 
 
-def check_sform(header: Any, path: Path, place: str) -> None:
-    """ValueError if a NIfTI header has an sform that is not finite: readers differ in what they take then."""
-    if not isinstance(header, nib.Nifti1Header) or not int(header["sform_code"]):
-        return
-    rows = [header[f"srow_{axis}"].tolist() for axis in "xyz"]
-    if not all(math.isfinite(number) for row in rows for number in row):
-        raise ValueError(f"{place}: {path} has a header whose sform is not finite, {rows}; repair it")
-
-
 def text_voxels(path: Path) -> int:
     """The number of voxels that the text at the head of an NRRD or MetaImage file promises; 0 where it says none."""
     with path.open("rb") as stream:
@@ -83,18 +84,43 @@ def text_voxels(path: Path) -> int:
     return math.prod(map(int, found[1].split())) if found else 0
 
 
-def check_length(path: Path, place: str, expected: int, gzipped: bool) -> None:
+def check_uncounted(path: Path, place: str) -> None:
+    """ValueError if a file of one of ``UNCOUNTED`` is shorter than its header promises."""
+    with path.open("rb") as stream:
+        if ASCII.search(stream.read(2**10)):
+            return
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with damage_named(path, place), warnings_shown(False):
+        reader.ReadImageInformation()
+    voxels = math.prod(reader.GetSize())
+    check_voxels(path, place, voxels)
+    one = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
+    check_length(path, place, voxels * one.GetNumberOfComponentsPerPixel() * one.GetSizeOfPixelComponent())
+
+
+def check_length(path: Path, place: str, expected: int) -> None:
     """ValueError if a file is shorter than its voxels, or if its compressed stream is damaged anywhere."""
-    length = path.stat().st_size
+    length, gzipped = path.stat().st_size, path.name.lower().endswith(GZIPPED)
     if expected > length * (MOST_COMPRESSED if gzipped else 1):
         raise ValueError(
             f"{place}: {path} is truncated: its header promises {expected:,} bytes, the file has {length:,}"
         )
     if not gzipped:
         return
-    try:
+    with damage_named(path, place):
         found = length_of(path, enough=expected + BEHIND)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{place}: cannot read {path}: it is damaged or truncated ({error}); copy it again") from error
     if not expected <= found <= expected + BEHIND:
         raise ValueError(f"{place}: {path} holds {found:,} bytes or more, its header promises {expected:,}: repair it")
+
+
+@contextmanager
+def damage_named(path: Path, place: str) -> Iterator[None]:
+    """What a reader raises of a damaged file, as a ValueError that names it."""
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError, zlib.error) as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise ValueError(
+            f"{place}: cannot read {path}: it is damaged or truncated ({reason[0]}); copy it again"
+        ) from error

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from istn_monai.io.paths import absolute
-
-#: headers whose values lie in another file, and the line that names it
-DATA_FILE = {
-    ".mhd": re.compile(rb"^ElementDataFile\s*=\s*(.+?)\s*$", re.MULTILINE),
-    ".nhdr": re.compile(rb"^data ?file:\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE),
-}
-HEADER = 1 << 16
+from istn_monai.io.nifti_headers import voxel_file
+from istn_monai.io.packed import TEXT, voxel_files
+from istn_monai.io.paths import absolute, files_below
 
 
 def files_of(path: Path) -> list[Path]:
@@ -26,17 +20,13 @@ def files_of(path: Path) -> list[Path]:
         []
     """
     if path.is_dir():
-        return [file for file in sorted(path.rglob("*")) if file.is_file()]
+        return files_below(path)
     if not path.exists():
         return []
-    if path.suffix == ".hdr":
-        return [path, *(file for file in (path.with_suffix(s) for s in (".img", ".img.gz")) if file.exists())]
-    if path.suffix in DATA_FILE:
-        with open(path, "rb") as header:
-            named = DATA_FILE[path.suffix].search(header.read(HEADER))
-        other = path.parent / named[1].decode(errors="replace") if named else path
-        return [path, other] if other != path and other.is_file() else [path]
-    return [path]
+    if path.suffix.lower() in TEXT:
+        return [path, *voxel_files(path)]
+    voxels = voxel_file(path)
+    return [path, voxels] if voxels != path and voxels.is_file() else [path]
 
 
 def file_state(path: str | Path) -> list[int]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import nibabel as nib
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import LoadImage
-from monai.utils import get_equivalent_dtype
+from monai.data import ImageReader, MetaTensor
+from monai.transforms import EnsureChannelFirst
+from monai.transforms.io.array import switch_endianness
+from monai.utils import ImageMetaKey, get_equivalent_dtype
 from torch import Tensor
 
 from istn_monai.geometry.grids import square
@@ -22,6 +24,9 @@ from istn_monai.io.paths import not_written, replacing
 from istn_monai.io.readers import is_nifti, reader_of
 
 TIME = "time_step"  # key of the metadata of several volumes, see :func:`time_step`
+DISPLACEMENTS = 1006  # NIfTI's intent
+ADDRESS = re.compile(r" ?\(0x[0-9a-f]+\)")
+Dtype: TypeAlias = type | np.dtype | torch.dtype | None
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -37,7 +42,7 @@ def gray(image: MetaTensor, file: Path) -> MetaTensor:
 
 
 def read_image(
-    file: str | Path, nifti_frame: str | None = None, series: str | None = None, **options: Any
+    file: str | Path, nifti_frame: str | None = None, series: str | None = None, dtype: Dtype = np.float32
 ) -> MetaTensor:
     """An image, channel-first, where ITK sees it, its affine RAS mm.
 
@@ -45,13 +50,17 @@ def read_image(
         file: image file, or folder of one DICOM series.
         nifti_frame: see :func:`istn_monai.io.nifti_frames.nifti_affine`.
         series: Series Instance UID of DICOM; needed where there are several.
-        options: of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
+        dtype: of the image; None keeps the file's.
     """
-    return read_or_explain(file, "image", nifti_frame, series, **options)
+    return read_or_explain(file, "image", nifti_frame, series, dtype)
 
 
 def read_or_explain(
-    file: str | Path, place: str, nifti_frame: str | None = None, series: str | None = None, **options: Any
+    file: str | Path,
+    place: str,
+    nifti_frame: str | None = None,
+    series: str | None = None,
+    dtype: Dtype = np.float32,
 ) -> MetaTensor:
     """As :func:`read_image`, or a ValueError that calls the file ``place`` and names it."""
     path = Path(file)
@@ -59,13 +68,14 @@ def read_or_explain(
         raise FileNotFoundError(f"{place}: no such file: {file}")
     check_file(path, place)
     if is_dicom(path):
-        image, dtype = read_series(path, place, series), options.get("dtype", np.float32)
-        return image if dtype is None else image.to(get_equivalent_dtype(dtype, torch.Tensor))
+        return in_dtype(read_series(path, place, series), dtype)
+    if path.is_dir():
+        raise ValueError(f"{place}: {file} is a folder without a DICOM file: give an image file")
     if series is not None:
         raise ValueError(f"{place}: {file} is not DICOM and has no series: leave series out")
     reader = reader_of(path, place, nifti_frame)
     try:
-        image = gray(LoadImage(**{"reader": reader} | options, image_only=True, ensure_channel_first=True)(file), path)
+        image = gray(in_dtype(loaded(path, reader), dtype), path)
     except Exception as error:
         raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({last_line(error)})") from error
     if image.ndim not in (3, 4):
@@ -74,14 +84,36 @@ def read_or_explain(
             "has 2 or 3: write one volume to a file of its own"
         )
     check_right_angles(square(image.affine, image.ndim - 1).numpy(), path, place)
+    check_intent(image, path, place)
     if is_nifti(path) and image.ndim == 4 and len(image) > 1:
         image.meta[TIME] = time_step(path)
     return image
 
 
+def loaded(file: Path, reader: ImageReader) -> MetaTensor:
+    """As MONAI's ``LoadImage`` hands an image over, channel-first, by this reader alone."""
+    values, meta = reader.get_data(reader.read(str(file)))
+    meta = switch_endianness(meta, "<") | {ImageMetaKey.FILENAME_OR_OBJ: str(file)}
+    return EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(values, meta))
+
+
+def in_dtype(image: MetaTensor, dtype: Dtype) -> MetaTensor:
+    """An image in another type; None keeps its own."""
+    return image if dtype is None else image.to(get_equivalent_dtype(dtype, torch.Tensor))
+
+
+def check_intent(image: MetaTensor, file: Path, place: str) -> None:
+    """ValueError for a NIfTI image that says it is one of displacements, whose signs ITK turns while reading."""
+    if int(image.meta.get("intent_code", 0)) == DISPLACEMENTS:
+        raise ValueError(
+            f"{place}: {file} says that its values are displacements (NIfTI intent {DISPLACEMENTS}): give an image, or "
+            "correct the header"
+        )
+
+
 def last_line(error: BaseException) -> str:
-    """The last line of an error's text: MONAI's reader errors are pages long."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The last line of an error's text, without the addresses that ITK names: readers' errors are pages long."""
+    lines = [line.strip() for line in ADDRESS.sub("", str(error)).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 

@@ -62,7 +62,7 @@ def nifti_affine(file: Path, place: str, nifti_frame: str | None = None) -> np.n
         raise ValueError(
             f"{place}: {file} lies in two places: ITK (3D Slicer, ANTs) reads its header otherwise than nibabel (FSL, "
             f"FreeSurfer), {apart:.3g} mm apart at a corner, for {reason(header)}; repair the header, or choose with "
-            "nifti_frame: itk, sform or qform"
+            f"nifti_frame: {', '.join(choices(header))}"
         )
     return usual if apart <= ROUNDING else by_itk
 
@@ -122,7 +122,17 @@ def reason(header: Header) -> str:
         return "it has neither sform nor qform (both codes are 0)"
     if sform is not None and qform is not None and not np.allclose(sform, qform, rtol=0, atol=1e-3):
         return f"its sform (code {scode}) and its qform (code {qcode}) differ"
-    return f"its voxel sizes {tuple(map(float, header.get_zooms()[:3]))} are not those of its sform"
+    sizes = header["pixdim"][1 : 1 + min(3, len(header.get_data_shape()))]
+    if sform is not None and not np.allclose(np.linalg.norm(sform[:3, :3], axis=0)[: len(sizes)], sizes, rtol=1e-3):
+        return f"its voxel sizes {sizes.tolist()} are not those of its sform"
+    form = "qform (quaternion, qfac or voxel sizes)" if sform is None else "sform"
+    return f"its {form} is not of a kind that both read alike"
+
+
+def choices(header: Header) -> list[str]:
+    """The values of nifti_frame that a header allows."""
+    coded_forms = [name for name in ("sform", "qform") if hasattr(header, f"get_{name}") and header[f"{name}_code"] > 0]
+    return ["itk", *coded_forms]
 
 
 def refusal(header: Header, error: str) -> str:
@@ -142,6 +152,10 @@ def check_right_angles(affine: np.ndarray, file: Path, place: str) -> None:
     axes = np.asarray(affine, dtype=float)[:-1, :-1]
     with np.errstate(invalid="ignore", divide="ignore"):
         axes = axes / np.linalg.norm(axes, axis=0)
+    if len(axes) == 2 and not np.isfinite(axes).all():
+        raise ValueError(
+            f"{place}: {file} is a 2-D image that does not lie in the plane of the first two axes; write it there"
+        )
     if not np.abs(axes.T @ axes - np.eye(len(axes))).max() <= ORTHONORMAL:
         raise ValueError(
             f"{place}: {file} has axes that are not at right angles, {np.round(axes.T, 5).tolist()}, which an image "

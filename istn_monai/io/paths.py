@@ -23,6 +23,19 @@ def absolute(path: str | os.PathLike) -> Path:
     return Path(path).expanduser().absolute()
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder at any depth, also behind links to folders, each folder once."""
+    seen: set[str] = set()
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        found += [Path(parent, name) for name in names if os.path.isfile(os.path.join(parent, name))]
+    return sorted(found)
+
+
 def checked_overwrite(overwrite: bool) -> bool:
     """ValueError unless it is True or False: the word "false" would count as true, and results would be lost."""
     if not isinstance(overwrite, bool):

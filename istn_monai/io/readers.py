@@ -1,8 +1,8 @@
-"""MONAI's readers, each for its files, with voxels as torch can hold them.
+"""Readers as MONAI has them, one for each file, with voxels as torch can hold them.
 
 Convention:
-    nibabel reads NIfTI, Analyze and MGZ, ITK all else. MONAI would choose by what is installed, and its other readers
-    put NRRD, PNG, JPEG and TIFF elsewhere than ITK does.
+    nibabel reads NIfTI, Analyze and MGZ, SimpleITK all else, and no other takes over where one fails: MONAI would
+    choose by what is installed, and its other readers put NRRD, PNG, GIF and TIFF elsewhere than ITK does.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import ImageReader, ITKReader, NibabelReader
+from monai.data import ImageReader, NibabelReader
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
+from istn_monai.geometry.frames import lps
 from istn_monai.io.nifti_frames import nifti_affine
+from istn_monai.io.simple_itk import sitk, warnings_shown
 
-NIFTI, MGH = (".nii", ".nii.gz", ".hdr", ".img"), (".mgz", ".mgh")
+NIFTI = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
+MGH = (".mgz", ".mgh")
 
 
 def is_nifti(file: str | Path) -> bool:
@@ -71,12 +75,37 @@ class FramedNibabelReader(NibabelReader):
         return native(super()._get_array_data(img, filename))
 
 
-class NativeITKReader(ITKReader):
-    """ITK."""
+class SimpleITKReader(ImageReader):
+    """SimpleITK, for MONAI's ``LoadImage``: an image where ITK sees it, of any of its types and number of components.
 
-    def _get_array_data(self, img: Any) -> np.ndarray:
-        """Its voxels."""
-        return native(super()._get_array_data(img))
+    MONAI's ``ITKReader`` knows neither 64 nor signed 8 bits, nor most vectors.
+    """
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """ITK looks at the content of a file."""
+        return True
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """One file."""
+        (file,) = ensure_tuple(data)
+        with warnings_shown(False):
+            return sitk.ReadImage(str(file), **kwargs)
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
+        """``(*S)``, or ``(*S, C)`` of several components, and its metadata, with a RAS affine in mm."""
+        dims, several = img.GetDimension(), img.GetNumberOfComponentsPerPixel() > 1
+        values = sitk.GetArrayFromImage(img)
+        values = values.transpose(*reversed(range(dims)), *([dims] if several else []))
+        affine = np.eye(dims + 1)
+        affine[:dims, :dims] = lps(dims) @ np.reshape(img.GetDirection(), (dims, dims)) @ np.diag(img.GetSpacing())
+        affine[:dims, dims] = lps(dims) @ img.GetOrigin()
+        return native(values), {
+            MetaKeys.AFFINE: affine,
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: np.array(img.GetSize()),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if several else float("nan"),
+        }
 
 
 def reader_of(file: Path, place: str, nifti_frame: str | None = None) -> ImageReader:
@@ -92,4 +121,4 @@ def reader_of(file: Path, place: str, nifti_frame: str | None = None) -> ImageRe
     """
     if is_nifti(file):
         return FramedNibabelReader(nifti_affine(file, place, nifti_frame))
-    return FramedNibabelReader(None) if is_mgh(file) else NativeITKReader()
+    return FramedNibabelReader(None) if is_mgh(file) else SimpleITKReader()

@@ -31,12 +31,12 @@ def check_finite(image: Tensor, name: str) -> None:
     bad = int((~torch.isfinite(values)).sum())
     if bad:
         raise ValueError(f"{name} has {bad} voxels that are NaN or infinite; repair the file first")
-    limit = LARGEST if values.is_floating_point() else float(EXACT_DOUBLE)
+    limit = LARGEST if values.is_floating_point() else EXACT_DOUBLE
     most = largest(values)
     if most > limit:
         bad = int(((values > limit) | (values < -limit)).sum())
         raise ValueError(
-            f"{name} has {bad} voxels beyond {limit:g}, the largest {most:g}: more than can be computed with; rescale "
+            f"{name} has {bad} voxels beyond {limit:g}, the largest {most}: more than can be computed with; rescale "
             "or repair the file first"
         )
 

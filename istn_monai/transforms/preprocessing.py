@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import get_equivalent_dtype
 from torch import Tensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment
@@ -23,7 +22,7 @@ from istn_monai.geometry.exact import EXACT, largest, working
 from istn_monai.geometry.grids import Grid, overlap_in_world
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import unit_range
-from istn_monai.io.images import read_or_explain
+from istn_monai.io.images import Dtype, in_dtype, read_or_explain
 from istn_monai.io.nifti_frames import check_nifti_frame
 from istn_monai.transforms.checks import check_extents, check_image, check_label, source
 from istn_monai.transforms.inverses import NotInvertible
@@ -40,7 +39,7 @@ class LoadPaird(MapTransform):
         nifti_frame: what counts in a NIfTI header that readers understand in two ways: "itk", "sform" or "qform"; None
             makes it an error. See :func:`istn_monai.io.nifti_frames.nifti_affine`.
         series: by key, the Series Instance UID to read of DICOM files; needed where there are several.
-        options: options of MONAI's ``LoadImage``; ``dtype`` None keeps the file's.
+        dtype: of the images, float32 by default; None keeps the file's. Labels that it would round keep theirs.
 
     Example:
         >>> image = MetaTensor([[[1.0, 2.0]]])
@@ -53,12 +52,12 @@ class LoadPaird(MapTransform):
         keys: Sequence[str] = PAIR_KEYS,
         nifti_frame: str | None = None,
         series: Mapping[str, str | None] | None = None,
-        **options: Any,
+        dtype: Dtype = torch.float32,
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         check_nifti_frame(nifti_frame)
         self.series = series or {}
-        self.options = options | {"nifti_frame": nifti_frame}
+        self.nifti_frame, self.dtype = nifti_frame, dtype
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Each key to ``(C, *S)``."""
@@ -67,11 +66,9 @@ class LoadPaird(MapTransform):
     def load(self, image: Any, key: str) -> MetaTensor:
         """The image at a path; or the image that it is."""
         if isinstance(image, (str, Path)):
-            return (
-                read_exactly(image, key, self.options)
-                if key in LABEL_KEYS
-                else read_or_explain(image, key, series=self.series.get(key), **self.options)
-            )
+            if key in LABEL_KEYS:
+                return read_exactly(image, key, self.nifti_frame, self.dtype)
+            return read_or_explain(image, key, self.nifti_frame, self.series.get(key), self.dtype)
         if not isinstance(image, MetaTensor):
             raise ValueError(f"{key} must be a path or a channel-first MetaTensor with an affine, got {type(image)}")
         result = MetaTensor(image.as_tensor(), meta={"original_affine": image.affine.clone()} | dict(image.meta))
@@ -79,15 +76,10 @@ class LoadPaird(MapTransform):
         return result
 
 
-def read_exactly(file: str | Path, key: str, options: Mapping[str, Any]) -> MetaTensor:
-    """A label map in the dtype of ``options``, MONAI's float32 by default, unless that would round its values."""
-    label = read_or_explain(file, key, **{**options, "dtype": None})
-    dtype = options.get("dtype", torch.float32)
-    return (
-        label
-        if dtype is None or largest(label.as_tensor()) >= EXACT
-        else label.to(get_equivalent_dtype(dtype, torch.Tensor))
-    )
+def read_exactly(file: str | Path, key: str, nifti_frame: str | None, dtype: Dtype) -> MetaTensor:
+    """A label map in a dtype, unless that would round its values."""
+    label = read_or_explain(file, key, nifti_frame, dtype=None)
+    return label if largest(label.as_tensor()) >= EXACT else in_dtype(label, dtype)
 
 
 class CheckPaird(Transform):
