@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from reliability_cases.judge import Expected, Run, judge, last_line
 
 CANARY = "canary"
@@ -129,6 +130,7 @@ def in_child(call: Callable[[], None], sink: int) -> None:
         os.dup2(sink, 2)
         sys.stdin = open(os.devnull, encoding="utf-8")
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", buffering=1, closefd=False) for number in (1, 2))
+        torch.set_num_threads(1)  # makes torch's pool anew: several threads at once would find none (of torch 2.13)
         call()
         code = 0
     except SystemExit as end:
