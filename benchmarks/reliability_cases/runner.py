@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from reliability_cases.judge import Expected, Run, judge, last_line
 
 CANARY = "canary"
