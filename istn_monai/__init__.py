@@ -12,7 +12,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.geometry.frames` (RAS and LPS), :mod:`~istn_monai.geometry.inversion`,
   :mod:`~istn_monai.geometry.world_transform`
 - :mod:`istn_monai.layers`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
-  :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.refinement`: test-time refinement for the
+  :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.refine_weights` and
+  :mod:`istn_monai.objective`: what a refinement minimizes; :mod:`istn_monai.refinement`: test-time refinement for the
   one pair in hand; :mod:`istn_monai.inferer`: refinement as a MONAI inferer; :mod:`istn_monai.alignment`: initial
   alignment; :mod:`istn_monai.metrics`
 - :mod:`istn_monai.io`: files in, files out.

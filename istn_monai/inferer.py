@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from istn_monai.refinement import RefinementReport, Refiner
 
 logger = logging.getLogger(__name__)
+#: of a report: numbers, or a list of them
+NUMBERS = tuple(field.name for field in fields(RefinementReport) if field.name != "terms")
 
 
 class PairRefinement(NamedTuple):
@@ -49,9 +51,10 @@ def refinement_of(pred: Any) -> PairRefinement | None:
     theta, theta_start = (torch.as_tensor(meta[name]) for name in ("theta", "theta_start"))
     if theta.ndim != 1:
         raise ValueError(f"pred must be the ddf (D, *S) of one pair, got metadata with theta {tuple(theta.shape)}")
-    values = {name: torch.as_tensor(value).tolist() for name, value in meta["refinement"].items()}
+    values = {name: torch.as_tensor(meta["refinement"][name]).tolist() for name in NUMBERS}
+    terms = {name: tuple(torch.as_tensor(both).tolist()) for name, both in meta["refinement"].get("terms", {}).items()}
     representations = (meta.get(f"{side}_representation") for side in ("moving", "fixed"))
-    report = RefinementReport(**values | {"trace": tuple(values["trace"])})
+    report = RefinementReport(**values | {"trace": tuple(values["trace"]), "terms": terms})
     return PairRefinement(theta, theta_start, report, *representations)
 
 
@@ -83,7 +86,9 @@ class RefineInferer(Inferer):
     def __repr__(self) -> str:
         """The refiner's main options, for a report."""
         refiner = self.refiner
-        return f"RefineInferer(steps={refiner.steps}, target={refiner.target}, learning_rate={refiner.learning_rate:g})"
+        weights = "" if refiner.weights is None else f", weights={refiner.weights}"
+        rate = f"learning_rate={refiner.learning_rate:g}"
+        return f"RefineInferer(steps={refiner.steps}, target={refiner.target}, {rate}{weights})"
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """``(B, 2C, *S)`` and a :class:`istn_monai.DisplacementNetwork` (or ISTN) to the ddf ``(B, D, *S)``."""
@@ -92,7 +97,11 @@ class RefineInferer(Inferer):
         reports = [asdict(report) for report in result.reports]
         for report in result.reports:
             logger.info("refined: %s", report.numbers())
-        columns = {name: torch.tensor([report[name] for report in reports]) for name in reports[0]}
+        columns: dict[str, Any] = {name: torch.tensor([one[name] for one in reports]) for name in NUMBERS}
+        if reports[0]["terms"]:
+            columns["terms"] = {
+                name: torch.tensor([report["terms"][name] for report in reports]) for name in reports[0]["terms"]
+            }
         # a batch's metadata is split along its first axis, also the affine that a MetaTensor must have
         affine = torch.eye(4, dtype=torch.float64).expand(len(image), 4, 4)
         meta = {

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from istn_monai import refine_weights
+
 Kind = Callable[[str, Any], Any]
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none")
@@ -173,6 +175,14 @@ def definition(name: str, value: Any) -> Any:
     if found is not None and not (isinstance(found, dict) and "_target_" in found):
         raise wrong(name, value, """JSON as in MONAI's configs, such as "{'_target_':'BendingEnergyLoss'}", or none""")
     return found
+
+
+def term_weights(name: str, value: Any) -> Any:
+    """A preset of weights by its name, or weights by the names of terms."""
+    found = literal(value)
+    if found is None or (isinstance(found, str) and found in refine_weights.PRESETS):
+        return found
+    return refine_weights.term_weights(found, name)
 
 
 def structure(name: str, value: Any) -> Any:

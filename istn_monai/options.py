@@ -63,6 +63,7 @@ SETTINGS: dict[str, str] = {
     "evaluated_labels": "as soi_labels, of what evaluation compares; soi_labels by default",
     "evaluated_split": "part of the datalist to evaluate",
     "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
+    "refine_weights": "what refinement minimizes: accurate, smooth, structures, or weights of structures, image, bending",
     "refine_learning_rate": "of Adam on the transformation's parameters; larger fits more and is less smooth",
 }
 
@@ -116,6 +117,7 @@ KINDS: dict[str, Kind] = {
     "initial_alignment": choice("world", "center", "moments", "rigid"),
     "learning_rate": number(above=0, most=10),
     "refine_learning_rate": none_or(number(above=0, most=10)),
+    "refine_weights": none_or(kinds.term_weights),
     "training_dtype": choice("float32", "bfloat16"),
     "frame": choice("RAS", "LPS"),
     "nifti_frame": none_or(choice("itk", "sform", "qform")),
@@ -134,11 +136,11 @@ OF_COMMAND = {
     "train": TRAINING | {"output_dir", "nifti_frame", "device", "spatial_size", "initial_alignment"},
     "evaluate": {
         "device", "seed", "spatial_size", "initial_alignment", "qa", "evaluated_labels", "evaluated_split",
-        "refine_learning_rate", "cache_dir", "overwrite", "nifti_frame",
+        "refine_learning_rate", "refine_weights", "cache_dir", "overwrite", "nifti_frame",
     },
     "register": {
-        "device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "overwrite", "nifti_frame",
-        "moving_series", "fixed_series",
+        "device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "refine_weights", "overwrite",
+        "nifti_frame", "moving_series", "fixed_series",
     },
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}

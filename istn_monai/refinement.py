@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch.optim.adam import adam
 from istn_monai.geometry.sampling import sample_moved
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.networks import ISTN
+from istn_monai.objective import PairObjective
+from istn_monai.refine_weights import term_weights
 
 TARGETS = ("theta", "stn")
 LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
@@ -35,6 +38,7 @@ class RefinementReport:
         objective_end: and after; never above it.
         at_bound: fraction of the parameters within 1 % of their bound.
         trace: the objective at each step from 0 on; nan where it was not evaluated on all voxels.
+        terms: of an objective with weights, its terms by name, each weighted, before and after.
     """
 
     steps: int
@@ -43,6 +47,7 @@ class RefinementReport:
     objective_end: float
     at_bound: float
     trace: tuple[float, ...]
+    terms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def refined(self) -> bool:
@@ -50,8 +55,8 @@ class RefinementReport:
         return len(self.trace) > 1
 
     def numbers(self) -> dict[str, float]:
-        """All but the trace, by name."""
-        return {name: value for name, value in asdict(self).items() if name != "trace"}
+        """All but trace and terms, by name."""
+        return {name: value for name, value in asdict(self).items() if name not in ("trace", "terms")}
 
 
 class Refinement(NamedTuple):
@@ -86,8 +91,10 @@ class Refiner:
             "stn": the weights of a private copy of the STN (the paper).
         learning_rate: rate of Adam at the start, which falls to 0 along a cosine; None is 0.05 for theta and 0.001 for
             the STN.
-        similarity: loss of two images ``(1, K, *S)``; None is the paper's mean squared error.
-        regularization: loss of the ddf ``(1, D, *S)``; None for none.
+        weights: of the terms "structures", "image" and "bending", or a preset, see :mod:`istn_monai.objective`; None is
+            the paper's objective, or that of the next three.
+        similarity: without weights, loss of two images ``(1, K, *S)``; None is the paper's mean squared error.
+        regularization: without weights, loss of the ddf ``(1, D, *S)``; None for none.
         regularization_weight: its factor.
         coarse_steps: so many steps, at most half of all, compare every second voxel along each axis alone: an eighth of
             the work in 3-D. The start and the best iterate are chosen on all voxels. None is 25 for theta, 0 for the
@@ -118,6 +125,7 @@ class Refiner:
         patience: int = 20,
         tolerance: float = 1e-4,
         max_seconds: float | None = None,
+        weights: str | Mapping[str, float] | None = None,
     ) -> None:
         if target not in TARGETS:
             raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
@@ -127,6 +135,9 @@ class Refiner:
             raise ValueError(f"coarse_steps must be a whole number of at least 0, or None, got {coarse_steps!r}")
         if learning_rate is not None and not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a finite number above 0, or None, got {learning_rate!r}")
+        if weights is not None and (similarity is not None or regularization is not None):
+            raise ValueError("give weights, or similarity and regularization, not both")
+        self.weights = None if weights is None else term_weights(weights)
         wanted = COARSE_STEPS[target] if coarse_steps is None else coarse_steps
         self.coarse_steps = 0 if regularization is not None else min(wanted, steps // 2)
         self.steps = steps
@@ -146,16 +157,23 @@ class Refiner:
         if self.target == "theta":
             with torch.no_grad():
                 theta = network.stn(torch.cat([moving, fixed], dim=1))
-            return self.register(network.transformation.resized(image.shape[2:]), moving, fixed, theta)
+            transformation = network.transformation.resized(image.shape[2:])
+            return self.register(transformation, moving, fixed, theta, image.chunk(2, 1))
         singles = [
-            self.refine_stn(network, m, f) for m, f in zip(moving.split(1), fixed.split(1), strict=True)
+            self.refine_stn(network, m, f, one.chunk(2, 1))
+            for m, f, one in zip(moving.split(1), fixed.split(1), image.split(1), strict=True)
         ]  # weights are shared by a batch, so each pair needs a copy of its own
         thetas, ddfs, reports, starts, *_ = zip(*singles, strict=True)
         every = [report for one in reports for report in one]
         return Refinement(torch.cat(thetas), torch.cat(ddfs), every, torch.cat(starts), moving, fixed)
 
     def register(
-        self, transformation: Transformation, moving: Tensor, fixed: Tensor, theta: Tensor | None = None
+        self,
+        transformation: Transformation,
+        moving: Tensor,
+        fixed: Tensor,
+        theta: Tensor | None = None,
+        images: tuple[Tensor, ...] | None = None,
     ) -> Refinement:
         """Registers two images, or representations, without any network.
 
@@ -164,6 +182,7 @@ class Refiner:
             moving: ``(B, K, *S)``.
             fixed: likewise.
             theta: start ``(B, P)``; None is the identity.
+            images: of representations, the two images ``(B, C, *S)``, for the term "image"; None takes the first two.
         """
         if moving.shape != fixed.shape or tuple(moving.shape[2:]) != transformation.spatial_size:
             raise ValueError(
@@ -173,19 +192,21 @@ class Refiner:
         with torch.inference_mode(False), torch.enable_grad():
             start = moving.new_zeros(len(moving), transformation.num_parameters) if theta is None else theta
             parameter = start.detach().clone().float().requires_grad_()
-            return self.minimize(transformation, lambda: parameter, [parameter], moving.clone(), fixed.clone())
+            pair = moving.clone(), fixed.clone()
+            return self.minimize(transformation, lambda: parameter, [parameter], pair, images)
 
-    def refine_stn(self, network: ISTN, moving: Tensor, fixed: Tensor) -> Refinement:
+    def refine_stn(self, network: ISTN, moving: Tensor, fixed: Tensor, images: tuple[Tensor, ...]) -> Refinement:
         """Refines a copy of the network's STN for one pair of representations ``(1, K, *S)``."""
         with torch.inference_mode(False), torch.enable_grad():
             moving, fixed = moving.clone(), fixed.clone()
             stn = copy.deepcopy(network.stn).eval().requires_grad_()
             both = torch.cat([moving, fixed], dim=1)
             transformation = network.transformation.resized(moving.shape[2:])
-            return self.minimize(transformation, lambda: stn(both), list(stn.parameters()), moving, fixed)
+            pair = moving, fixed
+            return self.minimize(transformation, lambda: stn(both), list(stn.parameters()), pair, images)
 
-    def objectives(self, ddf: Tensor, moving: Tensor, fixed: Tensor, stride: int = 1) -> Tensor:
-        """The objective of each pair, ``(B,)``, over each ``stride``-th voxel, where the ddf is known."""
+    def objectives(self, ddf: Tensor, stride: int, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Without weights: the objective of each pair, ``(B,)``, at each ``stride``-th voxel, where the ddf is known."""
         fixed = fixed[(..., *[slice(None, None, stride)] * (fixed.ndim - 2))]
         pairs = zip(ddf.split(1), sample_moved(moving, ddf, stride).split(1), fixed.split(1), strict=True)
         return torch.stack([self.objective(*pair) for pair in pairs])
@@ -200,11 +221,12 @@ class Refiner:
         transformation: Transformation,
         theta_of: Callable[[], Tensor],
         parameters: list[Tensor],
-        moving: Tensor,
-        fixed: Tensor,
+        pair: tuple[Tensor, Tensor],
+        images: tuple[Tensor, ...] | None,
     ) -> Refinement:
         """Adam on ``parameters``, which ``theta_of`` turns into theta ``(B, P)``."""
         begin = time.perf_counter()
+        objective = self.objective_of(pair, transformation.spacing, images)
         optimizer = Adam(parameters)
         track = BestIterates(self.patience, self.tolerance, self.steps)
         for step in range(self.steps + 1):
@@ -212,7 +234,7 @@ class Refiner:
             stride = COARSE_STRIDE if 0 < step < self.coarse_steps and not late else 1
             theta = theta_of()
             ddf = transformation(theta, stride)
-            values = self.objectives(ddf, moving, fixed, stride)
+            values = objective(ddf, stride)
             check_finite_step(step, values.detach(), ddf.detach())
             if stride == 1:
                 track.update(step, theta.detach(), values.detach())
@@ -222,8 +244,30 @@ class Refiner:
             optimizer.step(gradients, self.learning_rate * cosine_to_zero(step, self.steps))
         with torch.no_grad():
             ddf = transformation(track.theta)
+            terms = terms_of(objective, transformation, track.theta_start, ddf)
         seconds = time.perf_counter() - begin
-        return Refinement(track.theta, ddf, track.reports(seconds), track.theta_start, moving, fixed)
+        reports = [replace(report, terms=own) for report, own in zip(track.reports(seconds), terms, strict=True)]
+        return Refinement(track.theta, ddf, reports, track.theta_start, *pair)
+
+    def objective_of(
+        self, pair: tuple[Tensor, Tensor], spacing: Sequence[float], images: tuple[Tensor, ...] | None
+    ) -> Callable[[Tensor, int], Tensor]:
+        """What is minimized, of a ddf and its stride."""
+        if self.weights is None:
+            return partial(self.objectives, moving=pair[0], fixed=pair[1])
+        both = None if images is None else (images[0].clone(), images[1].clone())
+        return PairObjective(self.weights, *pair, spacing, both)
+
+
+def terms_of(
+    objective: Callable[[Tensor, int], Tensor], transformation: Transformation, start: Tensor, end: Tensor
+) -> list[dict[str, Any]]:
+    """Of each pair the weighted terms at theta ``(B, P)`` and at a ddf; nothing of an objective without any."""
+    if not isinstance(objective, PairObjective):
+        return [{} for _ in start]
+    both = objective.terms(transformation(start)), objective.terms(end)
+    values = {name: zip(both[0][name].tolist(), both[1][name].tolist(), strict=True) for name in both[0]}
+    return [dict(zip(values, own, strict=True)) for own in zip(*values.values(), strict=True)]
 
 
 def check_finite_step(step: int, values: Tensor, ddf: Tensor) -> None:

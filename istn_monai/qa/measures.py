@@ -136,7 +136,7 @@ def measure(pair: RegisteredPair) -> Metrics:
 
 
 def refinement_metrics(refinement: RefinementReport | None) -> Metrics:
-    """What became of the objective: its start, end and their ratio ``objective``; and ``at_bound``.
+    """What became of the objective: its start, end and the ratio of its structures' term, ``objective``; ``at_bound``.
 
     Nothing without a refinement, or for one of 0 steps.
     """
@@ -144,6 +144,7 @@ def refinement_metrics(refinement: RefinementReport | None) -> Metrics:
         return {}
     start, end = refinement.objective_start, refinement.objective_end
     metrics = {"objective_start": start, "objective_end": end, "at_bound": refinement.at_bound}
+    start, end = refinement.terms.get("structures", (start, end))
     return metrics | ({"objective": end / start} if start > 0 else {})
 
 

@@ -1,0 +1,132 @@
+"""Tests of `istn_monai.objective` and `istn_monai.refine_weights`: each term against numbers by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from helpers import rand
+from scipy.ndimage import uniform_filter
+
+from istn_monai import AffineTransformation, BSplineTransformation, Refiner
+from istn_monai.geometry.sampling import voxel_grid, warp
+from istn_monai.objective import LocalCorrelation, PairObjective, bending_energy, window_means
+from istn_monai.refine_weights import PRESETS, term_weights
+
+SIZES = [(11, 14), (9, 12, 10)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("width", [3, 5, 9])
+def test_window_means_are_those_of_scipy_and_of_what_is_inside_at_the_border(size, width):
+    image = rand(1, 2, *size)
+    means = window_means(image, width)
+    inner = (slice(None), slice(None), *[slice(width // 2, n - width // 2) for n in size])
+    expected = uniform_filter(image.numpy(), [0, 0, *[width] * len(size)])
+    np.testing.assert_allclose(means[inner], expected[inner], atol=1e-6)
+    corner = image[(0, 0, *[slice(0, width // 2 + 1)] * len(size))].mean()
+    assert means[(0, 0, *[0] * len(size))].item() == pytest.approx(corner.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(7, 8), (5, 6, 7)])
+def test_local_correlation_is_the_mean_of_squared_correlations_of_windows(size):
+    fixed, moving, width = rand(1, 1, *size), rand(1, 1, *size, seed=1), 3
+    values = []
+    for place in itertools.product(*map(range, size)):
+        window = tuple(slice(max(0, p - width // 2), p + width // 2 + 1) for p in place)
+        one, other = (image[0, 0].double().numpy()[window].ravel() for image in (fixed, moving))
+        values.append(np.corrcoef(one, other)[0, 1] ** 2)
+    assert LocalCorrelation(fixed, width)(moving).item() == pytest.approx(np.mean(values), abs=2e-3)
+
+
+def test_flat_windows_tell_nothing_and_scale_and_sign_do_not_matter():
+    image = rand(1, 1, 20, 22)
+    flat = torch.cat([image[..., :11], torch.zeros(1, 1, 20, 11)], dim=3)
+    assert LocalCorrelation(flat)(torch.zeros_like(flat)).item() == 0
+    assert LocalCorrelation(image)(3 - 2 * image).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 2.5), (1.0, 1.5, 0.5)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bending_energy_is_that_of_a_parabola_in_mm_on_any_grid(spacing, stride):
+    """u = (a x^2 + b x y) e_x in mm has the second derivatives 2 a and b: the energy is 4 a^2 + 2 b^2."""
+    size, a, b = (17, 13, 15)[: len(spacing)], 0.02, 0.03
+    grid = voxel_grid(size, torch.zeros(1, dtype=torch.float64), stride)
+    x, y = (grid[:, axis] * spacing[axis] for axis in (0, 1))
+    ddf = torch.zeros(1, len(spacing), *x.shape[1:], dtype=torch.float64)
+    ddf[:, 0] = (a * x**2 + b * x * y) / spacing[0]
+    assert bending_energy(ddf, spacing, stride).item() == pytest.approx(4 * a**2 + 2 * b**2, rel=1e-9)
+
+
+def test_affine_fields_bend_nothing_and_grids_of_a_few_voxels_are_fine():
+    ddf = AffineTransformation((9, 8, 7))(rand(1, 12))
+    assert bending_energy(ddf, (1, 1, 1)).item() < 1e-9
+    assert bending_energy(torch.ones(1, 2, 2, 2), (1, 1)).item() == 0
+
+
+def test_the_objective_is_the_sum_of_its_weighted_terms():
+    moving, fixed, images = rand(2, 2, 12, 13), rand(2, 2, 12, 13, seed=1), (rand(2, 1, 12, 13, seed=2),) * 2
+    ddf = rand(2, 2, 12, 13, seed=3)
+    objective = PairObjective({"structures": 2, "image": 0.5, "bending": 3}, moving, fixed, (1.5, 1.5), images)
+    terms = objective.terms(ddf)
+    squares = (moving.square() + fixed.square()).flatten(1).mean(1) / 2
+    expected = (warp(moving, ddf) - fixed).square().flatten(1).mean(1) / squares
+    torch.testing.assert_close(terms["structures"], 2 * expected)
+    torch.testing.assert_close(terms["image"], 0.5 * (1 - LocalCorrelation(images[1])(warp(images[0], ddf))))
+    torch.testing.assert_close(terms["bending"], 3 * bending_energy(ddf, (1.5, 1.5)))
+    torch.testing.assert_close(objective(ddf), sum(terms.values()))
+
+
+def test_structures_count_alike_whatever_part_of_the_grid_they_fill():
+    small = torch.zeros(1, 1, 20, 20)
+    small[..., 8:12, 8:12] = 1.0
+    large = torch.nn.functional.pad(small, [20] * 4)
+    values = [
+        PairObjective("structures", x, x.roll(2, 2), (1, 1))(torch.zeros(1, 2, *x.shape[2:])) for x in (small, large)
+    ]
+    torch.testing.assert_close(*values)
+
+
+def test_gradients_are_those_of_differences():
+    torch.manual_seed(0)
+    moving, fixed, ddf = (torch.rand(1, c, 6, 7, dtype=torch.float64) for c in (1, 1, 2))
+    objective = PairObjective("accurate", moving, fixed, (1.0, 1.5))
+    assert torch.autograd.gradcheck(objective, (0.8 * ddf).requires_grad_())
+
+
+@pytest.mark.parametrize("target", ["theta"])
+def test_a_batch_is_refined_as_its_pairs_one_by_one_and_terms_are_reported(target):
+    fixed = torch.zeros(2, 1, 24, 20)
+    fixed[0, :, 8:14, 6:12], fixed[1, :, 10:15, 4:13] = 1.0, 1.0
+    moving = fixed.roll(1, 2)
+    images = fixed + 0.2 * rand(2, 1, 24, 20), moving
+    transformation = BSplineTransformation((24, 20), 1.0, 6.0)
+    refiner = Refiner(steps=12, weights="accurate")
+    both = refiner.register(transformation, moving, fixed, images=images)
+    for number, report in enumerate(both.reports):
+        one = slice(number, number + 1)
+        alone = refiner.register(transformation, moving[one], fixed[one], images=tuple(i[one] for i in images))
+        torch.testing.assert_close(both.theta[one], alone.theta, atol=2e-4, rtol=0)
+        assert set(report.terms) == set(PRESETS["accurate"])
+        starts, ends = zip(*report.terms.values(), strict=True)
+        assert sum(starts) == pytest.approx(report.objective_start, rel=1e-5)
+        assert sum(ends) == pytest.approx(report.objective_end, rel=1e-5) and sum(ends) < sum(starts)
+
+
+def test_weights_that_make_no_sense_are_named():
+    assert term_weights("smooth") == PRESETS["smooth"] and term_weights({"image": 1, "bending": 0}) == {"image": 1.0}
+    for wrong in (
+        "smoth",
+        {"structure": 1},
+        {"image": -1},
+        {"image": float("nan")},
+        {"bending": 1},
+        {"image": True},
+        3,
+    ):
+        with pytest.raises(ValueError, match="refine_weights"):
+            term_weights(wrong)
+    with pytest.raises(ValueError, match="not both"):
+        Refiner(weights="smooth", regularization=bending_energy)
