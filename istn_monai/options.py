@@ -63,7 +63,7 @@ SETTINGS: dict[str, str] = {
     "evaluated_labels": "as soi_labels, of what evaluation compares; soi_labels by default",
     "evaluated_split": "part of the datalist to evaluate",
     "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
-    "refine_weights": "what refinement minimizes: accurate, smooth, structures, or weights of structures, image, bending",
+    "refine_weights": "what refinement minimizes: accurate, smooth, structures, or weights by name",
     "refine_learning_rate": "of Adam on the transformation's parameters; larger fits more and is less smooth",
 }
 

@@ -1,4 +1,4 @@
-"""What a refinement minimizes, by name: the terms of :mod:`istn_monai.objective`, their weights, and presets of them."""
+"""What a refinement minimizes, by name: terms of :mod:`istn_monai.objective`, their weights, and presets of these."""
 
 from __future__ import annotations
 

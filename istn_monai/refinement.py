@@ -206,7 +206,7 @@ class Refiner:
             return self.minimize(transformation, lambda: stn(both), list(stn.parameters()), pair, images)
 
     def objectives(self, ddf: Tensor, stride: int, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Without weights: the objective of each pair, ``(B,)``, at each ``stride``-th voxel, where the ddf is known."""
+        """Without weights: the objective of each pair, ``(B,)``, at each ``stride``-th voxel, as the ddf."""
         fixed = fixed[(..., *[slice(None, None, stride)] * (fixed.ndim - 2))]
         pairs = zip(ddf.split(1), sample_moved(moving, ddf, stride).split(1), fixed.split(1), strict=True)
         return torch.stack([self.objective(*pair) for pair in pairs])
