@@ -9,8 +9,8 @@ from typing import Any
 #: presets, found on validation pairs of the hippocampus data: what it costs the structures to keep the rest
 PRESETS: dict[str, dict[str, float]] = {
     "structures": {"structures": 1.0},
-    "accurate": {"structures": 1.0, "image": 0.1, "bending": 2.0},
-    "smooth": {"structures": 1.0, "image": 0.05, "bending": 10.0},
+    "accurate": {"structures": 1.0, "image": 0.05, "bending": 2.0},
+    "smooth": {"structures": 1.0, "image": 0.02, "bending": 7.0},
 }
 TERMS = ("structures", "image", "bending")
 
@@ -22,7 +22,7 @@ def term_weights(weights: Any, name: str = "refine_weights") -> dict[str, float]
         ValueError: naming the preset or the term, if it is unknown, or if a weight is no number of at least 0.
 
     Example:
-        >>> term_weights("smooth") == term_weights({"structures": 1, "image": 0.05, "bending": 10})
+        >>> term_weights("smooth") == term_weights({"structures": 1, "image": 0.02, "bending": 7})
         True
     """
     if isinstance(weights, str) and weights in PRESETS:

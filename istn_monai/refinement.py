@@ -24,6 +24,7 @@ TARGETS = ("theta", "stn")
 LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
 COARSE_STEPS = {"theta": 25, "stn": 0}
 COARSE_STRIDE = 2
+COARSE_FRACTION = 0.7  # of the steps of an objective with weights, whose terms do not depend on the stride
 AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
 
 
@@ -96,9 +97,10 @@ class Refiner:
         similarity: without weights, loss of two images ``(1, K, *S)``; None is the paper's mean squared error.
         regularization: without weights, loss of the ddf ``(1, D, *S)``; None for none.
         regularization_weight: its factor.
-        coarse_steps: so many steps, at most half of all, compare every second voxel along each axis alone: an eighth of
-            the work in 3-D. The start and the best iterate are chosen on all voxels. None is 25 for theta, 0 for the
-            STN; with a regularization, whose scale depends on the grid, it is 0.
+        coarse_steps: so many steps compare every second voxel along each axis alone: an eighth of the work in 3-D. The
+            start and the best iterate are chosen on all voxels. At most 70 % of all with weights, else half of them and
+            none with a regularization, whose scale depends on the grid. None is the most, of theta up to 25 without
+            weights, and 0 for the STN.
         patience: a pair stops after as many full steps without an improvement of at least ``tolerance``, relative.
         tolerance: see ``patience``.
         max_seconds: stop after so long; None for no limit.
@@ -139,7 +141,9 @@ class Refiner:
             raise ValueError("give weights, or similarity and regularization, not both")
         self.weights = None if weights is None else term_weights(weights)
         wanted = COARSE_STEPS[target] if coarse_steps is None else coarse_steps
-        self.coarse_steps = 0 if regularization is not None else min(wanted, steps // 2)
+        most = steps // 2 if weights is None else int(steps * COARSE_FRACTION)
+        wanted = most if weights is not None and coarse_steps is None and target == "theta" else wanted
+        self.coarse_steps = 0 if regularization is not None else min(wanted, most)
         self.steps = steps
         self.target = target
         self.learning_rate = LEARNING_RATES[target] if learning_rate is None else learning_rate

@@ -57,7 +57,7 @@ from istn_monai.workflow.provenance import (
 #: columns of the table: metrics and their titles; landmarks only where there are any
 TABLE_TITLES = {
     "dice_merged": "Dice merged", "dice_labels": "Dice labels", "asd_merged": "ASD mm", "hd95_merged": "HD95 mm",
-    "tre": "TRE mm", "tre_median": "TRE median", "folding": "folding %", "sdlogj": "SDlogJ",
+    "tre": "TRE mm", "tre_median": "TRE median", "lncc": "LNCC", "folding": "folding %", "sdlogj": "SDlogJ",
     "sdlogj_l2r": "SDlogJ L2R", "seconds": "s",
 }  # fmt: skip
 IDENTITY = "Id"

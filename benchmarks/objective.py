@@ -1,0 +1,117 @@
+"""What each term of the refinement's objective costs and gives: the hippocampus test pairs with the shipped weights.
+
+    python benchmarks/objective.py [--device cuda:0] [--split testing] [--pairs 100] [--output FILE]
+
+Means over pairs of Dice, local correlation of the images, SDlogJ and folding, for the presets and without single terms.
+Writes ``results/objective.json``, which goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import fire
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from speed import DATA
+
+from istn_monai.folders import bundle_folder
+from istn_monai.io.datalist import read_datalist
+from istn_monai.refine_weights import PRESETS
+from istn_monai.refinement import Refiner
+from istn_monai.registration import Registration
+from istn_monai.workflow.evaluation import Evaluation
+from istn_monai.workflow.inferers import default_rate
+
+ACCURATE = PRESETS["accurate"]
+CANDIDATES: dict[str, Any] = {
+    "one pass": 0,
+    "the paper's r": None,
+    **PRESETS,
+    "accurate without image": {name: ACCURATE[name] for name in ("structures", "bending")},
+    "accurate without bending": {name: ACCURATE[name] for name in ("structures", "image")},
+    "image and bending alone": {name: ACCURATE[name] for name in ("image", "bending")},
+}
+STEPS = 50
+KEPT = ("dice_merged", "dice_labels", "lncc", "sdlogj", "folding")
+
+
+def preprocessing(split: str) -> Any:
+    """The bundle's, for evaluation."""
+    folder = bundle_folder()
+    parser = ConfigParser()
+    parser.read_config([str(folder / "configs" / f"{name}.json") for name in ("train", "evaluate")])
+    checkpoint = str(folder / "models" / "model.pt")
+    parser.update({"bundle_root": str(folder), "dataset_dir": str(DATA), "evaluated_split": split, "device": "cpu"})
+    parser.update({"data_list_file": "pairs_100.json", "checkpoint_file": checkpoint})
+    return parser.get_parsed_content("evaluate#preprocessing")
+
+
+def main(
+    device: str = "cpu",
+    split: str = "testing",
+    pairs: int = 100,
+    only: tuple[str, ...] = tuple(CANDIDATES),
+    output: str | None = None,
+) -> None:
+    file = Path(output or common.RESULTS / "objective.json")
+    prepare = preprocessing(split)
+    items = read_datalist(DATA / "pairs_100.json", [split])[split][:pairs]
+    registration = Registration(device=device)
+    rate = default_rate(registration.settings.transformation, STEPS)
+    evaluation = Evaluation([], registration.network, {}, "unused", registration.settings.soi_labels, device)
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    rows = known.get("pairs", {}) if known.get("provenance", {}).get("code") == common.code_hash() else {}
+    result: dict[str, Any] = {"provenance": common.provenance(device), "split": split, "steps": STEPS, "pairs": rows}
+    for number, item in enumerate(items):
+        missing = [name for name in only if len(rows.get(name, ())) <= number]
+        if not missing:
+            continue
+        evaluation.dataset = [prepare(item)]
+        refiners = {
+            name: Refiner(steps=0) if weights == 0 else Refiner(steps=STEPS, learning_rate=rate, weights=weights)
+            for name, weights in CANDIDATES.items()
+            if name in missing
+        }
+        evaluation.inferers = {name: Timed(refiner) for name, refiner in refiners.items()}
+        for row in evaluation.evaluate_pair(0)[1:]:
+            rows.setdefault(row["method"], []).append({name: row[name] for name in (*KEPT, "seconds")})
+        if number % 10 == 9 or number == len(items) - 1:
+            result["summary"] = {name: summary(own) for name, own in rows.items()}
+            common.write(result, file)
+    for name, own in result["summary"].items():
+        print(f"{name:26}", "  ".join(f"{key} {value:.4f}" for key, value in own.items()))
+
+
+class Timed:
+    """A refiner as an inferer that waits for its device."""
+
+    def __init__(self, refiner: Refiner) -> None:
+        from istn_monai.inferer import RefineInferer
+
+        self.inferer = RefineInferer(refiner)
+
+    def __call__(self, image: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        pred = self.inferer(image, network)
+        if image.is_cuda:
+            torch.cuda.synchronize()
+        return pred
+
+
+def summary(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means, but of seconds the median, and of folding the largest."""
+    return {
+        name: float({"seconds": np.median, "folding": np.max}.get(name, np.mean)([row[name] for row in rows]))
+        for name in rows[0]
+    } | {"n": len(rows)}
+
+
+if __name__ == "__main__":
+    start = time.perf_counter()
+    fire.Fire(main)
+    print(f"{time.perf_counter() - start:.0f} s")
