@@ -1,4 +1,4 @@
-"""The components of a :class:`istn_monai.WorldTransform`: a matrix, or displacements known on a lattice.
+"""What a world transform consists of: a matrix, or displacements known on a lattice.
 
 Convention:
     World points are RAS millimeters, ``(D, N)`` float64. A component maps them, and back: a point that nothing is
@@ -31,7 +31,7 @@ Search = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class WorldComponent(Protocol):
-    """One of the transforms that make up a :class:`WorldTransform`."""
+    """One of the transforms that make up a :class:`istn_monai.geometry.world_transform.WorldTransform`."""
 
     def transform_points(self, points: Tensor) -> Tensor:
         """``(D, N)`` to ``(D, N)``."""
