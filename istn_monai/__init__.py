@@ -10,6 +10,7 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.geometry.meta` (affines of MetaTensors), :mod:`~istn_monai.geometry.exact`,
   :mod:`~istn_monai.geometry.resampling`,
   :mod:`~istn_monai.geometry.frames` (RAS and LPS), :mod:`~istn_monai.geometry.inversion`,
+  :mod:`~istn_monai.geometry.cells` (which cell of a field holds a point), :mod:`~istn_monai.geometry.components`,
   :mod:`~istn_monai.geometry.world_transform`
 - :mod:`istn_monai.layers`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
   :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.refine_weights` and
@@ -26,7 +27,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.io.dicom` (a series as an image),
   :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.landmark_tables`, :mod:`~istn_monai.io.landmark_markups`,
   :mod:`~istn_monai.io.landmarks`, :mod:`~istn_monai.io.nifti`,
-  :mod:`~istn_monai.io.foreign_transforms`, :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
+  :mod:`~istn_monai.io.foreign_transforms`, :mod:`~istn_monai.io.transform_kinds`,
+  :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
   :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,

@@ -12,7 +12,7 @@ from torch import Tensor
 from istn_monai.apply import move_points
 from istn_monai.geometry.grids import map_points
 from istn_monai.geometry.world_transform import WorldTransform
-from istn_monai.io.landmarks import Points, check_dims, is_points, matched, read_points
+from istn_monai.io.landmarks import Points, check_dims, is_points, matched, read_points, unmatched, warn_unmatched
 from istn_monai.transforms.keys import POINT_KEYS
 
 
@@ -30,7 +30,9 @@ def check_points(files: Mapping[str, str], spatial_dims: int | None = None) -> N
         if spatial_dims is not None:
             check_dims(points, f"{key}: {file}", spatial_dims, "the network")
     if len(files) == 2:
-        matched(*(files[key] for key in POINT_KEYS))
+        both = [files[key] for key in POINT_KEYS]
+        matched(*both)
+        warn_unmatched(*both)
     elif POINT_KEYS[1] in files:
         warnings.warn(f"{POINT_KEYS[1]} without {POINT_KEYS[0]}: no landmarks are moved or measured", stacklevel=2)
 
@@ -48,6 +50,8 @@ def moved(transform: WorldTransform, files: Mapping[str, str]) -> Points:
 def errors(transform: WorldTransform, files: Mapping[str, str], start: Tensor | None = None) -> dict[str, Any]:
     """Target registration errors in mm, by the landmarks' names, and their mean; empty without ``fixed_points``.
 
+    Names that one file alone has come under ``unmatched``, by key.
+
     Args:
         transform: fixed to moving points.
         files: as in :func:`check_points`.
@@ -59,6 +63,9 @@ def errors(transform: WorldTransform, files: Mapping[str, str], start: Tensor | 
     moving, fixed = matched(*(files[key] for key in POINT_KEYS))
     found = move_points(moving, transform, leave_out=True)
     after = tre(found, fixed.chosen(found.labels))
+    alone = dict(zip(POINT_KEYS, unmatched(*(files[key] for key in POINT_KEYS)), strict=True))
+    if any(alone.values()):
+        after["unmatched"] = alone
     if start is None:
         return after
     aligned = map_points(torch.linalg.inv(torch.as_tensor(start).double()), moving.positions.T).T

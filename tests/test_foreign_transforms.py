@@ -90,3 +90,24 @@ def test_images_that_are_no_displacements_are_named(tmp_path):
     nib.save(image, tmp_path / "niftyreg.nii")
     with pytest.raises(ValueError, match="niftyreg.nii: the file is NiftyReg's transform"):
         read_transform(tmp_path / "niftyreg.nii")
+
+
+@pytest.mark.parametrize(("kind", "slope"), [(np.int16, 0.01), (np.uint8, 0.5), (np.int16, 1.0), (np.float32, 2.0)])
+def test_vectors_of_whole_numbers_or_scaled_ones_are_refused_before_itk_reads_them(tmp_path, kind, slope):
+    """ITK writes beyond its memory where it rescales vectors: the process ends."""
+    image = nib.Nifti1Image(np.ones((20, 20, 20, 1, 3), kind), np.eye(4))
+    image.header["intent_code"] = 1007
+    image.header.set_slope_inter(slope, 0.0)
+    nib.save(image, tmp_path / "u.nii")
+    with pytest.raises(ValueError, match=f"u.nii: the file's voxels are {np.dtype(kind)}.*: write .* as float32"):
+        read_transform(tmp_path / "u.nii")
+
+
+def test_vectors_of_big_endian_files_are_read_and_analyze_is_named(tmp_path):
+    image = nib.Nifti1Image(np.ones((5, 4, 6, 1, 3), np.float32), np.eye(4), nib.Nifti1Header(endianness=">"))
+    image.header["intent_code"] = 1007
+    nib.save(image, tmp_path / "big.nii")
+    assert (read_transform(tmp_path / "big.nii").components[0].values[2] == 1).all()
+    nib.save(nib.AnalyzeImage(np.zeros((5, 4, 6), np.float32), np.eye(4)), tmp_path / "old.hdr")
+    with pytest.raises(ValueError, match=r"old.hdr: the file is of Analyze's format"):
+        read_transform(tmp_path / "old.hdr")

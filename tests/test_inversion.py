@@ -54,3 +54,47 @@ def test_voxels_without_an_inverse_are_counted_and_dark():
     assert (result[0] == -3.0).double().mean() > 0.3 and result[0, 15, 11] > 0.9
     with pytest.raises(ValueError, match=r"no inverse at \d+ of 690 voxels"):
         resample_image(image, linear_field(2, 0, 0.5)[1], image, inverse=True, interpolation="linear")
+
+
+def lattice_field(size, displacement, step=3.0):
+    """Displacements of a lattice's points, as a field around the world's origin, and points anywhere in its domain."""
+    dims = len(size)
+    affine = torch.diag(torch.tensor([*[step] * dims, 1.0], dtype=torch.float64))
+    affine[:-1, -1] = -step * (torch.tensor(size) - 1) / 2
+    half = torch.tensor(size)[:, None] * step / 2 - 1e-6
+    return WorldField(displacement(Grid(size, affine).points()), affine), half * torch.as_tensor(
+        rng(4).uniform(-1, 1, (dims, 2000))
+    )
+
+
+def lost(field, points):
+    """How many of the points in a field's domain are not found again, or some other place that is taken there."""
+    there = field.transform_points(points)
+    again = field.transform_points(field.inverse_points(there))
+    return int((~((again - there).norm(dim=0) < 1e-3)).sum())
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_no_place_of_a_field_that_turns_or_mirrors_is_lost(dims):
+    """Also where the field is continued by half a voxel, which is a fold."""
+    for degrees in (90, 115, 180):
+        turn = torch.eye(dims, dtype=torch.float64)
+        angle = np.deg2rad(degrees)
+        turn[:2, :2] = torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        assert lost(*lattice_field((20, 17, 12)[:dims], lambda x, m=turn: torch.tensordot(m, x, dims=1) - x)) == 0
+    for sign in ([-1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]):
+        mirror = torch.tensor(sign[:dims]).double().view(-1, *[1] * dims)
+        assert lost(*lattice_field((20, 17, 12)[:dims], lambda x, m=mirror: m * x - x)) == 0
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_no_place_of_a_field_that_folds_in_many_cells_is_lost(dims):
+    noise = torch.as_tensor(rng(5).normal(0, 1.5, (dims, *(20, 17, 12)[:dims])))
+    assert lost(*lattice_field(noise.shape[1:], lambda x: noise)) == 0
+
+
+@pytest.mark.parametrize("size", [(1, 9, 8), (9, 1, 1), (1, 1, 1), (2, 1, 3), (9, 1), (1, 1)])
+def test_fields_one_voxel_thick_are_inverted(size):
+    for spread in (0.3, 3.0, 40.0):
+        noise = torch.as_tensor(rng(6).normal(0, spread, (len(size), *size)))
+        assert lost(*lattice_field(size, lambda x, u=noise: u)) == 0

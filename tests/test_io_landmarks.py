@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import max_abs
 
-from istn_monai.io.landmarks import POINT_SUFFIXES, Points, is_points, read_in_frame, read_points, write_points
+from istn_monai.io.landmarks import (
+    POINT_SUFFIXES,
+    Points,
+    is_points,
+    matched,
+    read_in_frame,
+    read_points,
+    unmatched,
+    warn_unmatched,
+    write_points,
+)
 
 RAS = torch.tensor([[1.5, -2.0, 3.0], [10.0, 20.0, -30.25]], dtype=torch.float64)
 LPS = [[-1.5, 2.0, 3.0], [-10.0, -20.0, -30.25]]
@@ -386,3 +397,67 @@ def test_chosen_and_moved_landmarks_keep_their_descriptions():
     assert points.chosen(["PC"]).descriptions == ("second",)
     assert points.moved_to(RAS + 1).descriptions == points.descriptions
     assert Points(RAS, ("AC", "PC")).chosen(["PC"]).descriptions == ()
+
+
+# --- names that correspond, and files that are nearly right -----------------------------------------------------------
+
+
+def pair_of_files(folder, moving, fixed):
+    """Two CSV files of landmarks with these names."""
+    files = folder / "moving.csv", folder / "fixed.csv"
+    for file, labels in zip(files, (moving, fixed), strict=True):
+        write_points(Points(torch.arange(3.0 * len(labels)).view(-1, 3), tuple(labels)), file)
+    return files
+
+
+def test_names_correspond_however_unicode_spells_them(tmp_path):
+    """Composed and decomposed; what either file holds stays as it is."""
+    composed, decomposed = "H\u00f6he", "Ho\u0308he"
+    files = pair_of_files(tmp_path, [decomposed, "AC"], ["AC", composed])
+    moving, fixed = matched(*files)
+    assert moving.labels == fixed.labels == ("AC", composed) and moving.positions[1].tolist() == [0, 1, 2]
+    assert read_points(files[0]).labels[0] == decomposed
+    assert unmatched(*files) == ([], [])
+    with pytest.raises(ValueError, match="more than once"):
+        matched(*pair_of_files(tmp_path, [composed, decomposed], [composed]))
+
+
+def test_names_without_a_counterpart_are_said(tmp_path):
+    files = pair_of_files(tmp_path, ["AC", "PC", "left"], ["ac", "PC"])
+    with pytest.warns(UserWarning, match=r"\['AC', 'left'\] in .*moving.csv and \['ac'\] in .*; \['AC'\] differs in l"):
+        warn_unmatched(*files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_unmatched(files[0], files[0])
+
+
+@pytest.mark.parametrize("frame", ["RAS", "LPS"])
+def test_fcsv_of_slicer_3_name_their_columns_and_take_their_frame_from_the_caller(tmp_path, frame):
+    text = (
+        "# Fiducial List file /a/F.fcsv\n# version = 2\n# name = F\n# numPoints = 1\n# columns = label,x,y,z,sel,vis\n"
+    )
+    with pytest.raises(ValueError, match="does not say its frame: give frame RAS or LPS"):
+        read_text(tmp_path, text + "AC,1.5,-2,3,1,1\n", "p.fcsv")
+    points = read_text(tmp_path, text + "AC,1.5,-2,3,1,1\n", "p.fcsv", frame)
+    sign = -1 if frame == "LPS" else 1
+    assert points.labels == ("AC",) and points.positions.tolist() == [[sign * 1.5, sign * -2, 3]]
+
+
+@pytest.mark.parametrize("cell", ["no", "No", "false", "FALSE", "0"])
+def test_rows_that_are_not_defined_are_left_out_even_without_a_name(tmp_path, cell):
+    points = read_text(tmp_path, f"label,r,a,s,defined\nAC,1,2,3,yes\n,0,0,0,{cell}\n", "p.csv")
+    assert points.labels == ("AC",)
+
+
+def test_points_of_markups_that_are_not_placed_need_no_name(tmp_path):
+    points = [{"label": "AC", "position": [1, 2, 3]}, {"label": "", "positionStatus": "undefined"}]
+    content = {"markups": [{"type": "Fiducial", "coordinateSystem": "RAS", "controlPoints": points}]}
+    assert read_text(tmp_path, json.dumps(content), "p.mrk.json").labels == ("AC",)
+
+
+def test_markups_with_a_key_twice_or_half_a_character_are_refused(tmp_path):
+    text = '{"markups": [{"coordinateSystem": "RAS", "controlPoints": [{"label": "%s", "position": [1, 2, 3]%s}]}]}'
+    with pytest.raises(ValueError, match=r"p.mrk.json .*the key 'position' is there more than once"):
+        read_text(tmp_path, text % ("AC", ', "position": [3, 2, 1]'), "p.mrk.json")
+    with pytest.raises(ValueError, match=r"p.mrk.json: .*half a character"):
+        read_text(tmp_path, text % ("A\\ud800", ""), "p.mrk.json")

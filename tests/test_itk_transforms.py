@@ -16,6 +16,7 @@ import SimpleITK as sitk
 import torch
 from oracles import DIMS, apply, itk_affine, max_abs, oblique_affine, parameters, rng
 
+from istn_monai.apply import apply_transform
 from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, WorldField, WorldTransform
 from istn_monai.io.itk_transforms import read_transform, write_displacement, write_transform
 
@@ -249,6 +250,26 @@ def test_a_displacement_file_is_what_itk_itself_writes(tmp_path, dims):
     for field in ("dim", "pixdim", "datatype", "intent_code", "sform_code", "srow_x", "srow_y", "srow_z"):
         assert np.array_equal(*(header[field] for header in headers)), field
     assert headers[0].get_intent()[0] == "vector"
+
+
+def test_simpleitk_resamples_whole_numbers_as_we_do_if_it_reads_them_as_real_ones(tmp_path):
+    """As docs/slicer-ants-simpleitk.md says: it truncates, we round."""
+    values = rng(10).integers(0, 1000, (9, 8, 7)).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "m.nii.gz")
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[0, 3], matrix[0, 1] = 0.3713, 0.1007
+    write_transform(WorldTransform([WorldAffine(matrix)], 3), tmp_path / "t.h5")
+    moving, transform, ours = (str(tmp_path / name) for name in ("m.nii.gz", "t.h5", "ours.nii.gz"))
+    apply_transform(transform, moving, ours, reference=moving)
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(ours)).astype(float)
+    found = {}
+    for kind in (sitk.sitkInt16, sitk.sitkFloat32):
+        image = sitk.ReadImage(moving, kind)
+        darkest = float(sitk.GetArrayViewFromImage(image).min())
+        warped = sitk.Resample(image, image, sitk.ReadTransform(transform), sitk.sitkLinear, darkest)
+        found[kind] = sitk.GetArrayFromImage(warped).astype(float)
+    assert (found[sitk.sitkInt16] != expected).mean() > 0.2
+    assert max_abs(found[sitk.sitkFloat32], expected) < 0.501
 
 
 # --- what is imported ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from helpers import ball, random_checkpoint, write_json, write_nifti
 from istn_monai.apply import apply_transform
 from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.grids import Grid
-from istn_monai.geometry.world_transform import world_transform
+from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.io.landmarks import Points, read_in_frame, read_points, write_points
 from istn_monai.moved_points import check_points, errors
 from istn_monai.registration import Registration, register_datalist
@@ -128,3 +128,14 @@ def test_landmarks_of_a_datalist_are_moved_and_measured_with_its_pairs(tmp_path)
     assert report["tre_mm"] == pytest.approx({"AC": lengths[0].item(), "PC": lengths[1].item()}, abs=1e-6)
     alone = json.loads((tmp_path / "out" / "pair_0001" / "report.json").read_text(encoding="utf-8"))["points"]
     assert set(alone) == {"moved_points.csv"} and (tmp_path / "out" / "pair_0001" / "moved_points.csv").exists()
+
+
+def test_names_without_a_counterpart_are_in_the_report(tmp_path):
+    files = {}
+    for key, labels in {"moving_points": ("AC", "Ho\u0308he"), "fixed_points": ("H\u00f6he", "tip")}.items():
+        files[key] = str(write_points(Points(torch.zeros(2, 3), labels), tmp_path / f"{key}.csv"))
+    with pytest.warns(UserWarning, match="landmarks without a counterpart are left out"):
+        check_points(files, 3)
+    found = errors(WorldTransform([], 3), files)
+    assert found["unmatched"] == {"moving_points": ["AC"], "fixed_points": ["tip"]}
+    assert found["tre_mm"] == {"H\u00f6he": 0.0}

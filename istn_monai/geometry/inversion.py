@@ -38,7 +38,7 @@ def by_fixed_point(displacement: Map, points: Tensor) -> Tensor:
 
 
 def by_search(displacement: Map, points: Tensor, starts: Tensor, bounds: Sequence[Map]) -> tuple[Tensor, Tensor]:
-    """Places ``(D, N)`` by Newton's steps from the start that is taken nearest to each point, and which were tried.
+    """Newton's steps from the start that is taken nearest to each point: which were tried, and their places ``(D, M)``.
 
     Args:
         displacement: ``u``.
@@ -48,18 +48,17 @@ def by_search(displacement: Map, points: Tensor, starts: Tensor, bounds: Sequenc
             are from each other are taken to by nothing, and are not tried.
     """
     images = starts + displacement(starts.flatten(1)).view(starts.shape)
-    apart = sum(float(images.diff(dim=axis).norm(dim=0).max()) for axis in range(1, images.ndim))
+    long = [axis for axis in range(1, images.ndim) if images.shape[axis] > 1]
+    apart = sum(float(images.diff(dim=axis).norm(dim=0).max()) for axis in long) + ACCURACY
     images, starts = images.flatten(1), starts.flatten(1)
     low, high = (images.amin(dim=1)[:, None] - apart, images.amax(dim=1)[:, None] + apart)
     near = ((points >= low) & (points <= high)).all(dim=0).nonzero()[:, 0]
-    found = points.clone()
     distance, start = nearest(images, points[:, near])
     near, start = near[distance <= apart], start[distance <= apart]
     places = starts[:, start]
     for bounded in bounds:
         places = by_newton(displacement, points[:, near], places, bounded)
-    found[:, near] = places
-    return found, near
+    return near, places
 
 
 def by_newton(displacement: Map, points: Tensor, start: Tensor, bounded: Map) -> Tensor:

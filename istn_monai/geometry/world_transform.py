@@ -3,7 +3,7 @@
 Convention:
     World points are RAS millimeters, ``(D, N)`` float64. A transform maps fixed to moving points (pull-back): images
     are resampled with it as it is, landmarks travel from the moving to the fixed image with its inverse. A point that
-    nothing is mapped to, within ``TOLERANCE``, has no inverse: it becomes NaN, and so does what is made of it.
+    nothing is mapped to has no inverse: it becomes NaN, and so does what is made of it.
 """
 
 from __future__ import annotations
@@ -11,200 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from istn_monai.geometry.affine import AffineTransformation
-from istn_monai.geometry.bspline import BSplineTransformation, cubic_bspline, sample_cubic_bspline
+from istn_monai.geometry.bspline import BSplineTransformation
+from istn_monai.geometry.components import WorldAffine, WorldBSpline, WorldComponent, WorldField
 from istn_monai.geometry.composite import CompositeTransformation
-from istn_monai.geometry.grids import Grid, map_points
-from istn_monai.geometry.inversion import by_fixed_point, by_search
-from istn_monai.geometry.sampling import WHOLE, lifted, sample
+from istn_monai.geometry.grids import Grid
+from istn_monai.geometry.sampling import WHOLE
 from istn_monai.geometry.transformation import Transformation
 
 #: so few that what is made of them stays in a core's cache, and that torch does not split them among threads again
 POINTS_AT_ONCE = 2**13
-TOLERANCE = 1e-3  # mm, by which an inverse may miss its point
-SURFACE = 1e-9  # cells: what lies on a domain's surface is on the side that it is on by exact arithmetic
-STARTS = 2**11  # places from which an inverse is searched
-INWARD = 1e-2  # cells from a lattice's border, where derivatives jump
-
-
-class WorldComponent(Protocol):
-    """One of the transforms that make up a :class:`WorldTransform`."""
-
-    def transform_points(self, points: Tensor) -> Tensor:
-        """``(D, N)`` to ``(D, N)``."""
-
-    def inverse_points(self, points: Tensor, closest: bool = False) -> Tensor:
-        """``(D, N)`` to ``(D, N)``: what :meth:`transform_points` takes there, NaN where nothing is.
-
-        With ``closest``, that which it takes closest to there, as far as that was found.
-        """
-
-
-class WorldAffine:
-    """A matrix.
-
-    Args:
-        matrix: ``(D+1, D+1)``.
-    """
-
-    def __init__(self, matrix: Tensor | np.ndarray) -> None:
-        self.matrix = torch.as_tensor(matrix, dtype=torch.float64)
-        if not torch.isfinite(self.matrix).all() or self.matrix[:-1, :-1].det().abs() < 1e-12:
-            raise ValueError(f"an affine transform must be finite and invertible, got {self.matrix.tolist()}")
-
-    def transform_points(self, points: Tensor) -> Tensor:
-        """``(D, N)`` to ``(D, N)``."""
-        return map_points(self.matrix, points)
-
-    def inverse_points(self, points: Tensor, closest: bool = False) -> Tensor:
-        """``(D, N)`` to ``(D, N)``, exact."""
-        return map_points(torch.linalg.inv(self.matrix), points)
-
-
-class WorldDisplacement:
-    """Displacements known on a lattice: added to a point inside its domain, nothing outside, as in ITK.
-
-    Args:
-        values: ``(D, *lattice)`` in mm, RAS.
-        affine: ``(D+1, D+1)``, index of the lattice to world.
-    """
-
-    margin = 0.0  #: cells from each end of the lattice to its domain; negative, the domain is larger
-    tail = 1e-6  #: cells by which the domain goes on beyond its upper end
-
-    def __init__(self, values: Tensor, affine: Tensor) -> None:
-        self.values = values.double()
-        self.affine = affine.double()
-        if not torch.isfinite(self.values).all():
-            raise ValueError("the displacements of a transform must be finite, some are NaN or infinite")
-
-    def at(self, index: Tensor) -> Tensor:
-        """Displacement at places ``(1, D, N, 1, ..)`` in cells of the lattice."""
-        return sample(self.values[None], index)
-
-    def index(self, points: Tensor) -> Tensor:
-        """Points ``(D, N)`` in cells of the lattice."""
-        return map_points(torch.linalg.inv(self.affine), points)
-
-    def domain(self) -> tuple[Tensor, Tensor]:
-        """First and last index that belong to the domain, ``(D, 1)`` each."""
-        last = torch.tensor(self.values.shape[1:], dtype=torch.float64)[:, None] - 1 - self.margin
-        return torch.full_like(last, self.margin), last + self.tail
-
-    def displacement(self, points: Tensor) -> Tensor:
-        """``(D, N)`` at points ``(D, N)``."""
-        index = self.index(points)
-        first, last = self.domain()
-        inside = ((index >= first - max(self.tail, SURFACE)) & (index <= last)).all(0)
-        return self.at(lifted(index)).view(index.shape) * inside
-
-    def continued(self, points: Tensor) -> Tensor:
-        """As :meth:`displacement`, but beyond the domain that of its nearest place: so it has no jump."""
-        index = self.index(points)
-        return self.at(lifted(index.clamp(*self.domain()))).view(index.shape)
-
-    def transform_points(self, points: Tensor) -> Tensor:
-        """``(D, N)`` to ``(D, N)``."""
-        return points + self.displacement(points)
-
-    def inverse_points(self, points: Tensor, closest: bool = False) -> Tensor:
-        """See :class:`WorldComponent`; a place in the domain comes before one outside, which stays where it is."""
-        known = torch.isfinite(points).all(dim=0)
-        if not known.all():
-            result = torch.full_like(points, torch.nan)
-            result[:, known] = self.inverse_points(points[:, known], closest)
-            return result
-        found, error = self.settled(by_fixed_point(self.continued, points), points)
-        missed = (error >= TOLERANCE).nonzero()[:, 0]
-        if len(missed):
-            found[:, missed] = self.searched(points[:, missed], found[:, missed], error[missed], closest)
-        return found
-
-    def searched(self, points: Tensor, found: Tensor, error: Tensor, closest: bool) -> Tensor:
-        """Inverse of points that fixed-point iteration has not found, only places ``(D, N)`` with errors ``(N,)``."""
-        places, tried = by_search(self.continued, points, self.starts(), (self.within_cells, self.within_domain))
-        places[:, tried], new = self.settled(places[:, tried], points[:, tried])
-        better = new < error[tried]
-        found[:, tried[better]], error[tried[better]] = places[:, tried[better]], new[better]
-        stays = (self.displacement(points) == 0).all(dim=0)  # outside of the domain
-        others = torch.where(stays, points, found if closest else torch.nan)
-        return torch.where(error < TOLERANCE, found, others)
-
-    def settled(self, places: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The places in the domain nearest to those given, and how far, ``(N,)`` in mm, each is from its point then.
-
-        A place that is beyond the domain's surface by less than the iteration's accuracy is on it.
-        """
-        places = self.within_domain(places)
-        return places, (places + self.continued(places) - points).norm(dim=0)
-
-    def within_domain(self, points: Tensor) -> Tensor:
-        """The places of the domain nearest to points, along the lattice's axes."""
-        return map_points(self.affine, self.index(points).clamp(*self.domain()))
-
-    def within_cells(self, points: Tensor) -> Tensor:
-        """Likewise of its part within the lattice's cells, where the displacement's derivatives are those of a cell."""
-        inner = max(self.margin, 0.0) + INWARD
-        most = torch.tensor(self.values.shape[1:], dtype=torch.float64)[:, None] - 1
-        low = torch.full_like(most, inner).minimum(most / 2)
-        return map_points(self.affine, self.index(points).clamp(low, most - low))
-
-    def starts(self) -> Tensor:
-        """World points ``(D, *M)`` all over the domain, off the lattice's points, where derivatives jump."""
-        most = int(STARTS ** (1 / len(self.values)))
-        axes = [
-            torch.linspace(self.margin + 0.25, n - 1.25 - self.margin, min(n, most), dtype=torch.float64)
-            for n in self.values.shape[1:]
-        ]
-        return map_points(self.affine, torch.stack(torch.meshgrid(*axes, indexing="ij")))
-
-
-class WorldField(WorldDisplacement):
-    """A displacement field, linear between its voxels; as in ITK, voxels end half a step beyond their centers.
-
-    A place exactly half a step beyond the last voxel is outside.
-    """
-
-    margin = -0.5
-    tail = -SURFACE
-
-
-class WorldBSpline(WorldDisplacement):
-    """A cubic B-spline: ``values`` are its control points' displacements, and its domain begins at the second one."""
-
-    margin = 1.0
-
-    def at(self, index: Tensor) -> Tensor:
-        """See :class:`WorldDisplacement`."""
-        return sample_cubic_bspline(self.values[None], index)
-
-    def on_grid(self, grid: Grid, slab: slice = WHOLE) -> Tensor | None:
-        """Displacement ``(D, *S)`` at the voxels of a grid along the lattice's axes; None for any other grid.
-
-        There a B-spline is a product of one matrix for each axis, which takes a hundredth of the time.
-        """
-        matrix = torch.linalg.solve(self.affine, grid.affine)
-        axes = matrix[:-1, :-1].abs().argmax(dim=1)  # the grid's, for each of the lattice's
-        if len(axes.unique()) < len(axes):
-            return None
-        steps = matrix[range(len(axes)), axes]
-        aside = matrix[:-1, :-1].clone()
-        aside[range(len(axes)), axes] = 0.0
-        if (aside.abs().amax(dim=1) > 1e-12 * steps.abs()).any():
-            return None
-        field = self.values
-        for step, start, axis, n in zip(steps, matrix[:-1, -1], axes.tolist(), self.values.shape[1:], strict=True):
-            index = (start + step * torch.arange(grid.spatial_size[axis]))[slab if axis == 0 else WHOLE]
-            inside = (index > self.margin - 1e-6) & (index < n - 1 - self.margin + 1e-6)
-            weights = cubic_bspline(index[:, None] - torch.arange(n)) * inside[:, None]
-            field = torch.tensordot(field, weights, dims=([1], [1]))  # the grid's axis becomes the last
-        return field.permute(0, *(1 + axes.argsort()).tolist())
 
 
 class WorldTransform:

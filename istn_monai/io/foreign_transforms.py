@@ -10,6 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
+
 HEAD = 2**12  # bytes that tell a format
 MATRIX = (
     "a plain matrix of numbers, which does not say its frame: convert FSL's by c3d_affine_tool -ref TARGET -src SOURCE "
@@ -70,8 +73,11 @@ def foreign_format(file: Path) -> str | None:
     return BY_SUFFIX.get(file.suffix)
 
 
-def check_vectors(header: Any) -> None:
-    """ValueError if a NIfTI file's vectors are not displacements in mm by its header."""
+def check_vectors(image: Any) -> None:
+    """ValueError if the vectors of a NIfTI file, by nibabel, are not displacements in mm by its header."""
+    header = image.header
+    if not isinstance(header, nib.Nifti1Header):
+        raise ValueError("the file is of Analyze's format, which has no vectors: write a displacement field as NIfTI")
     name, intent = header.get_intent()[2], int(header["intent_code"])
     if name in NO_DISPLACEMENT:
         raise ValueError(f"the file is {NO_DISPLACEMENT[name]}")
@@ -81,3 +87,8 @@ def check_vectors(header: Any) -> None:
         )
     if header.get_xyzt_units()[0] not in ("mm", "unknown"):
         raise ValueError(f"the file is in units of {header.get_xyzt_units()[0]}: write it in mm")
+    kind, scaling = header.get_data_dtype().newbyteorder("="), (image.dataobj.slope, image.dataobj.inter)
+    if kind not in (np.float32, np.float64) or scaling != (1.0, 0.0):
+        # ITK writes beyond its memory where it rescales vectors of whole numbers
+        by = "" if scaling == (1.0, 0.0) else f" with scl_slope {scaling[0]:g} and scl_inter {scaling[1]:g}"
+        raise ValueError(f"the file's voxels are {kind}{by}: write a displacement field as float32, unscaled")

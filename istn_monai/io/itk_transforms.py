@@ -26,10 +26,12 @@ from istn_monai.io.file_checks import check_file
 from istn_monai.io.foreign_transforms import check_vectors, foreign_format
 from istn_monai.io.nifti import check_written_suffix, slabs_of, write_nifti
 from istn_monai.io.simple_itk import sitk, warnings_are_errors
+from istn_monai.io.transform_kinds import check_kinds, no_voxels, unsupported
 
 SUFFIXES = (".h5", ".tfm")
 BEYOND = (RuntimeError, KeyError, IndexError)  # KeyError: a kind without a class; IndexError: a damaged text
 FARTHEST = 1e6  # mm, that a displacement may be
+VECTORS = ("vector of 32-bit float", "vector of 64-bit float")
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 IMAGES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr", ".vtk")  # that may hold the vectors of a displacement field
 
@@ -137,13 +139,17 @@ def components_from_itk(transform: Any) -> list[WorldComponent]:
         return [WorldAffine(flipped(matrix_of(transform, dims)))]
     if name == "BSplineTransform of order 3":
         affine, shape = lattice_of(transform, dims)
+        if min(shape) < 4:
+            raise ValueError(
+                f"a cubic B-spline has 4 control points or more along each axis, got {list(map(int, shape[::-1]))}"
+            )
         control = parameters_of(transform).reshape(dims, *shape).transpose(0, *range(dims, 0, -1))
         return [WorldBSpline(torch.as_tensor(np.tensordot(lps(dims), control, axes=1)), affine)]
     if name == "DisplacementFieldTransform":
         affine, shape = lattice_of(transform, dims)
         values = parameters_of(transform).reshape(*shape, dims).T
         return [WorldField(torch.as_tensor(np.tensordot(lps(dims), values, axes=1)), affine)]
-    raise ValueError(f"{name} is not supported: linear transforms, cubic B-splines and displacement fields are")
+    raise unsupported(name)
 
 
 def matrix_of(transform: Any, dims: int) -> np.ndarray:
@@ -156,9 +162,11 @@ def matrix_of(transform: Any, dims: int) -> np.ndarray:
 
 
 def lattice_of(transform: Any, dims: int) -> tuple[Tensor, tuple[int, ...]]:
-    """RAS affine and reversed size of the lattice of a B-spline or a displacement field."""
+    """RAS affine and reversed size of the lattice of a B-spline or a displacement field; ValueError if it has none."""
     fixed = np.array(list(transform.GetFixedParameters()))
     size, origin, spacing, axes = np.split(fixed, [dims, 2 * dims, 3 * dims])
+    if (size < 1).any():
+        raise no_voxels(kind_of(transform)[0])
     return affine_of_geometry(origin, spacing, axes.reshape(dims, dims)), tuple(size.astype(int)[::-1])
 
 
@@ -191,7 +199,10 @@ def transforms_in(path: Path) -> list[Any]:
     """
     try:
         with warnings_are_errors():
-            return [sitk.ReadTransform(str(path))]
+            read = sitk.ReadTransform(str(path))
+            if kind_of(read)[0] == "CompositeTransform":
+                members_of(read)
+            return [read]
     except BEYOND as error:
         try:
             import itk
@@ -246,6 +257,7 @@ def transform_in(path: Path) -> WorldTransform:
     if path.name.lower().endswith(IMAGES):
         field = read_displacement(path)
         return WorldTransform([field], len(field.values))
+    check_kinds(path)
     read = transforms_in(path)
     _, dims = kind_of(read[0])
     if dims not in (2, 3):
@@ -261,26 +273,33 @@ def read_displacement(path: Path) -> WorldField:
     """
     check_file(path, "transform")
     if path.name.lower().endswith(NIFTI):
-        check_vectors(nib.load(path).header)
+        check_vectors(nib.load(path))
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
+        check_is_displacement(reader, path)
         image = reader.Execute()
     except RuntimeError as error:
         raise ValueError(f"{path} cannot be read by ITK ({str(error).strip().splitlines()[-1].strip()})") from error
-    dims, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
-    if dims not in (2, 3) or components != dims or "float" not in image.GetPixelIDTypeAsString():
-        raise ValueError(
-            f"{path} is an image of {dims} axes with {components} value(s) for each voxel, of "
-            f"{image.GetPixelIDTypeAsString()}, and no displacement field: give one with a vector of LPS mm for each "
-            "voxel, as ITK and ANTs write it (in NIfTI 5 axes and intent vector), or a transform (.h5, .tfm, .mat ...)"
-        )
+    dims = image.GetDimension()
     affine = affine_of_geometry(
         np.array(image.GetOrigin()), np.array(image.GetSpacing()), np.array(image.GetDirection()).reshape(dims, dims)
     )
     vectors = sitk.GetArrayViewFromImage(image).T
     return WorldField(torch.as_tensor(np.tensordot(lps(dims), vectors.astype(float), axes=1)), affine)
+
+
+def check_is_displacement(reader: sitk.ImageFileReader, path: Path) -> None:
+    """ValueError, before its voxels are read, unless an image consists of vectors of real numbers."""
+    dims, components = reader.GetDimension(), reader.GetNumberOfComponents()
+    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    if dims not in (2, 3) or components != dims or kind not in VECTORS:
+        raise ValueError(
+            f"{path} is an image of {dims} axes with {components} value(s) for each voxel, of {kind}, and no "
+            "displacement field: give one with a vector of LPS mm for each voxel, as ITK and ANTs write it (in NIfTI 5 "
+            "axes and intent vector), or a transform (.h5, .tfm, .mat ...)"
+        )
 
 
 def displacement_header(shape: Sequence[int], affine: Tensor | np.ndarray, file: Path) -> nib.Nifti1Header:

@@ -39,11 +39,10 @@ def read_fcsv(text: str) -> Parsed:
             raise ValueError(f"landmark {number} has {len(row)} cells, of columns {','.join(columns)}")
     cells = [dict(zip((*columns, "status"), row, strict=False)) for row in rows]
     name = "label" if any(row.get("label") for row in cells) else "id"
-    labels = named([row.get(name, "") for row in cells])
     kept = [number for number, row in enumerate(cells) if fcsv_placed(row, number + 1)]
     return Parsed(
         [[number_in(cells[number][axis], f"{axis} of landmark {number + 1}") for axis in AXES] for number in kept],
-        [labels[number] for number in kept],
+        named([cells[number].get(name, "") for number in kept], [number + 1 for number in kept]),
         fcsv_frame([value for name, value in said if name == "coordinatesystem"]),
         [cells[number].get("desc", "").strip() for number in kept],
     )
@@ -51,9 +50,9 @@ def read_fcsv(text: str) -> Parsed:
 
 def fcsv_columns(said: Mapping[str, str]) -> tuple[str, ...]:
     """The columns of a file, by its header; ValueError if it names those that Slicer reads in another order."""
-    if "markups fiducial file version" not in said and "columns" not in said:
-        return SLICER_3_COLUMNS
     given = [column.strip().lower() for column in said.get("columns", "").split(",")]
+    if "markups fiducial file version" not in said and given in ([""], [*SLICER_3_COLUMNS]):
+        return SLICER_3_COLUMNS
     given = [SPELLINGS.get(column, column) for column in given]
     moved = [name for name in given if name in FCSV_COLUMNS and given.index(name) != FCSV_COLUMNS.index(name)]
     if moved:
@@ -85,7 +84,7 @@ def frame_named(name: Any) -> str:
 
 def read_markups(text: str) -> Parsed:
     """Reads Slicer's markups; ValueError if they do not say clearly what they mean."""
-    content = json.loads(text)
+    content = json.loads(text, object_pairs_hook=unrepeated)
     markups = content.get("markups") if isinstance(content, dict) else None
     if not isinstance(markups, list) or not all(isinstance(markup, dict) for markup in markups):
         raise ValueError("it must be a JSON object with a list of markups")
@@ -94,15 +93,23 @@ def read_markups(text: str) -> Parsed:
         raise ValueError(f"it must hold one list of markups alone, got {names}: save each to a file of its own")
     markup = markups[0]
     check_markup(markup)
-    points = markup["controlPoints"]
-    labels = named([text_of(point, "label") for point in points])
-    kept = [number for number, point in enumerate(points) if is_placed(point)]
+    numbered = {number: point for number, point in enumerate(markup["controlPoints"], 1) if is_placed(point)}
+    labels = named([text_of(point, "label") for point in numbered.values()], list(numbered))
     return Parsed(
-        [numbers_of(points[number], labels[number]) for number in kept],
-        [labels[number] for number in kept],
+        [numbers_of(point, label) for point, label in zip(numbered.values(), labels, strict=True)],
+        labels,
         None if markup.get("coordinateSystem") is None else frame_named(markup["coordinateSystem"]),
-        [text_of(points[number], "description").strip() for number in kept],
+        [text_of(point, "description").strip() for point in numbered.values()],
     )
+
+
+def unrepeated(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError if a key is there twice, of which Python would take the last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there more than once")
+    return content
 
 
 def check_markup(markup: Mapping[str, Any]) -> None:

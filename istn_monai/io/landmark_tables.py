@@ -28,6 +28,7 @@ OTHERS = (
     "associatednodeid",
 )  # fmt: skip
 KNOWN = (*NAMES, "id", *AXES, "frame", *DESCRIPTIONS, "r", "a", "s", "l", "p", "defined", *OTHERS)
+UNDEFINED = ("0", "0.0", "false", "no")  # cells of the column defined
 SEPARATORS = (",", ";", "\t")
 SEPARATOR_LINE = re.compile(r"\s*sep=(.)[ ,;\t]*\r?\n", re.IGNORECASE)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -57,11 +58,11 @@ def read_csv(text: str) -> Parsed:
     columns = position_columns(header, rows)
     if separator != SEPARATORS[0]:
         rows = with_points(rows, columns)
-    labels = named([row.get(name_column(rows), "") for row in rows])
-    kept = [number for number, row in enumerate(rows) if row.get("defined", "1").lower() not in ("0", "false")]
+    kept = [number for number, row in enumerate(rows) if row.get("defined", "1").lower() not in UNDEFINED]
+    name = name_column(rows)
     return Parsed(
         [[number_in(rows[number][name], f"{name} of landmark {number + 1}") for name in columns] for number in kept],
-        [labels[number] for number in kept],
+        named([rows[number].get(name, "") for number in kept], [number + 1 for number in kept]),
         frame_of(rows, columns),
         [next((rows[number][name] for name in DESCRIPTIONS if name in header), "") for number in kept],
     )
@@ -144,16 +145,17 @@ def name_column(rows: Sequence[Row]) -> str:
     return next((column for column in (*NAMES, "id") if any(row.get(column) for row in rows)), NAMES[0])
 
 
-def named(labels: Sequence[str]) -> list[str]:
-    """Names without blanks around them; numbers from 1 if there are none at all.
+def named(labels: Sequence[str], numbers: Sequence[int] = ()) -> list[str]:
+    """Names without blanks around them; numbers, from 1 if none are given, where there are none at all.
 
     ValueError if some have a name and some have none: their numbers would correspond by chance.
     """
     stripped = [label.strip() for label in labels]
-    blank = [number for number, label in enumerate(stripped, 1) if not label]
+    numbers = numbers or range(1, len(labels) + 1)
+    blank = [number for number, label in zip(numbers, stripped, strict=True) if not label]
     if blank and len(blank) < len(stripped):
         raise ValueError(f"landmark {blank[0]} has no name, while others have one: name all of them, or none")
-    return [label or str(number) for number, label in enumerate(stripped, 1)]
+    return [label or str(number) for number, label in zip(numbers, stripped, strict=True)]
 
 
 def with_points(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> list[dict[str, str]]:

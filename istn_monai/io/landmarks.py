@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import codecs
 import csv
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +34,8 @@ from istn_monai.io.paths import absolute, replacing
 __all__ = [
     "AXES", "FCSV_COLUMNS", "FCSV_FRAMES", "FRAMES", "POINT_SUFFIXES", "Parsed", "Points", "check_cells",
     "check_dims", "checked_frame", "csv_text", "fcsv_text", "is_points", "markups_text", "matched", "read_csv",
-    "read_fcsv", "read_in_frame", "read_markups", "read_points", "suffix_of", "to_ras", "write_points",
+    "read_fcsv", "read_in_frame", "read_markups", "read_points", "same_name", "suffix_of", "to_ras", "unmatched",
+    "warn_unmatched", "write_points",
 ]  # fmt: skip
 FRAMES = ("RAS", "LPS")
 POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json")
@@ -78,7 +81,7 @@ def matched(first: str | Path, second: str | Path) -> tuple[Points, Points]:
     """The landmarks that two files have in common, by name, in the second file's order.
 
     A landmark that one of them lacks says nothing of how the two correspond, and is left out. Rows without a name have
-    their number for one.
+    their number for one. Names are compared as Unicode means them, and both come as the second file spells them.
 
     Args:
         first: landmark file.
@@ -94,15 +97,46 @@ def matched(first: str | Path, second: str | Path) -> tuple[Points, Points]:
     """
     files = (first, second)
     points = [read_points(file) for file in files]
-    for file, own in zip(files, points, strict=True):
-        twice = sorted({label for label in own.labels if own.labels.count(label) > 1})
+    names = [[same_name(label) for label in own.labels] for own in points]
+    for file, own in zip(files, names, strict=True):
+        twice = sorted({label for label in own if own.count(label) > 1})
         if twice:
             raise ValueError(f"{file}: landmarks correspond by name, but {twice} are there more than once; rename them")
-    common = [label for label in points[1].labels if label in points[0].labels]
+    common = [label for label in names[1] if label in names[0]]
     if not common:
-        names = " and ".join(f"{sorted(own.labels)} in {file}" for file, own in zip(files, points, strict=True))
-        raise ValueError(f"landmarks correspond by name, and no name is in both files: {names}")
-    return points[0].chosen(common), points[1].chosen(common)
+        there = " and ".join(f"{sorted(own.labels)} in {file}" for file, own in zip(files, points, strict=True))
+        raise ValueError(f"landmarks correspond by name, and no name is in both files: {there}")
+    second_points = points[1].at([names[1].index(label) for label in common])
+    first_points = points[0].at([names[0].index(label) for label in common])
+    return replace(first_points, labels=second_points.labels), second_points
+
+
+def same_name(label: str) -> str:
+    """A name as it is compared: an accent is one with its letter, whichever way the file holds it."""
+    return unicodedata.normalize("NFC", label)
+
+
+def unmatched(first: str | Path, second: str | Path) -> tuple[list[str], list[str]]:
+    """The names in either file that the other one lacks."""
+    labels = [read_points(file).labels for file in (first, second)]
+    known = [{same_name(label) for label in own} for own in labels]
+    left, right = (
+        [label for label in own if same_name(label) not in other]
+        for own, other in zip(labels, known[::-1], strict=True)
+    )
+    return left, right
+
+
+def warn_unmatched(first: str | Path, second: str | Path) -> None:
+    """Warns of the landmarks that only one of two files has, and says if letters' case alone sets them apart."""
+    alone = unmatched(first, second)
+    if not any(alone):
+        return
+    folded = [{same_name(label).casefold() for label in own} for own in alone]
+    case = sorted(label for label in alone[0] if same_name(label).casefold() in folded[1])
+    said = " and ".join(f"{own} in {file}" for own, file in zip(alone, (first, second), strict=True) if own)
+    hint = f"; {case} differs in letters' case alone" if case else ""
+    warnings.warn(f"landmarks without a counterpart are left out: {said}{hint}", stacklevel=3)
 
 
 def suffix_of(file: str | Path) -> str:
@@ -176,6 +210,11 @@ def read_in_frame(file: str | Path, frame: str | None = None) -> tuple[Points, s
         parsed = reader(decoded(path.read_bytes()))
     except (ValueError, OverflowError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path} is not a landmark file that can be read: {error}") from error
+    broken = [
+        text for text in (*parsed.labels, *parsed.descriptions) if any("\ud800" <= sign <= "\udfff" for sign in text)
+    ]
+    if broken:
+        raise ValueError(f"{path}: {broken[0]!r} holds half a character (a lone surrogate): write the whole one")
     if not parsed.positions:
         raise ValueError(f"{path} has no landmark")
     if parsed.frame is None and frame is None:

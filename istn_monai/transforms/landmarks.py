@@ -27,7 +27,7 @@ from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.meta import with_affine
 from istn_monai.geometry.sampling import column
 from istn_monai.io.images import read_or_explain
-from istn_monai.io.landmarks import Points, check_dims, is_points, matched
+from istn_monai.io.landmarks import Points, check_dims, is_points, matched, same_name
 from istn_monai.transforms.checks import check_choice
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, POINT_KEYS, Pair
 from istn_monai.transforms.registration_grid import check_kept, kept, on_grid
@@ -66,7 +66,9 @@ def landmark_map(positions: Tensor, grid: Grid, kind: str = "heatmap", width: fl
 
 def members(labels: Sequence[str], group: Sequence[str]) -> list[str]:
     """The names that a group means; its own may hold ``*`` and ``?``."""
-    return [label for label in labels if any(label == name or fnmatchcase(label, name) for name in group)]
+    wanted = [same_name(name) for name in group]
+    known = [(label, same_name(label)) for label in labels]
+    return [label for label, own in known if any(own == name or fnmatchcase(own, name) for name in wanted)]
 
 
 class AddLandmarkChannelsd(Transform):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from istn_monai.io.images import read_or_explain
-from istn_monai.io.landmarks import is_points
+from istn_monai.io.landmarks import is_points, warn_unmatched
 from istn_monai.transforms.checks import check_image, check_label, check_soi_labels, plain
 from istn_monai.transforms.keys import IMAGE_KEYS, POINT_KEYS, SIDES
 from istn_monai.transforms.landmarks import Groups, matched_in, members, point_files, used_names
@@ -110,6 +110,7 @@ def checked_points(files: Sequence[str], spatial_dims: int, soi_points: Groups) 
     """The names that two landmark files share; ValueError if no group means any, or the dimension is another."""
     labels = matched_in(files, spatial_dims)[1].labels
     used_names(labels, soi_points, files)
+    warn_unmatched(*files)
     return labels
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
-from istn_monai.io.landmarks import is_points
+from istn_monai.io.landmarks import is_points, warn_unmatched
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import without_nan
@@ -242,6 +242,9 @@ class Evaluation:
                 raise ValueError(f"evaluation needs {key!r} for each pair; pair {number} has none")
             if key in POINT_KEYS and not is_points(str(pair[key])):
                 raise ValueError(f"{pair[key]} is no landmark file: give evaluated_labels, for it has no TRE")
+        landmarks = [str(pair.get(key, "")) for key in POINT_KEYS]
+        if all(map(is_points, landmarks)):
+            warn_unmatched(*landmarks)
         image = pair["image"].as_tensor()[None].to(self.device)
         files = {side: str(pair[f"{side}_image"].meta["filename_or_obj"]) for side in ("moving", "fixed")}
         nothing = torch.zeros(1, image.ndim - 2, *image.shape[2:])
