@@ -21,8 +21,7 @@ from istn_monai.objective import PairObjective
 from istn_monai.refine_weights import term_weights
 
 TARGETS = ("theta", "stn")
-LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
-COARSE_STEPS = {"theta": 25, "stn": 0}
+LEARNING_RATES, COARSE_STEPS = {"theta": 0.05, "stn": 1e-3}, {"theta": 25, "stn": 0}
 COARSE_STRIDE = 2
 COARSE_FRACTION = 0.7  # of the steps of an objective with weights, whose terms do not depend on the stride
 AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
