@@ -147,6 +147,8 @@ def of_register() -> Iterator[Case]:
         return steps("--refine_steps", "1", *options)
 
     yield from given(rate, "refine_learning_rate", "-1", "0", "nan", "inf", "fast", "[0.1]", "1e300")
+    weights = ("smoth", "{}", "{'structure':1}", "{'image':-1}", "{'bending':1}", "{'image':'much'}", "[1,2]", "1")
+    yield from given(rate, "refine_weights", *weights)
     sizes = (
         "0",
         "-1",
