@@ -132,6 +132,7 @@ class Cell:
     def evaluate(self, split: str, rate: float) -> dict[str, Any]:
         """The bundle's evaluation of a split of the datalist, with refinement at a learning rate."""
         settings = self.settings | {"evaluated_split": split, "refine_steps": REFINE_STEPS, "loss": self.method}
+        settings["refine_weights"] = "none"  # the paper's objective
         settings |= {"evaluate#refined#learning_rate": rate, "qa": False, "overwrite": True}
         run(run_id="evaluation", config_file=configs("train", *self.case.overlays, "evaluate"), **settings)
         return json.loads((Path(self.settings["output_dir"]) / "evaluation.json").read_text(encoding="utf-8"))

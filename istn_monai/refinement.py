@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
+from istn_monai.adam import Adam, cosine_to_zero
 from istn_monai.geometry.sampling import sample_moved
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.networks import ISTN
@@ -23,6 +23,8 @@ from istn_monai.refine_weights import term_weights
 TARGETS = ("theta", "stn")
 LEARNING_RATES, COARSE_STEPS = {"theta": 0.05, "stn": 1e-3}, {"theta": 25, "stn": 0}
 COARSE_STRIDE = 2
+#: of Adam; of an objective with weights, larger: what hardly matters to it then stays where it is, not at its bound
+EPSILON, WEIGHTED_EPSILON = 1e-8, 1e-6
 COARSE_FRACTION = 0.7  # of the steps of an objective with weights, whose terms do not depend on the stride
 AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
 
@@ -230,7 +232,7 @@ class Refiner:
         """Adam on ``parameters``, which ``theta_of`` turns into theta ``(B, P)``."""
         begin = time.perf_counter()
         objective = self.objective_of(pair, transformation.spacing, images)
-        optimizer = Adam(parameters)
+        optimizer = Adam(parameters, EPSILON if self.weights is None else WEIGHTED_EPSILON)
         track = BestIterates(self.patience, self.tolerance, self.steps)
         for step in range(self.steps + 1):
             late = self.max_seconds is not None and time.perf_counter() - begin > self.max_seconds
@@ -282,34 +284,6 @@ def check_finite_step(step: int, values: Tensor, ddf: Tensor) -> None:
         f"refinement: the {what} is NaN or infinite at step {step}: check that images and weights are finite, or "
         "choose a lower refine_learning_rate or another similarity"
     )
-
-
-def cosine_to_zero(step: int, steps: int) -> float:
-    """Factor of the learning rate, from 1 at the start to 0 at the end; the end may move when training goes on."""
-    return 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
-
-
-class Adam:
-    """PyTorch's Adam as a function, with its defaults.
-
-    The class ``torch.optim.Adam`` imports the compiler, which takes longer than the steps of a small pair.
-
-    Args:
-        parameters: what is optimized, in place.
-    """
-
-    def __init__(self, parameters: list[Tensor]) -> None:
-        self.parameters = parameters
-        self.means, self.squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-        self.steps = [torch.tensor(0.0) for _ in parameters]
-
-    @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
-        """One step along gradients of the parameters."""
-        adam(
-            self.parameters, list(gradients), self.means, self.squares, [], self.steps, foreach=False, fused=False,
-            amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate, weight_decay=0.0, eps=1e-8, maximize=False,
-        )  # fmt: skip
 
 
 class BestIterates:

@@ -178,7 +178,7 @@ def odd() -> Iterator[Case]:
         "a composite": lambda sitk: sitk.CompositeTransform(
             [affine(turned)(sitk), sitk.TranslationTransform(3, (1, 2, 3))]
         ),
-        "a field": field(lambda array: array.__imul__(1.5)),
+        "a field": field(lambda array: array.__imul__(0.5)),
         "a B-spline": spline,
     }
     for name, build in builds.items():

@@ -18,10 +18,10 @@ from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from istn_monai.adam import cosine_to_zero
 from istn_monai.geometry.sampling import warp
 from istn_monai.losses import DiceMSELoss, annotated, where
 from istn_monai.networks import ISTNOutput
-from istn_monai.refinement import cosine_to_zero
 from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
 from istn_monai.workflow.datasets import seed_of
 from istn_monai.workflow.distributed import rank

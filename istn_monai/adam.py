@@ -1,0 +1,39 @@
+"""Adam without the compiler that PyTorch's class imports, and the schedule of its rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+
+def cosine_to_zero(step: int, steps: int) -> float:
+    """Factor of the learning rate, from 1 at the start to 0 at the end; the end may move when training goes on."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+class Adam:
+    """PyTorch's Adam as a function, with its defaults.
+
+    The class ``torch.optim.Adam`` imports the compiler, which takes longer than the steps of a small pair.
+
+    Args:
+        parameters: what is optimized, in place.
+        epsilon: added to the root of the mean square of gradients.
+    """
+
+    def __init__(self, parameters: list[Tensor], epsilon: float = 1e-8) -> None:
+        self.parameters, self.epsilon = parameters, epsilon
+        self.means, self.squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+        self.steps = [torch.tensor(0.0) for _ in parameters]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
+        """One step along gradients of the parameters."""
+        adam(
+            self.parameters, list(gradients), self.means, self.squares, [], self.steps, foreach=False, fused=False,
+            amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate, weight_decay=0.0, eps=self.epsilon, maximize=False,
+        )  # fmt: skip
