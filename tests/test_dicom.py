@@ -1,6 +1,7 @@
 """DICOM: one series of one stack where its slices lie, or one line that says what is wrong."""
 
 import json
+import locale
 from pathlib import Path
 
 import numpy as np
@@ -118,12 +119,14 @@ def test_compressed_files_are_read(tmp_path):
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     writer.UseCompressionOn()
+    language = locale.setlocale(locale.LC_ALL)  # GDCM's writer leaves the whole process in "C"
     folder = write_stack(tmp_path / "plain", straight(4))
     (tmp_path / "packed").mkdir()
     for file in folder.iterdir():
         image = sitk.ReadImage(str(file), sitk.sitkInt16)
         writer.SetFileName(str(tmp_path / "packed" / file.name))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, language)
     syntax = read_header(tmp_path / "packed" / "00.dcm").text(0x00020010)
     assert syntax.startswith("1.2.840.10008.1.2.4")  # JPEG of some kind
     packed, plain = (read_series(tmp_path / name, "image") for name in ("packed", "plain"))

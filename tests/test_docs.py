@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from istn_monai import __version__
 from istn_monai.__main__ import COMMANDS
@@ -28,6 +31,31 @@ def test_set_up_is_two_commands_of_one_line():
     assert "\n" not in run + test
     assert "monai.bundle run training" in run and "pytest" in test
     assert "-c constraints.txt" in run and "-c constraints.txt" in test
+
+
+def needed(name: str, extras: tuple[str, ...] = (), seen: set[str] | None = None) -> set[str]:
+    """The installed packages that one needs, and those need, by their normal names."""
+    seen = set() if seen is None else seen
+    for text in requires(name) or ():
+        requirement = Requirement(text)
+        marker = requirement.marker
+        wanted = marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
+        own = canonicalize_name(requirement.name)
+        if wanted and own not in seen:
+            try:
+                version(own)
+            except PackageNotFoundError:
+                continue
+            seen.add(own)
+            needed(own, tuple(requirement.extras), seen)
+    return seen
+
+
+def test_constraints_pin_all_that_is_installed_with_the_package():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in lines if "==" in line}
+    missing = needed("istn-monai", ("test",)) - pinned
+    assert not {name for name in missing if not name.startswith(("nvidia-", "cuda-", "triton"))}  # of GPUs
 
 
 EXAMPLES = [

@@ -17,6 +17,8 @@ from oracles import oblique_affine, smooth_image
 from istn_monai.apply import apply_transform
 from istn_monai.io.images import read_image
 from istn_monai.io.landmarks import Points, read_points, write_points
+from istn_monai.options import ALWAYS, OF_COMMAND, REQUESTED
+from istn_monai.options import SETTINGS as OPTIONS
 from istn_monai.registration import (
     RESULTS,
     RegisterISTNd,
@@ -303,3 +305,28 @@ def test_weights_know_their_settings_and_an_overlay_may_say_them_again(tmp_path)
     assert "spacing" in str(foreseen_cause(error.value)) and "in training, 7 now" in str(foreseen_cause(error.value))
     with pytest.raises(FileNotFoundError, match="config: no such file: .*theirs.json"):
         Registration(None, 0, config=tmp_path / "theirs.json")
+
+
+REFUSED = {
+    "augment": True, "batch_size": 2, "cache_dir": "x", "max_epochs": 3, "num_workers": 1, "learning_rate": 0.1,
+    "training_dtype": "bfloat16", "val_interval": 2, "similarity": {"_target_": "MSELoss"}, "points_map": "distance",
+    "regularization": {"_target_": "BendingEnergyLoss"}, "regularization_weight": 2, "points_width": 3, "seed": 3,
+    "evaluated_labels": [[1]], "evaluated_split": "testing",
+}  # fmt: skip
+
+
+def test_a_setting_either_changes_the_registration_or_is_refused(tmp_path):
+    files, settings = pair_files(tmp_path, 2), random_checkpoint(tmp_path / "models", SETTINGS[2, "bspline"])
+    images = {key: files[key] for key in ("moving_image", "fixed_image")}
+    changes = {
+        "refine_steps": 2, "refine_learning_rate": 0.01, "refine_weights": "structures", "spatial_size": [40, 32],
+        "initial_alignment": "moments",
+    }  # fmt: skip
+    given = ({}, *({name: value} for name, value in changes.items()))
+    found = [Registration(**{"refine_steps": 3} | settings | one)(images)["warped"].as_tensor() for one in given]
+    same = [name for name, warped in zip(changes, found[1:], strict=True) if torch.equal(warped, found[0])]
+    assert not same
+    assert set(REFUSED) | OF_COMMAND["register"] | ALWAYS | REQUESTED == set(OPTIONS)
+    for name, value in REFUSED.items():
+        with pytest.raises(ValueError, match=f"register does not read the setting '{name}'"):
+            Registration(**{name: value})
