@@ -79,7 +79,12 @@ def test_a_signal_ends_with_one_line_that_says_how_to_go_on(number, code, word):
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # jobs in the background of a shell ignore SIGINT
     ) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
