@@ -17,10 +17,9 @@ import common
 import fire
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from speed import DATA
 
-from istn_monai.folders import bundle_folder
+from istn_monai.inferer import RefineInferer
 from istn_monai.io.datalist import read_datalist
 from istn_monai.refine_weights import PRESETS
 from istn_monai.refinement import Refiner
@@ -41,17 +40,6 @@ STEPS = 50
 KEPT = ("dice_merged", "dice_labels", "lncc", "sdlogj", "folding")
 
 
-def preprocessing(split: str) -> Any:
-    """The bundle's, for evaluation."""
-    folder = bundle_folder()
-    parser = ConfigParser()
-    parser.read_config([str(folder / "configs" / f"{name}.json") for name in ("train", "evaluate")])
-    checkpoint = str(folder / "models" / "model.pt")
-    parser.update({"bundle_root": str(folder), "dataset_dir": str(DATA), "evaluated_split": split, "device": "cpu"})
-    parser.update({"data_list_file": "pairs_100.json", "checkpoint_file": checkpoint})
-    return parser.get_parsed_content("evaluate#preprocessing")
-
-
 def main(
     device: str = "cpu",
     split: str = "testing",
@@ -60,7 +48,6 @@ def main(
     output: str | None = None,
 ) -> None:
     file = Path(output or common.RESULTS / "objective.json")
-    prepare = preprocessing(split)
     items = read_datalist(DATA / "pairs_100.json", [split])[split][:pairs]
     registration = Registration(device=device)
     rate = default_rate(registration.settings.transformation, STEPS)
@@ -72,7 +59,7 @@ def main(
         missing = [name for name in only if len(rows.get(name, ())) <= number]
         if not missing:
             continue
-        evaluation.dataset = [prepare(item)]
+        evaluation.dataset = [registration.content("preprocessing")(item)]
         refiners = {
             name: Refiner(steps=0) if weights == 0 else Refiner(steps=STEPS, learning_rate=rate, weights=weights)
             for name, weights in CANDIDATES.items()
@@ -92,8 +79,6 @@ class Timed:
     """A refiner as an inferer that waits for its device."""
 
     def __init__(self, refiner: Refiner) -> None:
-        from istn_monai.inferer import RefineInferer
-
         self.inferer = RefineInferer(refiner)
 
     def __call__(self, image: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,23 +14,30 @@ from istn_monai.refine_weights import term_weights
 WIDTH = 9  # voxels of a window of local correlation (VoxelMorph's)
 FLAT = 1e-5  # variance of intensities in [0, 1] below which a window tells nothing
 TINY = 1e-8
+Loss = Callable[..., Tensor]
 
 
-def window_means(images: Tensor, width: int) -> Tensor:
-    """Means over windows of ``width`` voxels along each axis, as far as they lie in the image, ``(B, C, *S)``.
+def window_weights(spatial_size: Sequence[int], width: int, like: Tensor) -> list[Tensor]:
+    """For each axis of n voxels the ``(n, n)`` matrix of means over windows, as far as they lie in the image."""
+    places = [torch.arange(n, device=like.device) for n in spatial_size]
+    bands = [((place[:, None] - place).abs() <= width // 2).to(like) for place in places]
+    return [band / band.sum(dim=1, keepdim=True) for band in bands]
+
+
+def window_means(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Means of ``(B, C, *S)`` over windows, by :func:`window_weights`.
 
     A product with one banded matrix for each axis: on CPUs much faster than a convolution, whose sums GPUs may round
     as TF32 besides.
     """
-    for axis in range(2, images.ndim):
-        place = torch.arange(images.shape[axis], device=images.device)
-        band = ((place[:, None] - place).abs() <= width // 2).to(images)
-        means = band / band.sum(dim=1, keepdim=True)
-        if axis == images.ndim - 1:
-            images = images @ means.T
-        else:
-            images = (means @ images.flatten(axis + 1)).view(images.shape)
-    return images
+    for axis, means in enumerate(weights[:-1], 2):
+        images = (means @ images.flatten(axis + 1)).view(images.shape)
+    return images @ weights[-1].T
+
+
+def strided(image: Tensor, stride: int) -> Tensor:
+    """Each ``stride``-th voxel of ``(B, C, *S)``."""
+    return image[(..., *[slice(None, None, stride)] * (image.ndim - 2))]
 
 
 class LocalCorrelation:
@@ -49,14 +57,14 @@ class LocalCorrelation:
     """
 
     def __init__(self, fixed: Tensor, width: int = WIDTH) -> None:
-        self.fixed, self.width = fixed, width
-        self.mean, square = window_means(torch.cat([fixed, fixed * fixed], 1), width).chunk(2, 1)
+        self.fixed, self.windows = fixed, window_weights(fixed.shape[2:], width, fixed)
+        self.mean, square = window_means(torch.cat([fixed, fixed * fixed], 1), self.windows).chunk(2, 1)
         self.variance = (square - self.mean * self.mean).clamp_min(FLAT)
 
     def __call__(self, moving: Tensor) -> Tensor:
         """``(B, C, *S)`` to ``(B,)``."""
         products = torch.cat([moving, moving * moving, moving * self.fixed], 1)
-        mean, square, product = window_means(products, self.width).chunk(3, 1)
+        mean, square, product = window_means(products, self.windows).chunk(3, 1)
         variance = (square - mean * mean).clamp_min(FLAT)
         covariance = product - mean * self.mean
         return (covariance * covariance / (variance * self.variance)).flatten(1).mean(1)
@@ -82,6 +90,48 @@ def bending_energy(ddf: Tensor, spacing: Sequence[float], stride: int = 1) -> Te
     return total
 
 
+class Objective(Protocol):
+    """What is minimized for the pairs in hand."""
+
+    def __call__(self, ddf: Tensor, stride: int = 1) -> Tensor:
+        """``(B,)`` of a ddf ``(B, D, *S)`` known at each ``stride``-th voxel."""
+
+    def terms(self, ddf: Tensor, stride: int = 1) -> dict[str, Tensor]:
+        """Likewise, of what it is the sum of, by name."""
+
+
+class LossObjective:
+    """Losses of MONAI's kind, which take one pair: ``similarity + weight * regularization``; without named terms.
+
+    Args:
+        moving: image or representation ``(B, K, *S)``.
+        fixed: likewise.
+        similarity: of two images ``(1, K, *S)``.
+        regularization: of a ddf ``(1, D, *S)``; None for none.
+        weight: its factor.
+    """
+
+    def __init__(
+        self, moving: Tensor, fixed: Tensor, similarity: Loss, regularization: Loss | None, weight: float
+    ) -> None:
+        self.moving, self.fixed = moving, fixed
+        self.similarity, self.regularization, self.weight = similarity, regularization, weight
+
+    def terms(self, ddf: Tensor, stride: int = 1) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def __call__(self, ddf: Tensor, stride: int = 1) -> Tensor:
+        """See :class:`Objective`."""
+        sides = sample_moved(self.moving, ddf, stride).split(1), strided(self.fixed, stride).split(1)
+        return torch.stack([self.of_pair(*pair) for pair in zip(ddf.split(1), *sides, strict=True)])
+
+    def of_pair(self, ddf: Tensor, warped: Tensor, fixed: Tensor) -> Tensor:
+        """Of one pair, a scalar."""
+        value = self.similarity(warped, fixed)
+        return value if self.regularization is None else value + self.weight * self.regularization(ddf)
+
+
 class PairObjective:
     """The objective of pairs in hand, a weighted sum of terms.
 
@@ -104,27 +154,28 @@ class PairObjective:
         moving: Tensor,
         fixed: Tensor,
         spacing: Sequence[float],
-        images: tuple[Tensor, Tensor] | None = None,
+        images: Sequence[Tensor] | None = None,
     ) -> None:
         self.weights = term_weights(weights)
         self.spacing = spacing
         self.channels = moving.shape[1]
-        with_images = images is not None and "image" in self.weights
-        self.moving = torch.cat([moving, images[0]], 1) if images is not None and with_images else moving
-        self.fixed = torch.cat([fixed, images[1]], 1) if images is not None and with_images else fixed
-        self.own = slice(self.channels if with_images else 0, None)  # channels of the images
+        if images is None or "image" not in self.weights:
+            self.moving, self.fixed, self.own = moving, fixed, slice(None)
+        else:
+            self.moving, self.fixed = (torch.cat(both, 1) for both in zip((moving, fixed), images, strict=True))
+            self.own = slice(self.channels, None)  # channels of the images
         size = (moving.square().flatten(1).mean(1) + fixed.square().flatten(1).mean(1)) / 2
         self.size = size.clamp_min(TINY)
-        self.strided: dict[int, tuple[Tensor, LocalCorrelation | None]] = {}
+        self.targets: dict[int, tuple[Tensor, LocalCorrelation | None]] = {}
 
     def target(self, stride: int) -> tuple[Tensor, LocalCorrelation | None]:
         """The fixed side at each ``stride``-th voxel, and the correlation with its image."""
-        if stride not in self.strided:
-            fixed = self.fixed[(..., *[slice(None, None, stride)] * (self.fixed.ndim - 2))]
+        if stride not in self.targets:
+            fixed = strided(self.fixed, stride)
             width = WIDTH // stride // 2 * 2 + 1
             correlation = LocalCorrelation(fixed[:, self.own], width) if "image" in self.weights else None
-            self.strided[stride] = fixed, correlation
-        return self.strided[stride]
+            self.targets[stride] = fixed, correlation
+        return self.targets[stride]
 
     def terms(self, ddf: Tensor, stride: int = 1) -> dict[str, Tensor]:
         """The weighted terms by name, ``(B,)`` each, of a ddf ``(B, D, *S)`` known at each ``stride``-th voxel."""

@@ -7,17 +7,15 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from istn_monai.adam import Adam, cosine_to_zero
-from istn_monai.geometry.sampling import sample_moved
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.networks import ISTN
-from istn_monai.objective import PairObjective
+from istn_monai.objective import LossObjective, Objective, PairObjective
 from istn_monai.refine_weights import term_weights
 
 TARGETS = ("theta", "stn")
@@ -203,23 +201,11 @@ class Refiner:
     def refine_stn(self, network: ISTN, moving: Tensor, fixed: Tensor, images: tuple[Tensor, ...]) -> Refinement:
         """Refines a copy of the network's STN for one pair of representations ``(1, K, *S)``."""
         with torch.inference_mode(False), torch.enable_grad():
-            moving, fixed = moving.clone(), fixed.clone()
+            pair = moving.clone(), fixed.clone()
             stn = copy.deepcopy(network.stn).eval().requires_grad_()
-            both = torch.cat([moving, fixed], dim=1)
+            both = torch.cat(pair, dim=1)
             transformation = network.transformation.resized(moving.shape[2:])
-            pair = moving, fixed
             return self.minimize(transformation, lambda: stn(both), list(stn.parameters()), pair, images)
-
-    def objectives(self, ddf: Tensor, stride: int, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Without weights: the objective of each pair, ``(B,)``, at each ``stride``-th voxel, as the ddf."""
-        fixed = fixed[(..., *[slice(None, None, stride)] * (fixed.ndim - 2))]
-        pairs = zip(ddf.split(1), sample_moved(moving, ddf, stride).split(1), fixed.split(1), strict=True)
-        return torch.stack([self.objective(*pair) for pair in pairs])
-
-    def objective(self, ddf: Tensor, warped: Tensor, fixed: Tensor) -> Tensor:
-        """The objective of one pair, a scalar."""
-        value = self.similarity(warped, fixed)
-        return value if self.regularization is None else value + self.regularization_weight * self.regularization(ddf)
 
     def minimize(
         self,
@@ -241,6 +227,8 @@ class Refiner:
             ddf = transformation(theta, stride)
             values = objective(ddf, stride)
             check_finite_step(step, values.detach(), ddf.detach())
+            if step == 0:
+                ddf_start = ddf.detach()
             if stride == 1:
                 track.update(step, theta.detach(), values.detach())
             if step == self.steps or late or not track.active.any():
@@ -249,30 +237,25 @@ class Refiner:
             optimizer.step(gradients, self.learning_rate * cosine_to_zero(step, self.steps))
         with torch.no_grad():
             ddf = transformation(track.theta)
-            terms = terms_of(objective, transformation, track.theta_start, ddf)
+            terms = terms_of(objective, ddf_start, ddf)
         seconds = time.perf_counter() - begin
         reports = [replace(report, terms=own) for report, own in zip(track.reports(seconds), terms, strict=True)]
         return Refinement(track.theta, ddf, reports, track.theta_start, *pair)
 
     def objective_of(
         self, pair: tuple[Tensor, Tensor], spacing: Sequence[float], images: tuple[Tensor, ...] | None
-    ) -> Callable[[Tensor, int], Tensor]:
-        """What is minimized, of a ddf and its stride."""
+    ) -> Objective:
+        """What is minimized for pairs."""
         if self.weights is None:
-            return partial(self.objectives, moving=pair[0], fixed=pair[1])
-        both = None if images is None else (images[0].clone(), images[1].clone())
-        return PairObjective(self.weights, *pair, spacing, both)
+            return LossObjective(*pair, self.similarity, self.regularization, self.regularization_weight)
+        return PairObjective(self.weights, *pair, spacing, images)
 
 
-def terms_of(
-    objective: Callable[[Tensor, int], Tensor], transformation: Transformation, start: Tensor, end: Tensor
-) -> list[dict[str, Any]]:
-    """Of each pair the weighted terms at theta ``(B, P)`` and at a ddf; nothing of an objective without any."""
-    if not isinstance(objective, PairObjective):
-        return [{} for _ in start]
-    both = objective.terms(transformation(start)), objective.terms(end)
-    values = {name: zip(both[0][name].tolist(), both[1][name].tolist(), strict=True) for name in both[0]}
-    return [dict(zip(values, own, strict=True)) for own in zip(*values.values(), strict=True)]
+def terms_of(objective: Objective, start: Tensor, end: Tensor) -> list[dict[str, Any]]:
+    """Of each pair the terms of its objective by name, at two ddfs."""
+    both = zip(objective.terms(start).items(), objective.terms(end).values(), strict=True)
+    values = {name: list(zip(one.tolist(), other.tolist(), strict=True)) for (name, one), other in both}
+    return [{name: pairs[number] for name, pairs in values.items()} for number in range(len(start))]
 
 
 def check_finite_step(step: int, values: Tensor, ddf: Tensor) -> None:
