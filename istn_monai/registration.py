@@ -267,11 +267,10 @@ def pairs_of(datalist: str | Path, split: str) -> Sequence[Item]:
 
     A warning names keys that nothing reads; one that is nearly one of ours is an error.
     """
-    taken = (*PAIR_KEYS[:3], *POINT_KEYS)
+    taken, known = (*PAIR_KEYS[:3], *POINT_KEYS), (*PAIR_KEYS, *POINT_KEYS)
     items = read_json(existing(datalist), "datalist", "a JSON object").get(split)
     found = {str(key) for item in items or () if isinstance(item, Mapping) for key in item}
-    unknown = sorted(found - {*PAIR_KEYS, *POINT_KEYS})
-    known = (*PAIR_KEYS, *POINT_KEYS)
+    unknown = sorted(found - set(known))
     for key in unknown:
         if meant := difflib.get_close_matches(key, known, n=1, cutoff=0.9):
             raise ValueError(f"datalist {datalist}: unknown key {key!r}: did you mean {meant[0]!r}?")

@@ -17,9 +17,9 @@ from pathlib import Path
 from PIL import Image
 
 from istn_monai.io.nifti_headers import read_header, voxel_file
-from istn_monai.io.packed import TEXT, check_packed
+from istn_monai.io.packed import TEXT, check_packed, text_header
 from istn_monai.io.readers import is_mgh, is_nifti
-from istn_monai.io.simple_itk import sitk, warnings_shown
+from istn_monai.io.simple_itk import last_line, sitk, warnings_shown
 from istn_monai.io.whole import GZIPPED, length_of
 
 LIMIT, VARIABLE = 2**28, "ISTN_MAX_VOXELS"
@@ -27,7 +27,7 @@ MOST_COMPRESSED = 1040  # bytes that deflate can make of one
 BEHIND = 2**24  # bytes that may follow the voxels
 LARGEST_VOXEL = 128  # bytes, 16 numbers of 8
 #: formats whose readers fill up what is missing without a word
-UNCOUNTED, PICTURES = (".gipl", ".gipl.gz", ".vtk", ".mrc"), (".jpg", ".jpeg", ".bmp")
+UNCOUNTED, UNFINISHED = (".gipl", ".gipl.gz", ".vtk", ".mrc"), (".jpg", ".jpeg", ".bmp")
 ASCII = re.compile(rb"^ASCII\s*$", re.MULTILINE)
 
 
@@ -50,11 +50,11 @@ def check_file(file: str | Path, place: str) -> None:
     if not path.is_file():
         return
     if name.endswith(TEXT):
-        voxels = text_voxels(path)
-        check_voxels(path, place, voxels)
+        text = text_header(path)
+        check_voxels(path, place, text.voxels)
         with damage_named(path, place):
-            check_packed(path, voxels * LARGEST_VOXEL + BEHIND)
-    elif name.endswith(PICTURES):
+            check_packed(text, text.voxels * LARGEST_VOXEL + BEHIND)
+    elif name.endswith(UNFINISHED):
         with damage_named(path, place), Image.open(path) as picture:
             picture.load()
     elif name.endswith(UNCOUNTED):
@@ -74,14 +74,6 @@ def check_voxels(path: Path, place: str, voxels: int) -> None:
             f"{place}: {path} has {voxels:,} voxels by its header, more than {most_voxels():,}: crop or resample it, "
             f"or set the environment variable {VARIABLE} if memory allows some 90 bytes for each"
         )
-
-
-def text_voxels(path: Path) -> int:
-    """The number of voxels that the text at the head of an NRRD or MetaImage file promises; 0 where it says none."""
-    with path.open("rb") as stream:
-        head = stream.read(2**16)
-    found = re.search(rb"^(?:sizes\s*:|DimSize\s*=)\s*([\d \t]+)", head, re.MULTILINE | re.IGNORECASE)
-    return math.prod(map(int, found[1].split())) if found else 0
 
 
 def check_uncounted(path: Path, place: str) -> None:
@@ -120,7 +112,6 @@ def damage_named(path: Path, place: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, RuntimeError, zlib.error) as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise ValueError(
-            f"{place}: cannot read {path}: it is damaged or truncated ({reason[0]}); copy it again"
+            f"{place}: cannot read {path}: it is damaged or truncated ({last_line(error)}); copy it again"
         ) from error

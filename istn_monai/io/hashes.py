@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from istn_monai.io.nifti_headers import voxel_file
-from istn_monai.io.packed import TEXT, voxel_files
+from istn_monai.io.packed import TEXT, text_header
 from istn_monai.io.paths import absolute, files_below
 
 
@@ -24,7 +24,7 @@ def files_of(path: Path) -> list[Path]:
     if not path.exists():
         return []
     if path.suffix.lower() in TEXT:
-        return [path, *voxel_files(path)]
+        return [path, *text_header(path).voxel_files()]
     voxels = voxel_file(path)
     return [path, voxels] if voxels != path and voxels.is_file() else [path]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,12 +21,12 @@ from istn_monai.io.file_checks import check_file
 from istn_monai.io.nifti_frames import check_right_angles
 from istn_monai.io.paths import not_written, replacing
 from istn_monai.io.readers import is_nifti, reader_of
+from istn_monai.io.simple_itk import last_line
 
 TIME = "time_step"  # key of the metadata of several volumes, see :func:`time_step`
 DISPLACEMENTS = 1006  # NIfTI's intent
-ADDRESS = re.compile(r" ?\(0x[0-9a-f]+\)")
 Dtype: TypeAlias = type | np.dtype | torch.dtype | None
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 def gray(image: MetaTensor, file: Path) -> MetaTensor:
@@ -109,12 +108,6 @@ def check_intent(image: MetaTensor, file: Path, place: str) -> None:
             f"{place}: {file} says that its values are displacements (NIfTI intent {DISPLACEMENTS}): give an image, or "
             "correct the header"
         )
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of an error's text, without the addresses that ITK names: readers' errors are pages long."""
-    lines = [line.strip() for line in ADDRESS.sub("", str(error)).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def time_step(file: Path) -> tuple[float, str]:

@@ -25,7 +25,7 @@ from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, World
 from istn_monai.io.file_checks import check_file
 from istn_monai.io.foreign_transforms import check_vectors, foreign_format
 from istn_monai.io.nifti import check_written_suffix, slabs_of, write_nifti
-from istn_monai.io.simple_itk import sitk, warnings_are_errors
+from istn_monai.io.simple_itk import last_line, sitk, warnings_are_errors
 from istn_monai.io.transform_kinds import check_kinds, no_voxels, unsupported
 
 SUFFIXES = (".h5", ".tfm")
@@ -207,8 +207,9 @@ def transforms_in(path: Path) -> list[Any]:
         try:
             import itk
         except ImportError:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"{path} is beyond SimpleITK ({reason}); itk reads more: pip install itk") from error
+            raise ValueError(
+                f"{path} is beyond SimpleITK ({last_line(error)}); itk reads more: pip install itk"
+            ) from error
     try:
         return list(itk.transformread(str(path)))
     except (RuntimeError, IndexError) as error:
@@ -281,7 +282,7 @@ def read_displacement(path: Path) -> WorldField:
         check_is_displacement(reader, path)
         image = reader.Execute()
     except RuntimeError as error:
-        raise ValueError(f"{path} cannot be read by ITK ({str(error).strip().splitlines()[-1].strip()})") from error
+        raise ValueError(f"{path} cannot be read by ITK ({last_line(error)})") from error
     dims = image.GetDimension()
     affine = affine_of_geometry(
         np.array(image.GetOrigin()), np.array(image.GetSpacing()), np.array(image.GetDirection()).reshape(dims, dims)

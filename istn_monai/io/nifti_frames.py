@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from istn_monai.geometry.frames import lps
-from istn_monai.io.simple_itk import sitk, warnings_shown
+from istn_monai.io.simple_itk import last_line, sitk, warnings_shown
 
 NIFTI_FRAMES = ("itk", "sform", "qform")
 #: voxels by which two readings of the same header may differ at a corner, from rounding in it
@@ -138,8 +138,7 @@ def choices(header: Header) -> list[str]:
 def refusal(header: Header, error: str) -> str:
     """Why ITK cannot read a header, in one line."""
     if "orthonormal" not in error:
-        line = [line.strip() for line in error.splitlines() if line.strip()][-1]
-        return f"ITK, and with it 3D Slicer and ANTs, cannot read its header ({line}); repair it"
+        return f"ITK, and with it 3D Slicer and ANTs, cannot read its header ({last_line(error)}); repair it"
     return (
         "its axes are not at right angles (a sheared or singular sform), which ITK, and with it 3D Slicer and ANTs, "
         "cannot read; resample it onto a grid with axes at right angles, or choose its qform, if that is right, with "

@@ -13,6 +13,8 @@ import nibabel as nib
 from nibabel.openers import ImageOpener
 from nibabel.spm99analyze import Spm99AnalyzeHeader
 
+from istn_monai.io.simple_itk import last_line
+
 UNSCALED = 2.3e-16  # a slope smaller than this is none to ITK
 PAIR = {".hdr": ".img", ".hdr.gz": ".img.gz"}
 Header = Any  # nibabel's
@@ -28,8 +30,7 @@ def read_header(file: Path, place: str) -> Header:
         header = written_header(nib.load(file))
         shape = tuple(map(int, header.get_data_shape()))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({reason})") from error
+        raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({last_line(error)})") from error
     if min(shape, default=0) < 1:
         raise ValueError(f"{place}: {file} has a header of {list(shape)} voxels along its axes; repair it")
     for trouble in (trouble_of_sform(header), trouble_of_offset(header), trouble_of_scaling(header)):

@@ -6,6 +6,7 @@ trains has perhaps none: all of the package is imported without it, and the firs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,7 +18,14 @@ else:
 
     sitk, _ = optional_import("SimpleITK")
 
-__all__ = ["NotWhole", "sitk", "warnings_are_errors", "warnings_shown"]
+__all__ = ["NotWhole", "last_line", "sitk", "warnings_are_errors", "warnings_shown"]
+ADDRESS = re.compile(r" ?\(0x[0-9a-f]+\)")
+
+
+def last_line(said: BaseException | str) -> str:
+    """The last line of what an error, or ITK, says, without the addresses that ITK names: readers write pages."""
+    lines = [line.strip() for line in ADDRESS.sub("", str(said)).splitlines() if line.strip()]
+    return lines[-1] if lines else type(said).__name__
 
 
 @contextmanager
@@ -63,4 +71,4 @@ def warnings_are_errors() -> Iterator[None]:
     finally:
         before.SetAsGlobalITKLogger()
     if listener.heard:
-        raise NotWhole(listener.heard[0].strip().splitlines()[-1])
+        raise NotWhole(last_line(listener.heard[0]))
