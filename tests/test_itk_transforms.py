@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import itk
 import nibabel as nib
@@ -109,6 +110,20 @@ def test_what_is_read_back_has_the_same_numbers(tmp_path, dims, suffix):
     for found, expected in zip(back.components, transform.components, strict=True):
         for name, value in vars(expected).items():
             assert max_abs(getattr(found, name), value) < EXACT, name
+
+
+def test_threads_do_not_break_each_others_files(tmp_path):
+    """HDF5 is not made for threads, and SimpleITK lets them run: unguarded, this ends in a crash."""
+    transforms = [WorldTransform([WorldAffine(np.diag([2.0 + n, 1.0, 1.0, 1.0]))], 3) for n in range(8)]
+
+    def written_and_read(turn):
+        file = write_transform(transforms[turn % 8], tmp_path / f"{turn}.h5")
+        return float(read_transform(file, 3).components[0].matrix[0, 0])
+
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(written_and_read, range(400))) == [2.0 + n % 8 for n in range(400)]
+    assert sitk.ProcessObject.GetGlobalWarningDisplay() == before
 
 
 def two_transforms():

@@ -25,7 +25,7 @@ from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, World
 from istn_monai.io.file_checks import check_file
 from istn_monai.io.foreign_transforms import check_vectors, foreign_format
 from istn_monai.io.nifti import check_written_suffix, slabs_of, write_nifti
-from istn_monai.io.simple_itk import last_line, sitk, warnings_are_errors
+from istn_monai.io.simple_itk import last_line, one_at_a_time, sitk, warnings_are_errors
 from istn_monai.io.transform_kinds import check_kinds, no_voxels, unsupported
 
 SUFFIXES = (".h5", ".tfm")
@@ -184,7 +184,9 @@ def write_transform(transform: WorldTransform, file: str | Path) -> Path:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"a transform is written as one of {SUFFIXES}, got {path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteTransform(to_itk(transform), str(path))
+    written = to_itk(transform)
+    with one_at_a_time:
+        sitk.WriteTransform(written, str(path))
     return path
 
 
@@ -211,7 +213,8 @@ def transforms_in(path: Path) -> list[Any]:
                 f"{path} is beyond SimpleITK ({last_line(error)}); itk reads more: pip install itk"
             ) from error
     try:
-        return list(itk.transformread(str(path)))
+        with one_at_a_time:
+            return list(itk.transformread(str(path)))
     except (RuntimeError, IndexError) as error:
         raise ValueError(f"{path} is not a transform that ITK can read (.h5, .tfm, .txt, .mat ...)") from error
 

@@ -6,7 +6,9 @@ trains has perhaps none: all of the package is imported without it, and the firs
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,7 +20,14 @@ else:
 
     sitk, _ = optional_import("SimpleITK")
 
-__all__ = ["NotWhole", "last_line", "sitk", "warnings_are_errors", "warnings_shown"]
+__all__ = ["NotWhole", "last_line", "one_at_a_time", "sitk", "warnings_are_errors", "warnings_shown"]
+#: Held by whoever uses what all threads of a process share: HDF5, which is not safe in threads (two that write .h5 at
+#: once break each other's files) although SimpleITK lets Python go on meanwhile, and ITK's switch for warnings.
+one_at_a_time = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a process forked meanwhile (workers of a DataLoader) must find it free
+    os.register_at_fork(
+        before=one_at_a_time.acquire, after_in_parent=one_at_a_time.release, after_in_child=one_at_a_time.release
+    )
 ADDRESS = re.compile(r" ?\(0x[0-9a-f]+\)")
 
 
@@ -31,12 +40,13 @@ def last_line(said: BaseException | str) -> str:
 @contextmanager
 def warnings_shown(shown: bool) -> Iterator[None]:
     """Whether ITK's warnings are shown, whatever the user has set, who finds it so again."""
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
+    with one_at_a_time:
+        before = sitk.ProcessObject.GetGlobalWarningDisplay()
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+        try:
+            yield
+        finally:
+            sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
 class NotWhole(RuntimeError):
@@ -64,11 +74,11 @@ def warnings_are_errors() -> Iterator[None]:
         DisplayErrorText = DisplayWarningText = DisplayGenericOutputText = DisplayDebugText = DisplayText
 
     listener = Listener()
-    before = listener.SetAsGlobalITKLogger()
-    try:
-        with warnings_shown(True):
+    with warnings_shown(True):
+        before = listener.SetAsGlobalITKLogger()
+        try:
             yield
-    finally:
-        before.SetAsGlobalITKLogger()
+        finally:
+            before.SetAsGlobalITKLogger()
     if listener.heard:
         raise NotWhole(last_line(listener.heard[0]))
