@@ -8,12 +8,14 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.geometry.affine`, :mod:`~istn_monai.geometry.bspline`, :mod:`~istn_monai.geometry.dense`,
   :mod:`~istn_monai.geometry.composite`, :mod:`~istn_monai.geometry.grids` (registration grid),
   :mod:`~istn_monai.geometry.meta` (affines of MetaTensors), :mod:`~istn_monai.geometry.exact`,
+  :mod:`~istn_monai.geometry.filling` (where an image does not count),
   :mod:`~istn_monai.geometry.resampling`,
   :mod:`~istn_monai.geometry.frames` (RAS and LPS), :mod:`~istn_monai.geometry.inversion`,
   :mod:`~istn_monai.geometry.cells` (which cell of a field holds a point), :mod:`~istn_monai.geometry.components`,
   :mod:`~istn_monai.geometry.world_transform`
 - :mod:`istn_monai.layers`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
-  :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.refine_weights` and
+  :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.refine_weights`,
+  :mod:`istn_monai.guidance` (labels, landmarks and masks of the pair in hand) and
   :mod:`istn_monai.objective`: what a refinement minimizes; :mod:`istn_monai.adam`; :mod:`istn_monai.refinement`:
   test-time refinement for the one pair in hand; :mod:`istn_monai.inferer`: refinement as a MONAI inferer;
   :mod:`istn_monai.alignment`: initial alignment; :mod:`istn_monai.metrics`
@@ -32,7 +34,7 @@ Where things are, in reading order: no module comes before one that it imports.
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
   :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
-  :mod:`~istn_monai.transforms.landmarks`,
+  :mod:`~istn_monai.transforms.landmarks`, :mod:`~istn_monai.transforms.guidance`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.postprocessing`
 - :mod:`istn_monai.folders`: bundles, runs and checkpoints on disk; :mod:`istn_monai.kinds`: of what kind a setting is;
   :mod:`istn_monai.options`: the settings by name; :mod:`istn_monai.arguments`: what stands on the command line;
@@ -45,7 +47,8 @@ Where things are, in reading order: no module comes before one that it imports.
 - :mod:`istn_monai.workflow`: what the bundle's configs call.
   :mod:`~istn_monai.workflow.errors`, :mod:`~istn_monai.workflow.distributed`, :mod:`~istn_monai.workflow.settings`,
   :mod:`~istn_monai.workflow.item_cache` (prepared pairs on disk), :mod:`~istn_monai.workflow.datasets`,
-  :mod:`~istn_monai.workflow.datalist_checks`, :mod:`~istn_monai.workflow.run_lock`,
+  :mod:`~istn_monai.workflow.datalist_checks`, :mod:`~istn_monai.workflow.pair_files`,
+  :mod:`~istn_monai.workflow.run_lock`,
   :mod:`~istn_monai.workflow.checkpoints`, :mod:`~istn_monai.workflow.inferers`,
   :mod:`~istn_monai.workflow.training`, :mod:`~istn_monai.workflow.curves`,
   :mod:`~istn_monai.workflow.provenance` (what a result was made of), :mod:`~istn_monai.workflow.failures`,
@@ -91,6 +94,7 @@ __getattr__, __all__ = lazy(
         ],
         "transforms.registration_grid": ["RegistrationGridd"],
         "transforms.landmarks": ["AddLandmarkChannelsd"],
+        "transforms.guidance": ["Guidanced"],
         "transforms.augmentation": ["RandDeformd"],
         "transforms.postprocessing": ["Representd", "WarpPaird"],
         "registration": ["RegisterISTNd", "Registration"],

@@ -32,6 +32,7 @@ from istn_monai.registration import Registration as Registration
 from istn_monai.stn import STN as STN
 from istn_monai.stn import PyramidSTN as PyramidSTN
 from istn_monai.transforms.augmentation import RandDeformd as RandDeformd
+from istn_monai.transforms.guidance import Guidanced as Guidanced
 from istn_monai.transforms.landmarks import AddLandmarkChannelsd as AddLandmarkChannelsd
 from istn_monai.transforms.postprocessing import Representd as Representd
 from istn_monai.transforms.postprocessing import WarpPaird as WarpPaird

@@ -6,7 +6,6 @@ Commands import what they use when they run: ``--help`` and ``--version`` need n
 from __future__ import annotations
 
 import gc
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import fire
 
 from istn_monai import __version__
-from istn_monai.arguments import checked_arguments
+from istn_monai.arguments import checked_arguments, help_of
 from istn_monai.options import command, unknown
 from istn_monai.workflow.errors import ending_in_one_line
 
@@ -111,6 +110,12 @@ def register(
     split: str = "testing",
     config: str | None = None,
     bundle_root: str | None = None,
+    *,
+    fixed_label: str | None = None,
+    moving_mask: str | None = None,
+    fixed_mask: str | None = None,
+    moving_points: str | None = None,
+    fixed_points: str | None = None,
     **settings: Any,
 ) -> str:
     """Registers two images, or all pairs of a datalist; no annotation is needed.
@@ -130,6 +135,11 @@ def register(
         split: of a datalist.
         config: JSON file with further settings.
         bundle_root: folder of the bundle; that of the model, or the package's own, by default.
+        fixed_label: label map of the fixed image, for use_labels.
+        moving_mask: map of whole numbers on the moving image's grid; where it is 0, the image does not count.
+        fixed_mask: likewise, of the fixed image.
+        moving_points: landmarks (.csv, .fcsv, .mrk.json) that are moved along; for use_points, too.
+        fixed_points: landmarks whose distance from the moved ones is reported; for use_points, too.
     """
     load_libraries()
     from istn_monai.registration import Registration, register_datalist, register_files
@@ -137,19 +147,20 @@ def register(
 
     if fixed is None and not str(moving).endswith(".json"):
         raise ValueError("fixed is not set: give two images, or one datalist (.json)")
-    if fixed is None and moving_label is not None:
-        raise ValueError("moving_label is for two images: the pairs of a datalist have labels of their own")
+    others: dict[str, Any] = dict(
+        moving_label=moving_label, fixed_label=fixed_label, moving_mask=moving_mask, fixed_mask=fixed_mask,
+        moving_points=moving_points, fixed_points=fixed_points,
+    )  # fmt: skip
+    if fixed is None and (given := [name for name, file in others.items() if file is not None]):
+        raise ValueError(f"{given[0]} is for two images: the pairs of a datalist have their own, by the same key")
     registration = Registration(model, refine_steps, config, bundle_root, **settings)
     folder = Path(output_dir).expanduser().absolute()
     if fixed is not None:
-        done = register_files(
-            registration, output_dir, inverse, moving_image=moving, fixed_image=fixed, moving_label=moving_label
-        )
+        done = register_files(registration, output_dir, inverse, moving_image=moving, fixed_image=fixed, **others)
         return f"written: {folder}" if done else f"registered before, of these files, weights and options: {folder}"
     with connected():
-        failures = register_datalist(registration, moving, split, output_dir, inverse)
-    if failures:
-        raise ValueError("\n".join([f"{len(failures)} pairs failed:", *failures]))
+        if failures := register_datalist(registration, moving, split, output_dir, inverse):
+            raise ValueError("\n".join([f"{len(failures)} pairs failed:", *failures]))
     return f"written: {folder}"
 
 
@@ -307,23 +318,11 @@ COMMANDS: dict[str, Callable[..., str]] = {
 }
 
 
-def help_of(name: str) -> str:
-    """What Fire says of a command, without its one-letter options, of which it names some twice, and internals."""
-    from fire import helptext, trace
-
-    way = trace.FireTrace(COMMANDS, name="istn-monai")
-    way.AddAccessedProperty(COMMANDS[name], name, [name], None, None)
-    text = helptext.HelpText(COMMANDS[name], trace=way).replace("GROUP | ", "")
-    text = re.sub(r"\nGROUPS\n.*?(?=\n[A-Z]+|\Z)", "", text, flags=re.DOTALL)
-    text = re.sub(r"(?m)^ +(Type: .*|Default: None|Additional flags are accepted\.)\n", "", text)
-    return re.sub(r"-\w, --", "--", text)
-
-
 def run(words: Sequence[str]) -> None:
     """Runs the command that these words are."""
     if not words or words[0].startswith("-") or {"--help", "-h"} & set(words):
         if words and words[0] in COMMANDS:
-            print(help_of(words[0]))
+            print(help_of(words[0], COMMANDS[words[0]]))
         elif list(words) in ([], ["--help"], ["-h"], ["--", "--help"]):
             fire.Fire(COMMANDS, ["--", "--help"], name="istn-monai")
         else:

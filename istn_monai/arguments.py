@@ -102,3 +102,15 @@ def check_counts(function: Callable[..., str], given: Sequence[str], positional:
     missing = [name for name in needed if name in free[positional:]]
     if missing:
         raise ValueError(f"{missing[0]} is missing: give {' and '.join(f'--{name} ...' for name in missing)}")
+
+
+def help_of(name: str, command: Callable[..., str]) -> str:
+    """What Fire says of a command, without its one-letter options, of which it names some twice, and internals."""
+    from fire import helptext, trace
+
+    way = trace.FireTrace({name: command}, name="istn-monai")
+    way.AddAccessedProperty(command, name, [name], None, None)
+    text = helptext.HelpText(command, trace=way).replace("GROUP | ", "")
+    text = re.sub(r"\nGROUPS\n.*?(?=\n[A-Z]+|\Z)", "", text, flags=re.DOTALL)
+    text = re.sub(r"(?m)^ +(Type: .*|Default: None|Additional flags are accepted\.)\n", "", text)
+    return re.sub(r"-\w, --", "--", text)

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from istn_monai.guidance import Guidance
 from istn_monai.refinement import RefinementReport, Refiner
 
 logger = logging.getLogger(__name__)
@@ -90,10 +91,15 @@ class RefineInferer(Inferer):
         rate = f"learning_rate={refiner.learning_rate:g}"
         return f"RefineInferer(steps={refiner.steps}, target={refiner.target}, {rate}{weights})"
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """``(B, 2C, *S)`` and a :class:`istn_monai.DisplacementNetwork` (or ISTN) to the ddf ``(B, D, *S)``."""
+    def __call__(
+        self, inputs: Tensor, network: nn.Module, *args: Any, guidance: Guidance | None = None, **kwargs: Any
+    ) -> Tensor:
+        """``(B, 2C, *S)`` and a :class:`istn_monai.DisplacementNetwork` (or ISTN) to the ddf ``(B, D, *S)``.
+
+        Labels, landmarks and masks of the pairs come as ``guidance``, see :mod:`istn_monai.guidance`.
+        """
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        result = self.refiner(getattr(network, "istn", network), image)
+        result = self.refiner(getattr(network, "istn", network), image, guidance)
         reports = [asdict(report) for report in result.reports]
         for report in result.reports:
             logger.info("refined: %s", report.numbers())

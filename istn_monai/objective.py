@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from istn_monai.geometry.sampling import sample_moved
+from istn_monai.guidance import MASKS, POINTS, Guidance, checked_guidance, label_difference, landmark_difference
 from istn_monai.refine_weights import term_weights
 
 WIDTH = 9  # voxels of a window of local correlation (VoxelMorph's)
@@ -40,6 +41,13 @@ def strided(image: Tensor, stride: int) -> Tensor:
     return image[(..., *[slice(None, None, stride)] * (image.ndim - 2))]
 
 
+def counted_mean(values: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Means ``(B,)`` of ``(B, C, *S)`` over the voxels that count, by ``(B, 1, *S)``; over all for None."""
+    if counts is None:
+        return values.flatten(1).mean(1)
+    return (values * counts).flatten(1).sum(1) / (counts.flatten(1).sum(1) * values.shape[1]).clamp_min(TINY)
+
+
 class LocalCorrelation:
     r"""Squared local correlation with a fixed image, averaged over windows (Avants et al. 2008; VoxelMorph).
 
@@ -61,13 +69,22 @@ class LocalCorrelation:
         self.mean, square = window_means(torch.cat([fixed, fixed * fixed], 1), self.windows).chunk(2, 1)
         self.variance = (square - self.mean * self.mean).clamp_min(FLAT)
 
-    def __call__(self, moving: Tensor) -> Tensor:
-        """``(B, C, *S)`` to ``(B,)``."""
+    def __call__(self, moving: Tensor, counts: Tensor | None = None) -> Tensor:
+        """``(B, C, *S)`` to ``(B,)``; of the voxels alone that count, by ``(B, 1, *S)``, within windows too."""
         products = torch.cat([moving, moving * moving, moving * self.fixed], 1)
-        mean, square, product = window_means(products, self.windows).chunk(3, 1)
+        if counts is None:
+            mean, square, product = window_means(products, self.windows).chunk(3, 1)
+            fixed_mean, fixed_variance = self.mean, self.variance
+        else:
+            parts = torch.cat([products, self.fixed, self.fixed * self.fixed], 1)
+            share = window_means(counts, self.windows).clamp_min(TINY)
+            mean, square, product, fixed_mean, fixed_square = (
+                window_means(parts * counts, self.windows) / share
+            ).chunk(5, 1)
+            fixed_variance = (fixed_square - fixed_mean * fixed_mean).clamp_min(FLAT)
         variance = (square - mean * mean).clamp_min(FLAT)
-        covariance = product - mean * self.mean
-        return (covariance * covariance / (variance * self.variance)).flatten(1).mean(1)
+        covariance = product - mean * fixed_mean
+        return counted_mean(covariance * covariance / (variance * fixed_variance), counts)
 
 
 def bending_energy(ddf: Tensor, spacing: Sequence[float], stride: int = 1) -> Tensor:
@@ -139,6 +156,10 @@ class PairObjective:
       ``r`` (Sec. 2.3), whatever part of the grid the structures fill.
     - ``image``: 1 - :class:`LocalCorrelation` of the images.
     - ``bending``: :func:`bending_energy`.
+    - ``labels``: :func:`label_difference` of labels of the pair; of one side alone, from the other's representation.
+    - ``landmarks``: :func:`landmark_difference`.
+
+    Where a mask is 0, structures and image do not count; what lies there may have any finite value.
 
     Args:
         weights: see :func:`istn_monai.refine_weights.term_weights`.
@@ -146,6 +167,10 @@ class PairObjective:
         fixed: likewise.
         spacing: of the grid in mm.
         images: moving and fixed image ``(B, C, *S)``; None takes the representations for images.
+        guidance: labels, landmarks and masks, see :mod:`istn_monai.guidance`.
+
+    Raises:
+        ValueError: if a term has a weight and the pair has nothing for it.
     """
 
     def __init__(
@@ -155,40 +180,59 @@ class PairObjective:
         fixed: Tensor,
         spacing: Sequence[float],
         images: Sequence[Tensor] | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         self.weights = term_weights(weights)
         self.spacing = spacing
-        self.channels = moving.shape[1]
-        if images is None or "image" not in self.weights:
-            self.moving, self.fixed, self.own = moving, fixed, slice(None)
-        else:
-            self.moving, self.fixed = (torch.cat(both, 1) for both in zip((moving, fixed), images, strict=True))
-            self.own = slice(self.channels, None)  # channels of the images
-        size = (moving.square().flatten(1).mean(1) + fixed.square().flatten(1).mean(1)) / 2
+        guidance = checked_guidance(guidance or {}, self.weights, moving)
+        self.points = [guidance[name] for name in POINTS] if "landmarks" in self.weights else []
+        sides = {"structures": (moving, fixed)}
+        if images is not None and "image" in self.weights:
+            sides["image"] = (images[0], images[1])
+        if "labels" in self.weights:
+            sides["labels"] = (guidance.get("moving_label", moving), guidance.get("fixed_label", fixed))
+        if any(name in guidance for name in MASKS):
+            all_count = torch.ones_like(moving[:, :1])
+            sides["mask"] = (guidance.get("moving_mask", all_count), guidance.get("fixed_mask", all_count))
+        self.channels = [both[0].shape[1] for both in sides.values()]
+        self.names = list(sides)
+        self.moving, self.fixed = (torch.cat([both[side] for both in sides.values()], 1) for side in (0, 1))
+        masks = sides.get("mask", (None, None))
+        size = sum(counted_mean(side.square(), mask) for side, mask in zip((moving, fixed), masks, strict=True)) / 2
         self.size = size.clamp_min(TINY)
-        self.targets: dict[int, tuple[Tensor, LocalCorrelation | None]] = {}
+        self.targets: dict[int, tuple[dict[str, Tensor], LocalCorrelation | None]] = {}
 
-    def target(self, stride: int) -> tuple[Tensor, LocalCorrelation | None]:
+    def parts(self, joined: Tensor) -> dict[str, Tensor]:
+        """What was joined along the channels, by name."""
+        return dict(zip(self.names, joined.split(self.channels, 1), strict=True))
+
+    def target(self, stride: int) -> tuple[dict[str, Tensor], LocalCorrelation | None]:
         """The fixed side at each ``stride``-th voxel, and the correlation with its image."""
         if stride not in self.targets:
-            fixed = strided(self.fixed, stride)
+            fixed = self.parts(strided(self.fixed, stride))
             width = WIDTH // stride // 2 * 2 + 1
-            correlation = LocalCorrelation(fixed[:, self.own], width) if "image" in self.weights else None
-            self.targets[stride] = fixed, correlation
+            image = fixed.get("image", fixed["structures"])
+            self.targets[stride] = fixed, LocalCorrelation(image, width) if "image" in self.weights else None
         return self.targets[stride]
 
     def terms(self, ddf: Tensor, stride: int = 1) -> dict[str, Tensor]:
         """The weighted terms by name, ``(B,)`` each, of a ddf ``(B, D, *S)`` known at each ``stride``-th voxel."""
         fixed, correlation = self.target(stride)
-        warped = sample_moved(self.moving, ddf, stride)
+        warped = self.parts(sample_moved(self.moving, ddf, stride))
+        # which voxels count is no reason to move: the terms would fall if the masks were moved apart
+        counts = warped["mask"].detach() * fixed["mask"] if "mask" in fixed else None
         terms: dict[str, Tensor] = {}
         if "structures" in self.weights:
-            difference = warped[:, : self.channels] - fixed[:, : self.channels]
-            terms["structures"] = difference.square().flatten(1).mean(1) / self.size
+            difference = warped["structures"] - fixed["structures"]
+            terms["structures"] = counted_mean(difference.square(), counts) / self.size
         if correlation is not None:
-            terms["image"] = 1.0 - correlation(warped[:, self.own])
+            terms["image"] = 1.0 - correlation(warped.get("image", warped["structures"]), counts)
         if "bending" in self.weights:
             terms["bending"] = bending_energy(ddf, self.spacing, stride)
+        if "labels" in self.weights:
+            terms["labels"] = label_difference(warped["labels"], fixed["labels"])
+        if "landmarks" in self.weights:
+            terms["landmarks"] = landmark_difference(ddf, self.points, self.spacing, stride)
         return {name: self.weights[name] * value for name, value in terms.items()}
 
     def __call__(self, ddf: Tensor, stride: int = 1) -> Tensor:

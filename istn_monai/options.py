@@ -14,6 +14,7 @@ from fire.decorators import SetParseFn
 
 from istn_monai import kinds
 from istn_monai.folders import bundle_folder
+from istn_monai.guidance import GUIDES
 from istn_monai.kinds import Kind, choice, none_or, number, numbers, whole
 
 SETTINGS: dict[str, str] = {
@@ -56,6 +57,11 @@ SETTINGS: dict[str, str] = {
     "moving_image": "file to be warped (inference)",
     "fixed_image": "file whose grid is the result's (inference)",
     "moving_label": "label map to be warped along (inference)",
+    "fixed_label": "label map of the fixed image, for use_labels",
+    "moving_mask": "map of whole numbers on the moving image's grid; where it is 0, the image does not count",
+    "fixed_mask": "likewise, of the fixed image",
+    "moving_points": "landmarks to be moved along, and for use_points (inference)",
+    "fixed_points": "landmarks whose distance from the moved ones is reported, and for use_points",
     "moving_series": "Series Instance UID of the moving image, where its DICOM folder holds several",
     "fixed_series": "likewise, of the fixed image",
     "qa": "writes the QA page: qa.png of a pair, qa.html of an evaluation; False leaves it out",
@@ -64,6 +70,8 @@ SETTINGS: dict[str, str] = {
     "evaluated_split": "part of the datalist to evaluate",
     "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
     "refine_weights": "what refinement minimizes: accurate, smooth, structures, or weights by name",
+    "use_labels": "moving_label and fixed_label, or one of them, guide the refinement",
+    "use_points": "the landmarks of both images guide the refinement",
     "refine_learning_rate": "of Adam on the transformation's parameters; larger fits more and is less smooth",
 }
 
@@ -95,9 +103,9 @@ KINDS: dict[str, Kind] = {
         ),
         kinds.path,
     ),
-    **dict.fromkeys(("dataset_dir", "cache_dir", "moving_label"), none_or(kinds.path)),
+    **dict.fromkeys(("dataset_dir", "cache_dir", *GUIDES), none_or(kinds.path)),
     **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), none_or(kinds.text)),
-    **dict.fromkeys(("augment", "qa", "overwrite", "inverse"), kinds.switch),
+    **dict.fromkeys(("augment", "qa", "overwrite", "inverse", "use_labels", "use_points"), kinds.switch),
     **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),
     **dict.fromkeys(("num_workers", "refine_steps", "train", "val", "test"), whole(0)),
     **dict.fromkeys(("similarity", "regularization", "itn_def", "stn_def"), none_or(kinds.definition)),
@@ -140,7 +148,7 @@ OF_COMMAND = {
     },
     "register": {
         "device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "refine_weights", "overwrite",
-        "nifti_frame", "moving_series", "fixed_series",
+        "nifti_frame", "moving_series", "fixed_series", "use_labels", "use_points",
     },
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}

@@ -12,7 +12,9 @@ PRESETS: dict[str, dict[str, float]] = {
     "accurate": {"structures": 1.0, "image": 0.05, "bending": 2.0},
     "smooth": {"structures": 1.0, "image": 0.02, "bending": 7.0},
 }
-TERMS = ("structures", "image", "bending")
+TERMS = ("structures", "image", "bending", "labels", "landmarks")
+#: weights of what a pair brings along, where it shall count
+GUIDES = {"labels": 2.0, "landmarks": 0.01}
 
 
 def term_weights(weights: Any, name: str = "refine_weights") -> dict[str, float]:
@@ -35,6 +37,30 @@ def term_weights(weights: Any, name: str = "refine_weights") -> dict[str, float]
     for term, value in weights.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise ValueError(f"{name}: the weight of {term} must be a number of at least 0, got {value!r}")
-    if not any(weights.get(term) for term in ("structures", "image")):
-        raise ValueError(f"{name} must have structures or image above 0, got {dict(weights)!r}")
+    if not any(weights.get(term) for term in TERMS if term != "bending"):
+        raise ValueError(f"{name} must have another weight than bending above 0, got {dict(weights)!r}")
     return {term: float(value) for term, value in weights.items() if value}
+
+
+def guided_weights(weights: Any, use_labels: bool = False, use_points: bool = False) -> dict[str, float] | None:
+    """Weights by the names of terms, with those of ``GUIDES`` for what shall count of a pair; None for none.
+
+    Labels take the place of the structures that a network found, unless the weights are given by name.
+
+    Raises:
+        ValueError: see :func:`term_weights`; or if something shall count and there are no weights.
+
+    Example:
+        >>> guided_weights("smooth", use_labels=True)
+        {'image': 0.02, 'bending': 7.0, 'labels': 2.0}
+    """
+    used = [term for term, use in zip(GUIDES, (use_labels, use_points), strict=True) if use]
+    if weights is None or weights == "none":
+        if used:
+            raise ValueError(f"refine_weights is none, the paper's objective, which has no {' and '.join(used)}")
+        return None
+    if isinstance(weights, Mapping):
+        return term_weights({term: GUIDES[term] for term in used} | dict(weights))
+    replaced = {"structures"} if use_labels else set()
+    terms = {term: value for term, value in term_weights(weights).items() if term not in replaced}
+    return terms | {term: GUIDES[term] for term in used}

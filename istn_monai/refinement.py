@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from istn_monai.adam import Adam, cosine_to_zero
 from istn_monai.geometry.transformation import Transformation
+from istn_monai.guidance import Guidance
 from istn_monai.networks import ISTN
 from istn_monai.objective import LossObjective, Objective, PairObjective
 from istn_monai.refine_weights import term_weights
@@ -33,7 +34,7 @@ class RefinementReport:
 
     Attributes:
         steps: iterations until the best one was found; 0 keeps the start.
-        seconds: time of the whole call, for all pairs of the batch.
+        seconds: time of all steps, for all pairs of the batch.
         objective_start: similarity (and regularization) before.
         objective_end: and after; never above it.
         at_bound: fraction of the parameters within 1 % of their bound.
@@ -91,8 +92,8 @@ class Refiner:
             "stn": the weights of a private copy of the STN (the paper).
         learning_rate: rate of Adam at the start, which falls to 0 along a cosine; None is 0.05 for theta and 0.001 for
             the STN.
-        weights: of the terms "structures", "image" and "bending", or a preset, see :mod:`istn_monai.objective`; None is
-            the paper's objective, or that of the next three.
+        weights: of terms, by name, or a preset, see :mod:`istn_monai.objective`; None is the paper's objective, or
+            that of the next three.
         similarity: without weights, loss of two images ``(1, K, *S)``; None is the paper's mean squared error.
         regularization: without weights, loss of the ddf ``(1, D, *S)``; None for none.
         regularization_weight: its factor.
@@ -153,18 +154,27 @@ class Refiner:
         self.tolerance = tolerance
         self.max_seconds = max_seconds
 
-    def __call__(self, network: ISTN, image: Tensor) -> Refinement:
-        """Refines a network's prediction for ``image`` ``(B, 2C, *S)``; the ITN runs once."""
+    def __call__(self, network: ISTN, image: Tensor, guidance: Guidance | None = None) -> Refinement:
+        """Refines a network's prediction for ``image`` ``(B, 2C, *S)``; the ITN runs once.
+
+        Labels, landmarks and masks of the pairs come as ``guidance``, see :mod:`istn_monai.guidance`.
+        """
         with torch.no_grad():
             moving, fixed = network.represent(image)
         if self.target == "theta":
             with torch.no_grad():
                 theta = network.stn(torch.cat([moving, fixed], dim=1))
             transformation = network.transformation.resized(image.shape[2:])
-            return self.register(transformation, moving, fixed, theta, image.chunk(2, 1))
+            return self.register(transformation, moving, fixed, theta, image.chunk(2, 1), guidance)
         singles = [
-            self.refine_stn(network, m, f, one.chunk(2, 1))
-            for m, f, one in zip(moving.split(1), fixed.split(1), image.split(1), strict=True)
+            self.refine_stn(
+                network,
+                moving[one],
+                fixed[one],
+                image[one].chunk(2, 1),
+                {name: guide[one] for name, guide in (guidance or {}).items()},
+            )
+            for one in (slice(number, number + 1) for number in range(len(image)))
         ]  # weights are shared by a batch, so each pair needs a copy of its own
         thetas, ddfs, reports, starts, *_ = zip(*singles, strict=True)
         every = [report for one in reports for report in one]
@@ -177,6 +187,7 @@ class Refiner:
         fixed: Tensor,
         theta: Tensor | None = None,
         images: tuple[Tensor, ...] | None = None,
+        guidance: Guidance | None = None,
     ) -> Refinement:
         """Registers two images, or representations, without any network.
 
@@ -186,6 +197,7 @@ class Refiner:
             fixed: likewise.
             theta: start ``(B, P)``; None is the identity.
             images: of representations, the two images ``(B, C, *S)``, for the term "image"; None takes the first two.
+            guidance: labels, landmarks and masks of the pairs, see :mod:`istn_monai.guidance`.
         """
         if moving.shape != fixed.shape or tuple(moving.shape[2:]) != transformation.spatial_size:
             raise ValueError(
@@ -196,16 +208,20 @@ class Refiner:
             start = moving.new_zeros(len(moving), transformation.num_parameters) if theta is None else theta
             parameter = start.detach().clone().float().requires_grad_()
             pair = moving.clone(), fixed.clone()
-            return self.minimize(transformation, lambda: parameter, [parameter], pair, images)
+            objective = self.objective_of(pair, transformation.spacing, images, guidance)
+            return self.minimize(transformation, lambda: parameter, [parameter], pair, objective)
 
-    def refine_stn(self, network: ISTN, moving: Tensor, fixed: Tensor, images: tuple[Tensor, ...]) -> Refinement:
+    def refine_stn(
+        self, network: ISTN, moving: Tensor, fixed: Tensor, images: tuple[Tensor, ...], guidance: Guidance
+    ) -> Refinement:
         """Refines a copy of the network's STN for one pair of representations ``(1, K, *S)``."""
         with torch.inference_mode(False), torch.enable_grad():
             pair = moving.clone(), fixed.clone()
             stn = copy.deepcopy(network.stn).eval().requires_grad_()
             both = torch.cat(pair, dim=1)
             transformation = network.transformation.resized(moving.shape[2:])
-            return self.minimize(transformation, lambda: stn(both), list(stn.parameters()), pair, images)
+            objective = self.objective_of(pair, transformation.spacing, images, guidance)
+            return self.minimize(transformation, lambda: stn(both), list(stn.parameters()), pair, objective)
 
     def minimize(
         self,
@@ -213,11 +229,10 @@ class Refiner:
         theta_of: Callable[[], Tensor],
         parameters: list[Tensor],
         pair: tuple[Tensor, Tensor],
-        images: tuple[Tensor, ...] | None,
+        objective: Objective,
     ) -> Refinement:
         """Adam on ``parameters``, which ``theta_of`` turns into theta ``(B, P)``."""
         begin = time.perf_counter()
-        objective = self.objective_of(pair, transformation.spacing, images)
         optimizer = Adam(parameters, EPSILON if self.weights is None else WEIGHTED_EPSILON)
         track = BestIterates(self.patience, self.tolerance, self.steps)
         for step in range(self.steps + 1):
@@ -243,12 +258,21 @@ class Refiner:
         return Refinement(track.theta, ddf, reports, track.theta_start, *pair)
 
     def objective_of(
-        self, pair: tuple[Tensor, Tensor], spacing: Sequence[float], images: tuple[Tensor, ...] | None
+        self,
+        pair: tuple[Tensor, Tensor],
+        spacing: Sequence[float],
+        images: tuple[Tensor, ...] | None,
+        guidance: Guidance | None,
     ) -> Objective:
         """What is minimized for pairs."""
         if self.weights is None:
+            if guidance and self.steps:
+                raise ValueError(
+                    f"the refinement has an objective without weights, which knows of no {', '.join(guidance)}: give "
+                    "refine_weights other than none"
+                )
             return LossObjective(*pair, self.similarity, self.regularization, self.regularization_weight)
-        return PairObjective(self.weights, *pair, spacing, images)
+        return PairObjective(self.weights, *pair, spacing, images, guidance)
 
 
 def terms_of(objective: Objective, start: Tensor, end: Tensor) -> list[dict[str, Any]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +13,25 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
-from istn_monai.io.datalist import Item, existing, read_datalist, read_json
+from istn_monai.io.datalist import existing, read_json
 from istn_monai.io.images import write_image
 from istn_monai.io.nifti import check_written_suffix
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_file
 from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.options import typed_settings
+from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
-from istn_monai.transforms.keys import IMAGE_KEYS, PAIR_KEYS, POINT_KEYS
+from istn_monai.transforms.keys import LABEL_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.weights import read_weights, warn_if_untrained
 from istn_monai.workflow.cohorts import Cohort
 from istn_monai.workflow.datasets import pair_item
 from istn_monai.workflow.distributed import process_device, world_size
+from istn_monai.workflow.pair_files import check_used, pairs_of
 from istn_monai.workflow.provenance import weights_hash
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
-from istn_monai.workflow.settings import check_settings
+from istn_monai.workflow.settings import check_guides_count, check_settings
 
 RESULTS = (
     "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
@@ -91,6 +91,9 @@ class Registration:
         own = {"device": process_device()} if world_size() > 1 else {}
         self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | own | settings)
         check_settings(self.parser)
+        #: of the terms of the refinement; None for the paper's objective
+        self.weights: dict[str, float] | None = self.content("weights")
+        check_guides_count(refine_steps, self.parser.get("use_labels"), self.parser.get("use_points"))
         weights = read_weights(self.content("checkpoint_file"))
         self.settings: NetworkSettings = self.content("settings")
         self.device = torch.device(self.content("device"))
@@ -116,8 +119,9 @@ class Registration:
         """Registers one pair.
 
         Args:
-            pair: ``moving_image``, ``fixed_image`` and, if there is one, ``moving_label``: files, or channel-first
-                MetaTensors whose affine is RAS mm.
+            pair: ``moving_image``, ``fixed_image`` and, if there are, ``moving_label``, ``fixed_label``,
+                ``moving_mask`` and ``fixed_mask``: files, or channel-first MetaTensors whose affine is RAS mm; and
+                ``moving_points`` and ``fixed_points``, files of landmarks.
 
         Returns:
             All that the bundle's pre- and postprocessing made of it: ``warped``, ``pred``, ``theta`` ...
@@ -125,8 +129,17 @@ class Registration:
         with torch.inference_mode(False), torch.no_grad():  # refinement differentiates what is made here
             data = self.content("preprocessing")(pair)
             image = convert_to_tensor(data["image"], track_meta=False)[None].to(self.device)
-            pred = self.content("inferer")(image.clone() if image.is_inference() else image, self.network)
+            guidance = {name: guide.to(self.device) for name, guide in batched(data).items()}
+            guided = {"guidance": guidance} if guidance else {}  # another inferer knows of none
+            pred = self.content("inferer")(image.clone() if image.is_inference() else image, self.network, **guided)
             return self.content("postprocessing")(data | {"pred": decollate_batch(pred)[0]})
+
+    @property
+    def guides(self) -> tuple[str, ...]:
+        """Keys of a pair that count besides the images and the moving label."""
+        terms = self.weights or {}
+        labels = LABEL_KEYS[1:] if "labels" in terms else ()
+        return (*MASK_KEYS, *labels, *(POINT_KEYS if "landmarks" in terms else ()))
 
     def saver(self, output_dir: str | Path, inverse: bool = False) -> SavePairHandler:
         """What writes the results of a pair to a folder, as the bundle does."""
@@ -157,6 +170,9 @@ class RegisterISTNd(MapTransform, NotInvertible):
     Adds to it what ``RESULTS`` names: ``warped`` (the moving image on the fixed image's own grid, in its own dtype),
     ``warped_label``, ``displacement`` ``(D, *fixed)`` (mm, RAS, from fixed to moving points), both representations and
     ``pred`` (the ddf) on the registration grid, ``theta``, and ``initial_alignment`` (fixed to moving world, RAS).
+
+    Of a dictionary with ``moving_mask``, ``fixed_mask``, and, with ``use_labels`` or ``use_points``, ``fixed_label``,
+    ``moving_points`` and ``fixed_points``, these count as well, see :class:`Registration`.
 
     Args:
         moving: key of the image to be warped: a path, or a channel-first MetaTensor.
@@ -198,7 +214,8 @@ class RegisterISTNd(MapTransform, NotInvertible):
         for key in self.keys[:2]:
             if key not in data:
                 raise KeyError(f"the pair has no {key!r}, only {sorted(map(str, data))}")
-        result = self.registration({name: data[key] for name, key in self.names.items() if key in data})
+        names = {key: key for key in self.registration.guides} | self.names
+        result = self.registration({name: data[key] for name, key in names.items() if key in data})
         return dict(data) | {name: result[name] for name in RESULTS if name in result}
 
 
@@ -212,8 +229,8 @@ def register_files(
         output_dir: folder for the results.
         inverse: also writes the transform from moving to fixed points.
         wait: for another process that writes to the folder.
-        files: ``moving_image``, ``fixed_image`` and, if there are, ``moving_label``, ``moving_points`` and
-            ``fixed_points``; landmarks are moved along, see :mod:`istn_monai.moved_points`.
+        files: ``moving_image``, ``fixed_image`` and, if there are, labels, masks and landmarks of either; landmarks are
+            moved along, see :mod:`istn_monai.moved_points`.
 
     Returns:
         Whether there was anything to do.
@@ -223,6 +240,7 @@ def register_files(
         InUse: if another process writes to the folder, without ``wait``.
     """
     check_pair_files(output_dir, **files)
+    check_used(files, registration.guides)
     saver = registration.saver(output_dir, inverse)
     check_apart(saver.results.files, registration.read.items())
     points = {key: file for key, file in files.items() if file and key in POINT_KEYS}
@@ -230,8 +248,8 @@ def register_files(
     with saver.results.locked(wait):
         if saver.finished(files):
             return False
-        result = registration({key: file for key, file in files.items() if file and key not in points})
-        saver.save(result, convert_to_tensor(result["pred"], track_meta=False), points)
+        result = registration({key: file for key, file in files.items() if file})
+        saver.save(result, convert_to_tensor(result["pred"], track_meta=False))
     return True
 
 
@@ -251,7 +269,8 @@ def register_datalist(
         FileExistsError: before any work, if a result would replace an input, a file of others, or, without the setting
             ``overwrite``, another result.
     """
-    cohort = Cohort(output_dir, pairs_of(datalist, split), registration.qa, registration.overwrite)
+    pairs = pairs_of(datalist, split, registration.guides)
+    cohort = Cohort(output_dir, pairs, registration.qa, registration.overwrite)
     cohort.check(lambda folder: registration.saver(folder, inverse), registration.read | {"datalist": datalist})
 
     def register(number: int, wait: bool) -> bool:
@@ -260,24 +279,6 @@ def register_datalist(
         return register_files(registration, folder, inverse, wait, **cohort.pairs[number])
 
     return cohort.run(register)
-
-
-def pairs_of(datalist: str | Path, split: str) -> Sequence[Item]:
-    """The pairs of a split, with the files that registration takes.
-
-    A warning names keys that nothing reads; one that is nearly one of ours is an error.
-    """
-    taken, known = (*PAIR_KEYS[:3], *POINT_KEYS), (*PAIR_KEYS, *POINT_KEYS)
-    items = read_json(existing(datalist), "datalist", "a JSON object").get(split)
-    found = {str(key) for item in items or () if isinstance(item, Mapping) for key in item}
-    unknown = sorted(found - set(known))
-    for key in unknown:
-        if meant := difflib.get_close_matches(key, known, n=1, cutoff=0.9):
-            raise ValueError(f"datalist {datalist}: unknown key {key!r}: did you mean {meant[0]!r}?")
-    if unknown:
-        warnings.warn(f"datalist {datalist}: the keys {unknown} are not read, only {known}: mistyped?", stacklevel=2)
-    pairs = read_datalist(datalist, [split], IMAGE_KEYS)[split]
-    return [{key: pair[key] for key in taken if key in pair} for pair in pairs]
 
 
 def represent_file(registration: Registration, image: str, output: str | Path) -> Path:

@@ -22,7 +22,8 @@ from istn_monai.registration import pairs_of
 AFFINE = AffineTransformation((12, 11))
 ARGUMENTS = {
     "CheckPaird": {"spatial_dims": 2}, "RegistrationGridd": {"spatial_size": (8, 8)}, "WarpPaird": {},
-    "AddLandmarkChannelsd": {"groups": [["*"]]}, "RandDeformd": {"keys": ["moving_image"], "spatial_size": (12, 11)},
+    "AddLandmarkChannelsd": {"groups": [["*"]]}, "Guidanced": {"weights": {"labels": 1.0}},
+    "RandDeformd": {"keys": ["moving_image"], "spatial_size": (12, 11)},
     "Representd": {"network": DisplacementNetwork(small_istn())}, "RegisterISTNd": {"refine_steps": 0, "device": "cpu"},
 }  # fmt: skip
 PUBLIC = {name: getattr(istn_monai, name) for name in istn_monai.__all__}
@@ -102,10 +103,10 @@ def test_a_pairs_landmarks_are_moved_and_measured(tmp_path):
 
 
 def test_keys_of_a_datalist_that_nothing_reads_are_named(tmp_path):
-    item = {"moving_image": "a", "fixed_image": "b", "moving_points": "c.csv", "moving_mask": "d", "id": 1}
+    item = {"moving_image": "a", "fixed_image": "b", "moving_points": "c.csv", "protocol": "d", "id": 1}
     with pytest.raises(ValueError, match="unknown key 'moving_lable': did you mean 'moving_label'"):
         pairs_of(write_json(tmp_path / "l.json", {"testing": [item | {"moving_lable": "d"}]}), "testing")
-    with pytest.warns(UserWarning, match=r"'id', 'moving_mask'"):
+    with pytest.warns(UserWarning, match=r"'id', 'protocol'"):
         assert set(pairs_of(write_json(tmp_path / "l.json", {"testing": [item]}), "testing")[0]) >= {"moving_points"}
 
 

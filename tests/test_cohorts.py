@@ -177,7 +177,7 @@ class Counting:
     def __init__(self, registration, errors=None):
         self.__dict__.update(registration.__dict__)
         self.registration, self.errors, self.seen = registration, errors or {}, []
-        self.saver = registration.saver
+        self.saver, self.guides = registration.saver, registration.guides
 
     def __call__(self, files):
         name = Path(files["moving_image"]).name

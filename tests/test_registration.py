@@ -311,19 +311,21 @@ REFUSED = {
     "augment": True, "batch_size": 2, "cache_dir": "x", "max_epochs": 3, "num_workers": 1, "learning_rate": 0.1,
     "training_dtype": "bfloat16", "val_interval": 2, "similarity": {"_target_": "MSELoss"}, "points_map": "distance",
     "regularization": {"_target_": "BendingEnergyLoss"}, "regularization_weight": 2, "points_width": 3, "seed": 3,
-    "evaluated_labels": [[1]], "evaluated_split": "testing",
+    "evaluated_labels": [[1]], "evaluated_split": "testing", "fixed_label": "f", "moving_mask": "m", "fixed_mask": "m",
+    "moving_points": "p", "fixed_points": "p",
 }  # fmt: skip
 
 
 def test_a_setting_either_changes_the_registration_or_is_refused(tmp_path):
     files, settings = pair_files(tmp_path, 2), random_checkpoint(tmp_path / "models", SETTINGS[2, "bspline"])
-    images = {key: files[key] for key in ("moving_image", "fixed_image")}
+    for side, x in (("moving", 38.0), ("fixed", -2.0)):
+        files[f"{side}_points"] = str(write_points(Points(torch.tensor([[x, 54.0]]), ("a",)), tmp_path / f"{side}.csv"))
     changes = {
         "refine_steps": 2, "refine_learning_rate": 0.01, "refine_weights": "structures", "spatial_size": [40, 32],
-        "initial_alignment": "moments",
+        "initial_alignment": "moments", "use_labels": True, "use_points": True,
     }  # fmt: skip
     given = ({}, *({name: value} for name, value in changes.items()))
-    found = [Registration(**{"refine_steps": 3} | settings | one)(images)["warped"].as_tensor() for one in given]
+    found = [Registration(**{"refine_steps": 3} | settings | one)(files)["warped"].as_tensor() for one in given]
     same = [name for name, warped in zip(changes, found[1:], strict=True) if torch.equal(warped, found[0])]
     assert not same
     assert set(REFUSED) | OF_COMMAND["register"] | ALWAYS | REQUESTED == set(OPTIONS)

@@ -10,7 +10,7 @@ from typing import Any
 from istn_monai.io.paths import absolute
 
 SPLITS = ("training", "validation", "testing")
-KINDS = ("image", "label", "points")  # of files; the last word of a key that holds a path
+KINDS = ("image", "label", "points", "mask")  # of files; the last word of a key that holds a path
 HEADERS = (".mhd", ".nhdr", ".hdr")  # files whose voxels lie in another one
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".png", *HEADERS)
 Item = dict[str, str]

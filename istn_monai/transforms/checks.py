@@ -18,7 +18,9 @@ EXTENTS = 100.0  # times by which images of one pair may differ in size
 SMALLEST_RANGE = 1e-12  # of intensities that can be scaled to [0, 1]
 
 
-def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | None = None) -> None:
+def check_image(
+    image: Tensor, key: str, spatial_dims: int, in_channels: int | None = None, mask: Tensor | None = None
+) -> None:
     """Refuses what cannot be registered: wrong dimension or channels, bad affine, NaN or Inf, a constant image.
 
     Args:
@@ -26,6 +28,7 @@ def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | N
         key: what errors call it.
         spatial_dims: number of axes that the configuration asks for.
         in_channels: number of channels that the configuration asks for; None for any.
+        mask: ``(1, *S)``; where it is 0, an image may have any value. None for none.
     """
     check_dims(image, key, spatial_dims)
     if in_channels is not None and image.shape[0] != in_channels:
@@ -34,13 +37,27 @@ def check_image(image: Tensor, key: str, spatial_dims: int, in_channels: int | N
             "or give images of one channel (a color PNG has 3)"
         )
     check_affine(image, key)
-    values = plain(image)
+    values = plain(image) if mask is None else plain(image)[:, plain(mask)[0] != 0]
     check_finite(values, source(image, key))
     low, high = working(torch.stack(torch.aminmax(values)))  # in the numbers that it is computed with
     if low == high:
-        raise ValueError(f"{source(image, key)} is constant ({low.item():g}): there is nothing to register")
+        where = "" if mask is None else f" where {source(mask, 'its mask')} is not 0"
+        raise ValueError(f"{source(image, key)} is constant ({low.item():g}){where}: there is nothing to register")
     if float(high) - float(low) < SMALLEST_RANGE:
         raise ValueError(f"{source(image, key)} has a range below {SMALLEST_RANGE:g}: rescale its intensities")
+
+
+def check_mask(mask: Tensor, key: str, image: Tensor) -> None:
+    """Refuses a mask that is on another grid than its image, is no map of whole numbers, or has none but 0.
+
+    Args:
+        mask: ``(1, *S)``.
+        key: what errors call it.
+        image: ``(C, *S)``, the image it belongs to.
+    """
+    check_label(mask, key, image, None, need_soi=False)
+    if not plain(mask).any():
+        raise ValueError(f"{source(mask, key)} is empty: a mask is not 0 where its image counts")
 
 
 def check_label(

@@ -19,18 +19,19 @@ from torch import Tensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment
 from istn_monai.geometry.exact import EXACT, largest, working
+from istn_monai.geometry.filling import filled
 from istn_monai.geometry.grids import Grid, overlap_in_world
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import unit_range
 from istn_monai.io.images import Dtype, in_dtype, read_or_explain
 from istn_monai.io.nifti_frames import check_nifti_frame
-from istn_monai.transforms.checks import check_extents, check_image, check_label, source
+from istn_monai.transforms.checks import check_extents, check_image, check_label, check_mask, source
 from istn_monai.transforms.inverses import NotInvertible
-from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, PAIR_KEYS, Pair
+from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, Pair
 
 
 class LoadPaird(MapTransform):
-    """Reads the images and labels of a pair, channel-first, in ITK's frame; keys that a pair lacks are left out.
+    """Reads the images, labels and masks of a pair, channel-first, in ITK's frame; keys that a pair lacks are left out.
 
     A host may hand over images that it has in memory already: they are taken as they are.
 
@@ -49,7 +50,7 @@ class LoadPaird(MapTransform):
 
     def __init__(
         self,
-        keys: Sequence[str] = PAIR_KEYS,
+        keys: Sequence[str] = (*PAIR_KEYS, *MASK_KEYS),
         nifti_frame: str | None = None,
         series: Mapping[str, str | None] | None = None,
         dtype: Dtype = torch.float32,
@@ -66,7 +67,7 @@ class LoadPaird(MapTransform):
     def load(self, image: Any, key: str) -> MetaTensor:
         """The image at a path; or the image that it is."""
         if isinstance(image, (str, Path)):
-            if key in LABEL_KEYS:
+            if key in (*LABEL_KEYS, *MASK_KEYS):
                 return read_exactly(image, key, self.nifti_frame, self.dtype)
             return read_or_explain(image, key, self.nifti_frame, self.series.get(key), self.dtype)
         if not isinstance(image, MetaTensor):
@@ -82,9 +83,15 @@ def read_exactly(file: str | Path, key: str, nifti_frame: str | None, dtype: Dty
     return label if largest(label.as_tensor()) >= EXACT else in_dtype(label, dtype)
 
 
+def mask_of(data: Mapping[Hashable, Any], image_key: Hashable) -> Tensor | None:
+    """Which voxels ``(1, *S)`` of an image of a pair count, bool; None if it has no mask."""
+    mask = data.get(dict(zip(IMAGE_KEYS, MASK_KEYS, strict=True)).get(str(image_key)))
+    return None if mask is None else mask.as_tensor() != 0
+
+
 class CheckPaird(Transform):
-    """Refuses what would give a wrong result without a word: see :func:`istn_monai.transforms.checks.check_image` and
-    :func:`istn_monai.transforms.checks.check_label`.
+    """Refuses what would give a wrong result without a word: see :func:`istn_monai.transforms.checks.check_image`,
+    :func:`istn_monai.transforms.checks.check_label` and :func:`istn_monai.transforms.checks.check_mask`.
 
     Args:
         spatial_dims: that the configuration is for.
@@ -113,8 +120,10 @@ class CheckPaird(Transform):
         self.need_soi = need_soi
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
-        for key in IMAGE_KEYS:
-            check_image(data[key], key, self.spatial_dims, self.in_channels)
+        for key, mask_key in zip(IMAGE_KEYS, MASK_KEYS, strict=True):
+            if mask_key in data:
+                check_mask(data[mask_key], mask_key, data[key])
+            check_image(data[key], key, self.spatial_dims, self.in_channels, data.get(mask_key))
         check_extents({key: data[key] for key in IMAGE_KEYS})
         for key, image_key in zip(LABEL_KEYS, IMAGE_KEYS, strict=True):
             if key in data:
@@ -125,6 +134,9 @@ class CheckPaird(Transform):
 class NormalizeIntensityRanged(MapTransform):
     """Intensities between two percentiles, scaled to [0, 1] and clipped there, whatever the scanner's scale; each
     channel by its own percentiles.
+
+    Where an image has a mask (``moving_mask``, ``fixed_mask``) that is 0, it does not count, and goes on smoothly from
+    where it does, see :func:`istn_monai.geometry.filling.filled`.
 
     An image so sparse that its percentiles coincide, which MONAI's ``ScaleIntensityRangePercentilesd`` leaves as it is,
     is scaled between its extremes.
@@ -154,10 +166,19 @@ class NormalizeIntensityRanged(MapTransform):
         """Each key ``(C, *S)`` to the same in [0, 1], float32."""
         result = dict(data)
         for key in self.key_iterator(data):
-            channels = working(data[key].as_tensor())
-            scaled = torch.stack([unit_range(channel, self.lower, self.upper) for channel in channels]).float()
+            scaled = self.scaled(working(data[key].as_tensor()), mask_of(data, key))
             result[key] = with_affine(scaled, affine_of(data[key]), data[key])
         return result
+
+    def scaled(self, channels: Tensor, known: Tensor | None) -> Tensor:
+        """``(C, *S)``, of which ``known`` ``(1, *S)`` counts."""
+        counted = channels if known is None else channels[:, known[0]]
+        unit = torch.stack([unit_range(channel, self.lower, self.upper) for channel in counted]).float()
+        if known is None:
+            return unit
+        result = unit.new_zeros(channels.shape)
+        result[:, known[0]] = unit
+        return filled(result, known)
 
 
 class SoIGroupsd(MapTransform):
@@ -202,7 +223,8 @@ class SoIGroupsd(MapTransform):
 class InitialAlignmentd(NotInvertible):
     """Moves the moving image and label into the fixed image's world by editing their affines.
 
-    Writes ``T0`` ``(D+1, D+1)``, fixed world to moving world in RAS mm, under ``initial_alignment``.
+    Writes ``T0`` ``(D+1, D+1)``, fixed world to moving world in RAS mm, under ``initial_alignment``. Where a mask is 0,
+    intensities do not count.
 
     Args:
         name: "world", "center", "moments" or "rigid", see :func:`istn_monai.alignment.initial_alignment`. Images
@@ -216,7 +238,9 @@ class InitialAlignmentd(NotInvertible):
         [[1.0, 0.0, 50.0], [0.0, 1.0, -20.0], [0.0, 0.0, 1.0]]
     """
 
-    def __init__(self, name: str = "world", keys: Sequence[str] = ("moving_image", "moving_label")) -> None:
+    def __init__(
+        self, name: str = "world", keys: Sequence[str] = ("moving_image", "moving_label", "moving_mask")
+    ) -> None:
         if name not in INITIAL_ALIGNMENTS:
             raise ValueError(f"initial_alignment must be one of {INITIAL_ALIGNMENTS}, got {name!r}")
         self.name = name
@@ -225,7 +249,7 @@ class InitialAlignmentd(NotInvertible):
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
         moving, fixed = (data[key] for key in IMAGE_KEYS)
-        matrix = initial_alignment(self.name, moving, fixed)
+        matrix = initial_alignment(self.name, *(self.counting(data, key) for key in IMAGE_KEYS))
         result["initial_alignment"] = matrix
         for key in self.keys:
             if key in data:
@@ -238,6 +262,13 @@ class InitialAlignmentd(NotInvertible):
                 f"initial_alignment {self.name!r}: choose 'center' or 'moments'"
             )
         return result
+
+    def counting(self, data: Mapping[Hashable, Any], key: str) -> MetaTensor:
+        """An image of the pair, without what does not count of it."""
+        image, known = data[key], mask_of(data, key)
+        if known is None or self.name in ("world", "center"):
+            return image
+        return with_affine(filled(image.as_tensor(), known), affine_of(image), image)
 
 
 class ConcatPaird(Transform):

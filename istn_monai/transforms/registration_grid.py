@@ -16,7 +16,7 @@ from istn_monai.geometry.sampling import resample
 from istn_monai.geometry.transformation import checked_size, per_axis
 from istn_monai.transforms.checks import source
 from istn_monai.transforms.inverses import NotInvertible
-from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, PAIR_KEYS, Pair
+from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, Pair
 
 AUTO = "auto"
 STEP = 16  # the default ITN halves an image four times
@@ -48,7 +48,7 @@ class RegistrationGridd(NotInvertible):
         self,
         spatial_size: Sequence[int] | str,
         spacing: float | Sequence[float] = 1.0,
-        keys: Sequence[str] = PAIR_KEYS,
+        keys: Sequence[str] = (*PAIR_KEYS, *MASK_KEYS),
         at_least: Sequence[int] | None = None,
     ) -> None:
         spatial_size = spatial_size.lower() if isinstance(spatial_size, str) else spatial_size

@@ -17,10 +17,13 @@ __getattr__, __all__ = lazy(
         "evaluation": ["Evaluation"],
         "host_requests": ["Replyd", "RequestPaird"],
         "host_training": ["output_folder"],
-        "inferers": ["AutocastInferer", "default_rate"],
+        "inferers": ["AutocastInferer", "default_rate", "prepare_guided"],
         "provenance": ["config_hash"],
         "results": ["SavePairHandler"],
-        "settings": ["check_settings", "find_bundle_root", "given", "none_or", "run_folder", "trained_settings"],
+        "settings": [
+            "check_settings", "find_bundle_root", "given", "guided_weights", "none_or", "run_folder",
+            "trained_settings",
+        ],
         "start": [
             "check_evaluation", "check_inference", "check_training", "finish_training", "infer", "run_evaluation",
             "seed_run",

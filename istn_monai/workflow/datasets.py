@@ -26,9 +26,11 @@ from istn_monai.workflow.item_cache import ItemCache
 PARTNERS, VALIDATION_PARTNERS = 7, 2  # so the shipped network's 140 images made 1000 pairs
 
 
-def pair_item(moving_image: str | None, fixed_image: str | None, moving_label: str | None = None) -> Item:
+def pair_item(
+    moving_image: str | None, fixed_image: str | None, moving_label: str | None = None, **others: str | None
+) -> Item:
     """The item of one pair: the files that are given, by their keys."""
-    files = {"moving_image": moving_image, "fixed_image": fixed_image, "moving_label": moving_label}
+    files = {"moving_image": moving_image, "fixed_image": fixed_image, "moving_label": moving_label} | others
     return {key: str(Path(file).expanduser()) for key, file in files.items() if file is not None}
 
 

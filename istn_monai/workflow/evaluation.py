@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
+from istn_monai.inferer import RefineInferer
 from istn_monai.io.landmarks import is_points, warn_unmatched
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
@@ -31,6 +32,7 @@ from istn_monai.metrics import without_nan
 from istn_monai.qa.cohort import QA_COHORT, Entry, jpeg, write_cohort
 from istn_monai.qa.inspector import PairInspector
 from istn_monai.transforms.checks import reads_labels
+from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.keys import LABEL_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.workflow.distributed import gathered, rank, world_size
@@ -246,13 +248,14 @@ class Evaluation:
         if all(map(is_points, landmarks)):
             warn_unmatched(*landmarks)
         image = pair["image"].as_tensor()[None].to(self.device)
+        guided = {"guidance": {name: guide.to(self.device) for name, guide in batched(pair).items()}}
         files = {side: str(pair[f"{side}_image"].meta["filename_or_obj"]) for side in ("moving", "fixed")}
         nothing = torch.zeros(1, image.ndim - 2, *image.shape[2:])
         fields, results, seconds = {IDENTITY: nothing}, {IDENTITY: dict(pair)}, {IDENTITY: 0.0}
         for method, inferer in self.inferers.items():
             start = time.perf_counter()
             with torch.no_grad():
-                pred = inferer(image, self.network)
+                pred = inferer(image, self.network, **(guided if isinstance(inferer, RefineInferer) else {}))
             fields[method] = convert_to_tensor(pred, track_meta=False, device="cpu")
             seconds[method] = time.perf_counter() - start
             results[method] = self.represented(pair, pred)

@@ -29,7 +29,7 @@ from istn_monai.io.datalist import IMAGE_SUFFIXES
 from istn_monai.metrics import field_metrics, without_nan
 from istn_monai.qa.measures import refinement_metrics
 from istn_monai.qa.rules import traffic_light
-from istn_monai.transforms.keys import ORIGINAL_KEYS, PAIR_KEYS, Pair
+from istn_monai.transforms.keys import GUIDANCE, MASK_KEYS, ORIGINAL_KEYS, PAIR_KEYS, POINT_KEYS, Pair
 
 STUDIES = "MONAI_LABEL_STUDIES"  # MONAI Label's server sets it to its studies folder
 CACHES = ("MONAI_LABEL_SESSION_PATH", "MONAI_LABEL_DICOMWEB_CACHE_PATH")  # where it keeps images from elsewhere, or in
@@ -39,7 +39,9 @@ UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\..*)?")  # how Python's tempfile names th
 MAX_STEPS, MAX_ID = 1000, 250
 INTEGERS = ("uint8", "int16", "uint16", "int32")  # types of a result that wrap around
 #: what a request may not bring along: keys whose values the bundle's transforms read as files or take as results
-OWN_KEYS = {"label", *PAIR_KEYS, *ORIGINAL_KEYS, "theta", "warped", "warped_label"}
+OWN_KEYS = {
+    "label", *PAIR_KEYS, *MASK_KEYS, *POINT_KEYS, *ORIGINAL_KEYS, GUIDANCE, "theta", "warped", "warped_label",
+}  # fmt: skip
 BAD_REQUEST, FORBIDDEN, NOT_FOUND = 400, 403, 404
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from istn_monai.networks import ISTNOutput
 from istn_monai.refinement import LEARNING_RATES
+from istn_monai.transforms.keys import GUIDANCE
 
 #: of theta in the bundle, where B-splines refine best at a rate of their own (found on validation pairs)
 BSPLINE_RATE, BSPLINE_STEPS = 0.2, 50
@@ -24,6 +25,13 @@ def default_rate(transformation: str, steps: int) -> float:
     if transformation != "bspline":
         return LEARNING_RATES["theta"]
     return BSPLINE_RATE * min(1.0, max(1, steps) / BSPLINE_STEPS)
+
+
+def prepare_guided(batchdata: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **_: Any) -> Any:
+    """What an evaluator of MONAI's hands to an inferer of a batch of pairs: ``image``, and the guidance, if any."""
+    image = batchdata["image"].to(device=device, non_blocking=non_blocking)
+    guidance = {name: torch.as_tensor(value).to(device) for name, value in batchdata.get(GUIDANCE, {}).items()}
+    return image, None, (), {"guidance": guidance} if guidance else {}
 
 
 class AutocastInferer(SimpleInferer):

@@ -30,7 +30,7 @@ from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
 from istn_monai.moved_points import errors, moved
 from istn_monai.qa.inspector import PairInspector
-from istn_monai.transforms.keys import POINT_KEYS
+from istn_monai.transforms.keys import MASK_KEYS, PAIR_KEYS, POINT_KEYS
 from istn_monai.workflow.provenance import (
     differing_inputs,
     differing_options,
@@ -46,7 +46,8 @@ QA_PAGE = "qa.png"
 MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
 REPORT = "report.json"
 OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, MOVED, QA_PAGE, REPORT)
-INPUT_KEYS = ("moving_image", "fixed_image", "moving_label")
+#: images of a pair; of those that have one, the original's shape and place are kept with its hash
+INPUT_KEYS = (*PAIR_KEYS, *MASK_KEYS)
 
 
 def pair_folder(output_dir: str | Path) -> ResultFolder:
@@ -183,22 +184,23 @@ class SavePairHandler:
             )
         return self.results.is_whole()
 
-    def save(self, pair: Mapping[str, Any], ddf: torch.Tensor, points: Mapping[str, str] | None = None) -> None:
+    def save(self, pair: Mapping[str, Any], ddf: torch.Tensor) -> None:
         """Writes one pair's results, all or none.
 
         Args:
-            pair: what pre- and postprocessing made of it.
+            pair: what pre- and postprocessing made of it; files of landmarks in it, ``moving_points`` and
+                ``fixed_points``, are moved along, see :mod:`istn_monai.moved_points`.
             ddf: ``(D, *S)``.
-            points: landmark files that are moved along, see :mod:`istn_monai.moved_points`.
 
         Raises:
             FileExistsError: if another result is there, without ``overwrite``.
             OSError: naming the file that could not be written; what was there before is whole then.
         """
+        points = {key: str(pair[key]) for key in POINT_KEYS if key in pair}
         with self.results.staged():
-            inputs = self.inputs(pair, points or {})
+            inputs = self.inputs(pair, points)
             self.finished({key: record["file"] for key, record in inputs.items()})
-            note = self.write(pair, ddf, inputs, points or {})
+            note = self.write(pair, ddf, inputs, points)
         print(f"registered: results in {self.output_dir}{note}")
 
     def write(
@@ -272,7 +274,8 @@ class SavePairHandler:
 
     def inputs(self, pair: Mapping[str, Any], points: Mapping[str, str]) -> dict[str, Any]:
         """What is kept of each file that was read; an image from memory has none."""
-        images = {key: pair[f"{key}_original"] for key in INPUT_KEYS if f"{key}_original" in pair}
+        given = {key: pair.get(f"{key}_original", pair.get(key)) for key in INPUT_KEYS}
+        images = {key: image for key, image in given.items() if image is not None}
         files = {key: image.meta.get("filename_or_obj") for key, image in images.items()}
         return {
             key: (input_record(str(files[key])) if files[key] else {"file": None, "sha256": None, "state": None})

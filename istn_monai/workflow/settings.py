@@ -24,6 +24,7 @@ from istn_monai.folders import BEST
 from istn_monai.kinds import path
 from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.options import KINDS, SETTINGS, typed, unknown
+from istn_monai.refine_weights import guided_weights  # noqa: F401 - for the configs
 from istn_monai.transforms.registration_grid import AUTO
 from istn_monai.weights import read_weights
 from istn_monai.workflow.errors import runs_monai_bundle
@@ -100,6 +101,13 @@ def check_values(config: Mapping[str, Any]) -> None:
     device = config.get("device")
     if device is not None and not str(device).startswith("$"):
         check_device(str(device))
+
+
+def check_guides_count(refine_steps: int, use_labels: bool, use_points: bool) -> None:
+    """ValueError if labels or landmarks shall guide a refinement of no steps."""
+    for name, used in (("use_labels", use_labels), ("use_points", use_points)):
+        if used and not refine_steps:
+            raise ValueError(f"{name} counts in a refinement alone: give refine_steps above 0, or leave {name} out")
 
 
 def is_path(name: str) -> bool:

@@ -1,0 +1,45 @@
+"""Which files of a pair a registration takes."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from istn_monai.io.datalist import Item, existing, read_datalist, read_json
+from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
+
+
+def check_used(files: Mapping[str, str | None], guides: Sequence[str]) -> None:
+    """ValueError if a label of the fixed image is given and does not count, or what shall count is missing.
+
+    Args:
+        files: of one pair, by key.
+        guides: the keys that count besides the images and the moving label.
+    """
+    if files.get(LABEL_KEYS[1]) and LABEL_KEYS[1] not in guides:
+        raise ValueError(f"{LABEL_KEYS[1]} counts with use_labels alone: add --use_labels, or leave it out")
+    if LABEL_KEYS[1] in guides and not any(files.get(key) for key in LABEL_KEYS):
+        raise ValueError("labels shall guide the refinement: give moving_label, fixed_label, or both")
+    if missing := [key for key in POINT_KEYS if key in guides and not files.get(key)]:
+        raise ValueError(f"landmarks shall guide the refinement: give {' and '.join(missing)}")
+
+
+def pairs_of(datalist: str | Path, split: str, guides: Sequence[str] = MASK_KEYS) -> Sequence[Item]:
+    """The pairs of a split, with the files that registration takes: ``guides`` among them.
+
+    A warning names keys that nothing reads; one that is nearly one of ours is an error.
+    """
+    known = (*PAIR_KEYS, *POINT_KEYS, *MASK_KEYS)
+    taken = {*PAIR_KEYS[:3], *POINT_KEYS, *guides}
+    items = read_json(existing(datalist), "datalist", "a JSON object").get(split)
+    found = {str(key) for item in items or () if isinstance(item, Mapping) for key in item}
+    unknown = sorted(found - set(known))
+    for key in unknown:
+        if meant := difflib.get_close_matches(key, known, n=1, cutoff=0.9):
+            raise ValueError(f"datalist {datalist}: unknown key {key!r}: did you mean {meant[0]!r}?")
+    if unknown:
+        warnings.warn(f"datalist {datalist}: the keys {unknown} are not read, only {known}: mistyped?", stacklevel=2)
+    pairs = read_datalist(datalist, [split], IMAGE_KEYS)[split]
+    return [{key: pair[key] for key in known if key in pair and key in taken} for pair in pairs]
