@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,3 +77,21 @@ def tre(moved: Points, fixed: Points) -> dict[str, Any]:
     """Distances in mm of landmarks from those of the same names and order, and their mean."""
     lengths = (moved.positions - fixed.positions).norm(dim=1)
     return {"tre_mm": dict(zip(fixed.labels, lengths.tolist(), strict=True)), "mean": lengths.mean().item()}
+
+
+def unmet(tre_mm: Mapping[str, float], spacing: Sequence[float]) -> list[str]:
+    """Names of landmarks that a registration which they guided has left far from where they shall be.
+
+    Such as contradict others, or the images, or are swapped: more than two voxels of the registration grid, and three
+    times the median error, away.
+
+    Args:
+        tre_mm: errors by name.
+        spacing: of the registration grid in mm.
+
+    Example:
+        >>> unmet({"AC": 0.3, "PC": 0.4, "left": 14.0, "right": 0.5}, (1.0, 1.0, 1.0))
+        ['left']
+    """
+    limit = max(2 * max(spacing), 3 * statistics.median(tre_mm.values()))
+    return [name for name, error in tre_mm.items() if error > limit]

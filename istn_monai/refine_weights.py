@@ -14,7 +14,7 @@ PRESETS: dict[str, dict[str, float]] = {
 }
 TERMS = ("structures", "image", "bending", "labels", "landmarks")
 #: weights of what a pair brings along, where it shall count
-GUIDES = {"labels": 2.0, "landmarks": 0.01}
+GUIDES = {"labels": 4.0, "landmarks": 0.001}
 
 
 def term_weights(weights: Any, name: str = "refine_weights") -> dict[str, float]:
@@ -52,7 +52,7 @@ def guided_weights(weights: Any, use_labels: bool = False, use_points: bool = Fa
 
     Example:
         >>> guided_weights("smooth", use_labels=True)
-        {'image': 0.02, 'bending': 7.0, 'labels': 2.0}
+        {'image': 0.02, 'bending': 7.0, 'labels': 4.0}
     """
     used = [term for term, use in zip(GUIDES, (use_labels, use_points), strict=True) if use]
     if weights is None or weights == "none":

@@ -98,8 +98,9 @@ class Refiner:
         regularization: without weights, loss of the ddf ``(1, D, *S)``; None for none.
         regularization_weight: its factor.
         coarse_steps: so many steps compare every second voxel along each axis alone: an eighth of the work in 3-D. The
-            start and the best iterate are chosen on all voxels. At most 70 % of all with weights, else half of them and
-            none with a regularization, whose scale depends on the grid. None is the most, of theta up to 25 without
+            start and the best iterate are chosen on all voxels. At most 70 % of all with weights, none where labels
+            guide, whose edges are sharp, else half of them, and none with a regularization, whose scale depends on the
+            grid. None is the most, of theta up to 25 without
             weights, and 0 for the STN.
         patience: a pair stops after as many full steps without an improvement of at least ``tolerance``, relative.
         tolerance: see ``patience``.
@@ -142,6 +143,7 @@ class Refiner:
         self.weights = None if weights is None else term_weights(weights)
         wanted = COARSE_STEPS[target] if coarse_steps is None else coarse_steps
         most = steps // 2 if weights is None else int(steps * COARSE_FRACTION)
+        most = 0 if "labels" in (self.weights or {}) else most  # sharp edges: every second voxel is not enough
         wanted = most if weights is not None and coarse_steps is None and target == "theta" else wanted
         self.coarse_steps = 0 if regularization is not None else min(wanted, most)
         self.steps = steps

@@ -291,6 +291,24 @@ def test_labels_and_landmarks_of_files_guide_and_are_reported(masked, tmp_path):
     assert set(reports[1]["inputs"]) == set(everything)
 
 
+def test_landmarks_that_contradict_the_others_are_named(masked, tmp_path):
+    files, _, settings = masked
+    dims = len(settings["spatial_size"])
+    where = torch.tensor([[0, 0, 0], [4, 0, 0], [0, 4, 0], [-4, 0, 0], [0, -4, 0]])[:, :dims].double()
+    for side in ("moving", "fixed"):
+        names = ("a", "b", "c", "d", "e")
+        there = where.clone()
+        there[0] += 12.0 * (side == "moving")
+        write_points(Points(there, names), tmp_path / f"{side}.csv")
+    points = {f"{side}_points": str(tmp_path / f"{side}.csv") for side in ("moving", "fixed")}
+    with pytest.warns(UserWarning, match="not met: \\['a'\\]"):
+        register_files(
+            Registration(refine_steps=10, use_points=True, **settings), tmp_path / "out", **chosen(files), **points
+        )
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["points"]["unmet"] == ["a"]
+
+
 def test_a_dictionary_and_a_datalist_bring_their_guides_along(masked, tmp_path):
     files, _, settings = masked
     options = {"refine_steps": 4, "use_labels": True, "use_points": True} | settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -28,9 +29,9 @@ from istn_monai.io.landmarks import write_points
 from istn_monai.io.paths import absolute, check_apart, check_output_dir, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
-from istn_monai.moved_points import errors, moved
+from istn_monai.moved_points import errors, moved, unmet
 from istn_monai.qa.inspector import PairInspector
-from istn_monai.transforms.keys import MASK_KEYS, PAIR_KEYS, POINT_KEYS
+from istn_monai.transforms.keys import GUIDANCE, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 from istn_monai.workflow.provenance import (
     differing_inputs,
     differing_options,
@@ -214,9 +215,7 @@ class SavePairHandler:
         transforms = self.save_transforms(pair)
         report = self.report(pair) | {"inputs": inputs, "transforms": transforms}
         if POINT_KEYS[0] in points:
-            report["points"] = self.save_points(
-                self.transform(pair), points, torch.as_tensor(pair["initial_alignment"])
-            )
+            report["points"] = self.save_points(pair, points)
         note = ""
         if self.inspect is None:
             report["metrics"] = field_metrics(ddf.cpu(), Grid.of(pair["image"]).spacing)
@@ -265,12 +264,18 @@ class SavePairHandler:
         theta, start = (torch.as_tensor(pair[key]) for key in ("theta", "initial_alignment"))
         return world_transform(self.transformation, theta[None], Grid.of(pair["image"]), start)
 
-    def save_points(self, transform: WorldTransform, points: Mapping[str, str], start: torch.Tensor) -> dict[str, Any]:
+    def save_points(self, pair: Mapping[str, Any], points: Mapping[str, str]) -> dict[str, Any]:
         """Writes the moving landmarks on the fixed side; what they are, and their errors, for the report."""
+        transform = self.transform(pair)
         with self.results.writing(MOVED) as file:
             write_points(moved(transform, points), file)
-        about = {"are": "moving landmarks on the fixed side", "frame": "LPS mm"}
-        return {MOVED: about, **errors(transform, points, start)}
+        about = {MOVED: {"are": "moving landmarks on the fixed side", "frame": "LPS mm"}}
+        found = errors(transform, points, torch.as_tensor(pair["initial_alignment"]))
+        if POINT_KEYS[0] in pair.get(GUIDANCE, {}):
+            found["unmet"] = unmet(found["tre_mm"], Grid.of(pair["image"]).spacing)
+            if found["unmet"]:
+                warnings.warn(f"landmarks that guided and were not met: {found['unmet']}: check them", stacklevel=2)
+        return about | found
 
     def inputs(self, pair: Mapping[str, Any], points: Mapping[str, str]) -> dict[str, Any]:
         """What is kept of each file that was read; an image from memory has none."""
