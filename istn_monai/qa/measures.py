@@ -17,6 +17,7 @@ from istn_monai.geometry.grids import Grid, map_points, within
 from istn_monai.geometry.sampling import voxel_grid, warp
 from istn_monai.inferer import refinement_of
 from istn_monai.metrics import Metrics, field_metrics, jacobian_determinant
+from istn_monai.objective import LocalCorrelation
 from istn_monai.refinement import RefinementReport
 from istn_monai.transforms.keys import IMAGE_KEYS
 
@@ -132,7 +133,16 @@ def measure(pair: RegisteredPair) -> Metrics:
     """The metrics that :func:`istn_monai.qa.rules.traffic_light` judges; what a pair does not have is absent."""
     field = field_metrics(pair.ddf, pair.spacing, pair.determinant)
     structure = image_metrics(pair) if pair.kind == "image" else structure_metrics(pair)
-    return field | structure | refinement_metrics(pair.refinement)
+    return field | structure | likeness_metrics(pair) | refinement_metrics(pair.refinement)
+
+
+def likeness_metrics(pair: RegisteredPair) -> Metrics:
+    """``lncc``, the squared local correlation of the images, and ``lncc_change``, what a refinement changed of it."""
+    correlation = LocalCorrelation(pair.fixed[None])
+    lncc = correlation(pair.warped(pair.moving, pair.ddf)[None]).item()
+    if pair.refinement is None:
+        return {"lncc": lncc}
+    return {"lncc": lncc, "lncc_change": lncc - correlation(pair.warped(pair.moving, pair.one_pass)[None]).item()}
 
 
 def refinement_metrics(refinement: RefinementReport | None) -> Metrics:

@@ -26,7 +26,7 @@ DPI = 120
 # inches
 WIDTH, MARGIN, GAP = 15.0, 0.3, 0.08
 HEADER, TITLE, FOOTER, PLOT = 1.3, 0.3, 3.05, 4.2
-LINE_HEIGHT = 0.195
+LINE_HEIGHT = 0.185
 NOTE = (
     "Planes through the registration grid, right and front on the left. Red: outline of M′, green: of F′, at half of "
     "their full value. Fused: pale yellow where both have one structure, violet where they have different ones. The "
@@ -142,6 +142,8 @@ def plot_objective(axes: Axes, pair: RegisteredPair) -> None:
     axes.annotate(
         f"kept: step {best}", (best, trace[best]), (0, 9), textcoords="offset points", ha="right", fontsize=8, color=INK
     )
+    terms = [f"{name} {start:.3g} → {end:.3g}" for name, (start, end) in pair.refinement.terms.items()]
+    axes.text(1, 1, "\n".join(terms), transform=axes.transAxes, fontsize=8, color=FAINT, ha="right", va="top")
     axes.set_ylim(0, 1.08 * np.nanmax(trace))
     axes.set_xlabel("step (dotted: steps that looked at every second voxel only)", fontsize=8.5, color=FAINT)
     axes.yaxis.set_major_formatter(PowerFormatter())

@@ -76,6 +76,8 @@ RULES = (
          "the images do not look alike", "does not apply: an ITN looks past intensities"),
     Rule("objective", "objective, end / start", 0.8, 0.995, True, "the refinement improved little or nothing",
          NO_REFINEMENT),
+    Rule("lncc_change", "image correlation, end − start", 0.0, None, False,
+         "the refinement fits the structures and spoils what lies around them", NO_REFINEMENT),
     # one of an affine's twelve is 0.08: amber
     Rule("at_bound", "parameters at their bound", 0.005, 0.1, True,
          "the transformation wants to go further than it can", NO_REFINEMENT),
