@@ -10,6 +10,7 @@ from torch import Tensor
 
 from istn_monai.geometry.sampling import sample_moved
 from istn_monai.guidance import MASKS, POINTS, Guidance, checked_guidance, label_difference, landmark_difference
+from istn_monai.mind import mind_ssc
 from istn_monai.refine_weights import term_weights
 
 WIDTH = 9  # voxels of a window of local correlation (VoxelMorph's)
@@ -155,6 +156,7 @@ class PairObjective:
     - ``structures``: mean squared difference of the representations, as a fraction of their mean square: the paper's
       ``r`` (Sec. 2.3), whatever part of the grid the structures fill.
     - ``image``: 1 - :class:`LocalCorrelation` of the images.
+    - ``mind``: mean squared difference of :func:`istn_monai.mind.mind_ssc` of the images, for different contrasts.
     - ``bending``: :func:`bending_energy`.
     - ``labels``: :func:`label_difference` of labels of the pair; of one side alone, from the other's representation.
     - ``landmarks``: :func:`landmark_difference`.
@@ -189,6 +191,9 @@ class PairObjective:
         sides = {"structures": (moving, fixed)}
         if images is not None and "image" in self.weights:
             sides["image"] = (images[0], images[1])
+        if "mind" in self.weights:
+            both = sides["structures"] if images is None else images
+            sides["mind"] = (mind_ssc(both[0]), mind_ssc(both[1]))
         if "labels" in self.weights:
             sides["labels"] = (guidance.get("moving_label", moving), guidance.get("fixed_label", fixed))
         if any(name in guidance for name in MASKS):
@@ -227,6 +232,8 @@ class PairObjective:
             terms["structures"] = counted_mean(difference.square(), counts) / self.size
         if correlation is not None:
             terms["image"] = 1.0 - correlation(warped.get("image", warped["structures"]), counts)
+        if "mind" in self.weights:
+            terms["mind"] = counted_mean((warped["mind"] - fixed["mind"]).square(), counts)
         if "bending" in self.weights:
             terms["bending"] = bending_energy(ddf, self.spacing, stride)
         if "labels" in self.weights:

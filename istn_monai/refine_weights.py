@@ -12,7 +12,7 @@ PRESETS: dict[str, dict[str, float]] = {
     "accurate": {"structures": 1.0, "image": 0.05, "bending": 2.0},
     "smooth": {"structures": 1.0, "image": 0.02, "bending": 7.0},
 }
-TERMS = ("structures", "image", "bending", "labels", "landmarks")
+TERMS = ("structures", "image", "mind", "bending", "labels", "landmarks")
 #: weights of what a pair brings along, where it shall count
 GUIDES = {"labels": 4.0, "landmarks": 0.001}
 

@@ -12,6 +12,7 @@ from scipy.ndimage import uniform_filter
 
 from istn_monai import AffineTransformation, BSplineTransformation, Refiner
 from istn_monai.geometry.sampling import warp
+from istn_monai.mind import mind_ssc
 from istn_monai.objective import LocalCorrelation, PairObjective, bending_energy, window_means, window_weights
 from istn_monai.refine_weights import PRESETS, term_weights
 
@@ -130,3 +131,38 @@ def test_weights_that_make_no_sense_are_named():
             term_weights(wrong)
     with pytest.raises(ValueError, match="not both"):
         Refiner(weights="smooth", regularization=bending_energy)
+
+
+@pytest.mark.parametrize("size", [(9, 8), (7, 8, 6)])
+def test_mind_is_that_of_its_paper_by_hand(size):
+    """Patches of 3 voxels at a distance of 2, in plain loops, borders continued."""
+    image, dims, radius, dilation = rand(1, 1, *size).double(), len(size), 1, 2
+    values = image[0, 0].numpy()
+
+    def at(place):
+        return values[tuple(min(max(p, 0), n - 1) for p, n in zip(place, size, strict=True))]
+
+    steps = [tuple(sign * dilation * (axis == a) for a in range(dims)) for axis in range(dims) for sign in (-1, 1)]
+    couples = [(s, t) for s, t in itertools.combinations(steps, 2) if any(x + y for x, y in zip(s, t, strict=True))]
+
+    def squared(place, couple):
+        one, other = (at([p + d for p, d in zip(place, step, strict=True)]) for step in couple)
+        return (one - other) ** 2
+
+    distances = np.zeros((len(couples), *size))
+    for number, couple in enumerate(couples):
+        field = np.array([squared(place, couple) for place in itertools.product(*map(range, size))]).reshape(size)
+        distances[number] = uniform_filter(field, 2 * radius + 1, mode="nearest")
+    distances -= distances.min(0)
+    variance = distances.mean(0)
+    expected = np.exp(-distances / variance.clip(1e-3 * variance.mean(), 1e3 * variance.mean()))
+    np.testing.assert_allclose(mind_ssc(image, radius, dilation)[0], expected, atol=1e-10)
+
+
+def test_mind_aligns_what_has_another_contrast():
+    fixed = torch.nn.functional.interpolate(rand(1, 1, 8, 7), (40, 36), mode="bicubic")
+    moving = 1 - fixed.roll(2, 2).sqrt().nan_to_num()
+    refiner = Refiner(steps=60, weights={"mind": 1.0}, coarse_steps=0)
+    ddf = refiner.register(AffineTransformation((40, 36)), moving, fixed).ddf[0]
+    assert ddf[0, 8:-8, 8:-8].mean().item() == pytest.approx(2, abs=0.3)
+    assert ddf[1, 8:-8, 8:-8].abs().mean().item() < 0.3

@@ -19,7 +19,7 @@ from istn_monai.inferer import refinement_of
 from istn_monai.metrics import Metrics, field_metrics, jacobian_determinant
 from istn_monai.objective import LocalCorrelation
 from istn_monai.refinement import RefinementReport
-from istn_monai.transforms.keys import IMAGE_KEYS
+from istn_monai.transforms.keys import GUIDANCE, IMAGE_KEYS, MASK_KEYS
 
 TINY = 1e-6  # keeps fractions of nothing finite
 
@@ -42,6 +42,7 @@ class RegisteredPair:
         refinement: what the refinement did; None without one, and for one of 0 steps.
         kind: what the representations are: "mask" (an ITN's, of structures), "map" (an ITN's, of real-valued maps
             such as landmarks), or "image" (there is no ITN).
+        masks: of the moving and the fixed image, ``(1, *S)`` of 0 and 1: where they count.
     """
 
     names: tuple[str, str]
@@ -56,6 +57,7 @@ class RegisteredPair:
     viewed: Tensor
     refinement: RefinementReport | None
     kind: str
+    masks: tuple[Tensor, Tensor] | None = None
 
     def warped(self, image: Tensor, ddf: Tensor) -> Tensor:
         """``(C, *S)`` of the moving side where ``ddf`` takes it."""
@@ -104,7 +106,16 @@ def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any
         viewed=viewed,
         refinement=refinement.report if refinement is not None and refinement.report.refined else None,
         kind="image" if isinstance(istn.itn, nn.Identity) else "map" if soi_labels is None else "mask",
+        masks=masks_of(pair.get(GUIDANCE, {}), fixed),
     )
+
+
+def masks_of(guidance: Mapping[str, Tensor], like: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both masks ``(1, *S)``, ones for one that is missing; None if both are."""
+    if not any(key in guidance for key in MASK_KEYS):
+        return None
+    moving, fixed = (cpu(guidance[key]) if key in guidance else torch.ones_like(like[:1]) for key in MASK_KEYS)
+    return moving, fixed
 
 
 def cpu(value: Tensor) -> Tensor:
@@ -139,10 +150,14 @@ def measure(pair: RegisteredPair) -> Metrics:
 def likeness_metrics(pair: RegisteredPair) -> Metrics:
     """``lncc``, the squared local correlation of the images, and ``lncc_change``, what a refinement changed of it."""
     correlation = LocalCorrelation(pair.fixed[None])
-    lncc = correlation(pair.warped(pair.moving, pair.ddf)[None]).item()
-    if pair.refinement is None:
-        return {"lncc": lncc}
-    return {"lncc": lncc, "lncc_change": lncc - correlation(pair.warped(pair.moving, pair.one_pass)[None]).item()}
+
+    def of(ddf: Tensor) -> float:
+        """The correlation, of what counts."""
+        counts = None if pair.masks is None else (pair.warped(pair.masks[0], ddf) * pair.masks[1])[None]
+        return correlation(pair.warped(pair.moving, ddf)[None], counts).item()
+
+    lncc = of(pair.ddf)
+    return {"lncc": lncc} if pair.refinement is None else {"lncc": lncc, "lncc_change": lncc - of(pair.one_pass)}
 
 
 def refinement_metrics(refinement: RefinementReport | None) -> Metrics:
