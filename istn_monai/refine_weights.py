@@ -14,7 +14,7 @@ PRESETS: dict[str, dict[str, float]] = {
 }
 TERMS = ("structures", "image", "mind", "bending", "labels", "landmarks")
 #: weights of what a pair brings along, where it shall count
-GUIDES = {"labels": 4.0, "landmarks": 0.001}
+GUIDES = {"labels": 4.0, "landmarks": 0.01}
 
 
 def term_weights(weights: Any, name: str = "refine_weights") -> dict[str, float]:

@@ -22,13 +22,13 @@ from istn_monai.network_settings import NetworkSettings
 from istn_monai.options import typed_settings
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
-from istn_monai.transforms.keys import LABEL_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
+from istn_monai.transforms.keys import PAIR_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.weights import read_weights, warn_if_untrained
 from istn_monai.workflow.cohorts import Cohort
 from istn_monai.workflow.datasets import pair_item
 from istn_monai.workflow.distributed import process_device, world_size
-from istn_monai.workflow.pair_files import check_used, pairs_of
+from istn_monai.workflow.pair_files import check_used, guides_of, pairs_of
 from istn_monai.workflow.provenance import weights_hash
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
 from istn_monai.workflow.settings import check_guides_count, check_settings
@@ -137,9 +137,7 @@ class Registration:
     @property
     def guides(self) -> tuple[str, ...]:
         """Keys of a pair that count besides the images and the moving label."""
-        terms = self.weights or {}
-        labels = LABEL_KEYS[1:] if "labels" in terms else ()
-        return (*MASK_KEYS, *labels, *(POINT_KEYS if "landmarks" in terms else ()))
+        return guides_of(self.weights)
 
     def saver(self, output_dir: str | Path, inverse: bool = False) -> SavePairHandler:
         """What writes the results of a pair to a folder, as the bundle does."""

@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import ball, meta, rand, random_checkpoint, write_json, write_nifti
+from helpers import ball, config, meta, rand, random_checkpoint, write_json, write_nifti
+from monai.bundle import run
 from oracles import oblique_affine, smooth_image
 
 from istn_monai import (
@@ -321,6 +322,38 @@ def test_a_dictionary_and_a_datalist_bring_their_guides_along(masked, tmp_path):
     assert register_datalist(Registration(qa=False, **options), datalist, "testing", tmp_path / "all") == []
     report = json.loads((tmp_path / "all" / "pair_0000" / "report.json").read_text(encoding="utf-8"))
     assert set(report["inputs"]) == set(files) and "tre_mm" in report["points"]
+
+
+def test_the_bundle_gives_what_the_command_gives(masked, tmp_path):
+    files, _, settings = masked
+    options = {"refine_steps": 4, "use_labels": True, "use_points": True}
+    found = Registration(**options, **settings)(files)
+    run(
+        run_id="refinement", config_file=config("inference", "refine"), output_dir=str(tmp_path / "out"), qa=False,
+        **options, **settings, **files,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    expected = found["pred"].meta["refinement"]["terms"]
+    assert {name: both[1] for name, both in report["refinement"]["terms"].items()} == pytest.approx(
+        {name: float(both[1]) for name, both in expected.items()}, rel=1e-5
+    )
+    assert set(report["inputs"]) == set(files) and "tre_mm" in report["points"]
+
+
+def test_the_bundle_refuses_before_any_work_what_would_not_count(masked, tmp_path):
+    files, _, settings = masked
+    for given, options, message in (
+        (chosen(files, "fixed_label"), {}, "fixed_label counts with use_labels alone"),
+        (chosen(files), {"use_labels": True, "refine_steps": 0}, "give moving_label"),
+        (chosen(files, "fixed_label"), {"use_labels": True, "refine_steps": 0}, "use_labels counts in a refinement"),
+        (chosen(files) | {"moving_points": files["moving_mask"]}, {}, "moving_points: .* is no landmark file"),
+    ):
+        with pytest.raises((ValueError, RuntimeError)) as error:
+            run(
+                run_id="refinement", config_file=config("inference", "refine"), output_dir=str(tmp_path / "out"),
+                **settings, **given, **options,
+            )  # fmt: skip
+        assert re.search(message, str(foreseen_cause(error.value)))
 
 
 def test_masks_and_guides_that_make_no_sense_are_named(masked, tmp_path):

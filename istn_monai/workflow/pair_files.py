@@ -11,6 +11,13 @@ from istn_monai.io.datalist import Item, existing, read_datalist, read_json
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 
 
+def guides_of(weights: Mapping[str, float] | None) -> tuple[str, ...]:
+    """Keys of a pair that count besides the images and the moving label, by the weights of the refinement's terms."""
+    terms = weights or {}
+    labels = LABEL_KEYS[1:] if "labels" in terms else ()
+    return (*MASK_KEYS, *labels, *(POINT_KEYS if "landmarks" in terms else ()))
+
+
 def check_used(files: Mapping[str, str | None], guides: Sequence[str]) -> None:
     """ValueError if a label of the fixed image is given and does not count, or what shall count is missing.
 

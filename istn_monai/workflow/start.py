@@ -16,8 +16,10 @@ from monai.utils import set_determinism
 from istn_monai.folders import write_run
 from istn_monai.io.datalist import Item
 from istn_monai.io.paths import check_apart, check_output_dir
+from istn_monai.moved_points import check_points as check_moved_points
 from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.transforms.checks import check_soi_labels, reads_labels
+from istn_monai.transforms.keys import POINT_KEYS
 from istn_monai.transforms.landmarks import check_soi_points
 from istn_monai.weights import read_weights
 from istn_monai.workflow.datalist_checks import check_datalist, check_points
@@ -26,9 +28,10 @@ from istn_monai.workflow.distributed import check_started, rank
 from istn_monai.workflow.errors import one_line
 from istn_monai.workflow.evaluation import Evaluation
 from istn_monai.workflow.host_training import publish
+from istn_monai.workflow.pair_files import check_used, guides_of
 from istn_monai.workflow.results import SavePairHandler, already, check_pair_files, pair_folder
 from istn_monai.workflow.run_lock import hold, released_on_error
-from istn_monai.workflow.settings import check_settings, given, running
+from istn_monai.workflow.settings import check_guides_count, check_settings, given, running
 
 SMALLEST = 4  # voxels of a grid that a network is trained on
 DEFAULT_DATALIST = "pairs.json"  # of train.json
@@ -135,6 +138,10 @@ def check_inference() -> None:
             raise ValueError(f"settings must be those of a network, as the config has them, got {settings!r}")
         files: Mapping[str, Any] = {"moving_image": None, "fixed_image": None} | value("pair")
         check_pair_files(value("output_dir"), **files)
+        check_used(files, guides_of(value("weights")))
+        check_moved_points({key: files[key] for key in POINT_KEYS if key in files}, settings.spatial_dims)
+        refiner = getattr(value("inferer"), "refiner", None)
+        check_guides_count(getattr(refiner, "steps", 0), value("use_labels"), value("use_points"))
         check_apart(pair_folder(value("output_dir")).files, [("checkpoint_file", value("checkpoint_file"))])
         value("evaluator")
 
