@@ -92,7 +92,7 @@ class Registration:
         self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | own | settings)
         check_settings(self.parser)
         #: of the terms of the refinement; None for the paper's objective
-        self.weights: dict[str, float] | None = self.content("weights")
+        self.term_weights: dict[str, float] | None = self.content("term_weights")
         check_guides_count(refine_steps, self.parser.get("use_labels"), self.parser.get("use_points"))
         weights = read_weights(self.content("checkpoint_file"))
         self.settings: NetworkSettings = self.content("settings")
@@ -137,7 +137,7 @@ class Registration:
     @property
     def guides(self) -> tuple[str, ...]:
         """Keys of a pair that count besides the images and the moving label."""
-        return guides_of(self.weights)
+        return guides_of(self.term_weights)
 
     def saver(self, output_dir: str | Path, inverse: bool = False) -> SavePairHandler:
         """What writes the results of a pair to a folder, as the bundle does."""

@@ -138,7 +138,7 @@ def check_inference() -> None:
             raise ValueError(f"settings must be those of a network, as the config has them, got {settings!r}")
         files: Mapping[str, Any] = {"moving_image": None, "fixed_image": None} | value("pair")
         check_pair_files(value("output_dir"), **files)
-        check_used(files, guides_of(value("weights")))
+        check_used(files, guides_of(value("term_weights")))
         check_moved_points({key: files[key] for key in POINT_KEYS if key in files}, settings.spatial_dims)
         refiner = getattr(value("inferer"), "refiner", None)
         check_guides_count(getattr(refiner, "steps", 0), value("use_labels"), value("use_points"))
