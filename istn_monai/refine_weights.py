@@ -14,7 +14,7 @@ PRESETS: dict[str, dict[str, float]] = {
 }
 TERMS = ("structures", "image", "mind", "bending", "labels", "landmarks")
 #: weights of what a pair brings along, where it shall count
-GUIDES = {"labels": 4.0, "landmarks": 0.01}
+GUIDE_WEIGHTS = {"labels": 4.0, "landmarks": 0.01}
 
 
 def term_weights(weights: Any, name: str = "refine_weights") -> dict[str, float]:
@@ -43,7 +43,7 @@ def term_weights(weights: Any, name: str = "refine_weights") -> dict[str, float]
 
 
 def guided_weights(weights: Any, use_labels: bool = False, use_points: bool = False) -> dict[str, float] | None:
-    """Weights by the names of terms, with those of ``GUIDES`` for what shall count of a pair; None for none.
+    """Weights by the names of terms, with those of ``GUIDE_WEIGHTS`` for what shall count of a pair; None for none.
 
     Labels take the place of the structures that a network found, unless the weights are given by name.
 
@@ -54,13 +54,13 @@ def guided_weights(weights: Any, use_labels: bool = False, use_points: bool = Fa
         >>> guided_weights("smooth", use_labels=True)
         {'image': 0.02, 'bending': 7.0, 'labels': 4.0}
     """
-    used = [term for term, use in zip(GUIDES, (use_labels, use_points), strict=True) if use]
+    used = [term for term, use in zip(GUIDE_WEIGHTS, (use_labels, use_points), strict=True) if use]
     if weights is None or weights == "none":
         if used:
             raise ValueError(f"refine_weights is none, the paper's objective, which has no {' and '.join(used)}")
         return None
     if isinstance(weights, Mapping):
-        return term_weights({term: GUIDES[term] for term in used} | dict(weights))
+        return term_weights({term: GUIDE_WEIGHTS[term] for term in used} | dict(weights))
     replaced = {"structures"} if use_labels else set()
     terms = {term: value for term, value in term_weights(weights).items() if term not in replaced}
-    return terms | {term: GUIDES[term] for term in used}
+    return terms | {term: GUIDE_WEIGHTS[term] for term in used}

@@ -22,6 +22,7 @@ from istn_monai import (
     Guidanced,
     NormalizeIntensityRanged,
     Refiner,
+    RegistrationGridd,
 )
 from istn_monai.__main__ import register
 from istn_monai.geometry.filling import filled
@@ -29,7 +30,7 @@ from istn_monai.geometry.sampling import sample, warp
 from istn_monai.guidance import label_difference, landmark_difference
 from istn_monai.io.landmarks import Points, write_points
 from istn_monai.objective import LocalCorrelation, PairObjective, counted_mean
-from istn_monai.refine_weights import GUIDES, PRESETS, guided_weights
+from istn_monai.refine_weights import GUIDE_WEIGHTS, PRESETS, guided_weights
 from istn_monai.registration import RegisterISTNd, Registration, register_datalist, register_files
 from istn_monai.workflow.errors import foreseen_cause
 
@@ -148,7 +149,9 @@ def test_a_weight_of_zero_is_none_to_the_last_bit():
 
 def test_weights_of_what_a_pair_brings_along():
     assert guided_weights("accurate") == PRESETS["accurate"] and guided_weights("none") is None
-    assert guided_weights("accurate", use_points=True) == PRESETS["accurate"] | {"landmarks": GUIDES["landmarks"]}
+    assert guided_weights("accurate", use_points=True) == PRESETS["accurate"] | {
+        "landmarks": GUIDE_WEIGHTS["landmarks"]
+    }
     assert "structures" not in guided_weights("accurate", use_labels=True)
     assert guided_weights({"labels": 0.5, "structures": 1}, use_labels=True) == {"labels": 0.5, "structures": 1.0}
     with pytest.raises(ValueError, match="refine_weights is none.* no labels and landmarks"):
@@ -386,6 +389,20 @@ def test_masks_and_guides_that_make_no_sense_are_named(masked, tmp_path):
         Registration(refine_steps=0, use_labels=True, **settings)
     with pytest.raises(ValueError, match="moving_mask is for two images"):
         register(str(write_json(tmp_path / "p.json", {"testing": [files]})), moving_mask=files["moving_mask"])
+
+
+def test_any_number_but_0_counts_alike_in_a_mask():
+    image = meta(rand(1, 24, 20))
+    mask = torch.ones(1, 24, 20)
+    mask[:, 6:13, 5:11] = 0
+    grids = [
+        RegistrationGridd((15, 13), 1.7)(
+            {"moving_image": image, "fixed_image": image, "fixed_mask": meta(mask * value)}
+        )
+        for value in (1, 255, -3)
+    ]
+    found = [Guidanced(None)(grid)["guidance"]["fixed_mask"] for grid in grids]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and 0 < found[0].mean() < 1
 
 
 def test_guidanced_takes_nothing_along_that_has_no_weight():

@@ -75,10 +75,16 @@ class RegistrationGridd(NotInvertible):
             grid = registration_grid(Grid.of(fixed), self.spatial_size, self.spacing)
         for key in self.keys:
             if key in data:
-                result[key] = on_grid(data[key], grid)
+                image = counting(data[key]) if key in MASK_KEYS else data[key]
+                result[key] = on_grid(image, grid)
                 if key in LABEL_KEYS:
                     check_kept(kept(data[key], result[key]), source(data[key], key), grid)
         return result
+
+
+def counting(mask: MetaTensor) -> MetaTensor:
+    """1 where a mask is not 0, and 0 elsewhere."""
+    return with_affine((mask.as_tensor() != 0).float(), affine_of(mask), mask)
 
 
 def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequence[int]) -> Grid:
