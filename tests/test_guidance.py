@@ -13,6 +13,7 @@ import torch
 from helpers import ball, config, meta, rand, random_checkpoint, write_json, write_nifti
 from monai.bundle import run
 from oracles import oblique_affine, smooth_image
+from second_device import DEVICE, second_device
 
 from istn_monai import (
     ISTN,
@@ -341,6 +342,16 @@ def test_the_bundle_gives_what_the_command_gives(masked, tmp_path):
         {name: float(both[1]) for name, both in expected.items()}, rel=1e-5
     )
     assert set(report["inputs"]) == set(files) and "tre_mm" in report["points"]
+
+
+def test_what_guides_goes_to_the_device_of_the_network(masked):
+    files, _, settings = masked
+    options = settings | {"refine_steps": 3, "use_labels": True, "use_points": True}
+    found = []
+    for device in ("cpu", DEVICE):
+        with second_device():
+            found.append(Registration(**options | {"device": device})(files)["theta"].cpu())
+    torch.testing.assert_close(*found, atol=1e-4, rtol=0)
 
 
 def test_the_bundle_refuses_before_any_work_what_would_not_count(masked, tmp_path):
