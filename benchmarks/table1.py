@@ -1,7 +1,7 @@
 """The paper's Table 1 on public data: STN-u, STN-s, ISTN-e, ISTN-i with affine and B-spline transformations.
 
     python benchmarks/table1.py run CASE --data DIR [--runs DIR] [--transformations affine,bspline] [--methods u,s,e,i]
-    python benchmarks/table1.py show CASE
+    python benchmarks/table1.py show CASE --data DIR
 
 CASE is a key of ``CASES``; DIR holds the data sets' folders. Each cell of the table (transformation x method) is
 trained, its refinement's learning rate chosen on the validation pairs, and evaluated on the test pairs before and after
@@ -10,7 +10,7 @@ learning rate of training is chosen on the validation pairs too, in short traini
 
 A finished cell is a file in ``benchmarks/results/table1``, with commit, versions, device, data, seed and the metrics of
 each pair, and is not done again: an interrupted run goes on where it stopped, and several processes may share a case.
-``show`` prints the tables, with a paired Wilcoxon test of each method against each other one.
+``show`` prints the tables, with the difference of each two methods and its interval over subjects.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from common import configs, default_device, provenance, write
 from monai.bundle import ConfigParser, run
 from monai.data import Dataset
 from monai.transforms import Compose, CopyItemsd
-from scipy.stats import wilcoxon
 from torch import Tensor, nn
 
 from istn_monai import ISTN
@@ -46,6 +45,7 @@ LEARNING_RATES = (1e-3, 2e-3)
 DTYPE = "bfloat16"  # of the networks in training; all else is float32
 REFINEMENT_RATES = {"affine": (0.02, 0.05, 0.1), "bspline": (0.05, 0.1, 0.2)}
 REFINE_STEPS = 50
+SAMPLES = 10000  # of a bootstrap
 SOI_STEPS, SOI_RATE = 200, 0.05  # the label maps' own registration starts from the identity
 KEPT = ("pair", "method", "dice_merged", "dice_labels", "asd_merged", "hd95_merged", "folding", "sdlogj", "sdlogj_l2r")
 
@@ -253,8 +253,13 @@ def entry(cell: Mapping[str, Any], stage: str, metric: str) -> str:
     return f"{np.nanmean(found):.3f} ± {np.nanstd(found):.3f}" if found.size else ""
 
 
-def show(case: str) -> None:
-    """Prints the tables of a case as Markdown."""
+def show(case: str, data: str) -> None:
+    """Prints the tables of a case as Markdown.
+
+    Args:
+        case: one of ``CASES``.
+        data: folder of the data sets, whose datalists say which subjects a pair has.
+    """
     for transformation in ("affine", "bspline"):
         cells = finished(case, transformation)
         if not cells:
@@ -271,17 +276,52 @@ def show(case: str) -> None:
                 row = [entry(cell, stage, metric) for cell in cells.values()]
                 print(f"| {title} | {word} | {start} | " + " | ".join(row) + " |")
         if len(cells.keys() - {"soi"}) > 1:
-            print("\n".join(paired_tests(cells)))
+            for stage in ("one-pass", "refined"):
+                print("\n".join(paired_tests(cells, subjects_of(case, data), stage)))
 
 
-def paired_tests(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Wilcoxon's signed-rank test of refined Dice for each two methods, as Markdown."""
-    lines = ["", "| refined Dice | mean difference | better in | p (Wilcoxon) |", "|---|---|---|---|"]
+def subjects_of(case: str, data: str) -> np.ndarray:
+    """``(n, 2)``: numbers of the moving and the fixed subject of each test pair."""
+    folder = Path(data) / CASES[case].folder
+    name = configs_value(case, "data_list_file")
+    items = read_datalist(folder / name, ["testing"])["testing"]
+    names = [[item["moving_image"], item["fixed_image"]] for item in items]
+    return np.unique(names, return_inverse=True)[1].reshape(-1, 2)
+
+
+def configs_value(case: str, name: str) -> Any:
+    """A setting of a case."""
+    parser = ConfigParser()
+    parser.read_config(configs("train", *CASES[case].overlays))
+    return CASES[case].settings.get(name, parser.get(name))
+
+
+def interval(difference: np.ndarray, subjects: np.ndarray) -> str:
+    """95 % interval of a mean over pairs, by a bootstrap of the subjects: pairs of one subject are not independent.
+
+    A pair counts as often as both its subjects were drawn, their numbers multiplied.
+    """
+    rng, count = np.random.default_rng(0), subjects.max() + 1
+    means = []
+    for _ in range(SAMPLES):
+        drawn = np.bincount(rng.integers(count, size=count), minlength=count)
+        weights = drawn[subjects].prod(axis=1)
+        if weights.any():
+            means.append(np.average(difference, weights=weights))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return f"{low:+.3f} to {high:+.3f}"
+
+
+def paired_tests(cells: Mapping[str, Mapping[str, Any]], subjects: np.ndarray, stage: str) -> list[str]:
+    """Differences of Dice of each two methods, with their intervals over subjects, as Markdown."""
+    title = {"one-pass": "one-pass Dice", "refined": "refined Dice"}[stage]
+    lines = ["", f"| {title} | mean difference | 95 % interval over {subjects.max() + 1} subjects | better in |"]
+    lines.append("|---|---|---|---|")
     for one, other in combinations([method for method in cells if method != "soi"], 2):
-        difference = values(cells[other], "refined", "dice_merged") - values(cells[one], "refined", "dice_merged")
-        p = wilcoxon(difference).pvalue
+        difference = values(cells[other], stage, "dice_merged") - values(cells[one], stage, "dice_merged")
         better = f"{(difference > 0).sum()} of {len(difference)}"
-        lines.append(f"| {METHODS[other]} - {METHODS[one]} | {difference.mean():+.3f} | {better} | {p:.1e} |")
+        names = f"{METHODS[other]} - {METHODS[one]}"
+        lines.append(f"| {names} | {difference.mean():+.3f} | {interval(difference, subjects)} | {better} |")
     return lines
 
 
