@@ -16,9 +16,8 @@ from istn_monai.registration import Registration
 SIZE = [24, 28, 20]
 VARIANTS = {
     "istn-bspline": {"spatial_size": SIZE, "control_spacing": [12, 6]},
-    "istn-affine": {"spatial_size": SIZE, "transformation": "affine"},
+    "istn-affine-two-channels": {"spatial_size": SIZE, "transformation": "affine", "in_channels": 2},
     "stn-2d": {"spatial_size": [32, 24], "control_spacing": [8], "loss": "u", "soi_labels": [[1]]},
-    "two-channels": {"spatial_size": SIZE, "control_spacing": [12], "in_channels": 2},
 }
 
 
