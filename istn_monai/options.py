@@ -14,8 +14,8 @@ from fire.decorators import SetParseFn
 
 from istn_monai import kinds
 from istn_monai.folders import bundle_folder
-from istn_monai.guidance import GUIDES
 from istn_monai.kinds import Kind, choice, none_or, number, numbers, whole
+from istn_monai.transforms.keys import LABEL_KEYS, MASK_KEYS, POINT_KEYS
 
 SETTINGS: dict[str, str] = {
     "bundle_root": "the bundle's folder; found from the config file by default",
@@ -103,7 +103,7 @@ KINDS: dict[str, Kind] = {
         ),
         kinds.path,
     ),
-    **dict.fromkeys(("dataset_dir", "cache_dir", *GUIDES), none_or(kinds.path)),
+    **dict.fromkeys(("dataset_dir", "cache_dir", *LABEL_KEYS, *MASK_KEYS, *POINT_KEYS), none_or(kinds.path)),
     **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), none_or(kinds.text)),
     **dict.fromkeys(("augment", "qa", "overwrite", "inverse", "use_labels", "use_points"), kinds.switch),
     **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),
