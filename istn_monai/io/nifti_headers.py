@@ -6,10 +6,13 @@ Where an image lies is the matter of :mod:`istn_monai.io.nifti_frames`.
 from __future__ import annotations
 
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+from nibabel.nifti1 import Nifti1PairHeader, unit_codes
+from nibabel.nifti2 import Nifti2PairHeader
 from nibabel.openers import ImageOpener
 from nibabel.spm99analyze import Spm99AnalyzeHeader
 
@@ -26,6 +29,9 @@ def read_header(file: Path, place: str) -> Header:
     Raises:
         ValueError: if there is none, or if it has two meanings.
     """
+    early = raw_header(file)
+    if early is not None and (trouble := trouble_of_offset(early) or trouble_of_qform(early)):
+        raise ValueError(f"{place}: {file} has a header {trouble}; repair it")
     try:
         header = written_header(nib.load(file))
         shape = tuple(map(int, header.get_data_shape()))
@@ -37,6 +43,21 @@ def read_header(file: Path, place: str) -> Header:
         if trouble:
             raise ValueError(f"{place}: {file} has a header {trouble}; repair it")
     return header
+
+
+def raw_header(file: Path) -> Header | None:
+    """The header of NIfTI in a file, before nibabel finds fault with it in words of its own; None if there is none."""
+    try:
+        with ImageOpener(file) as content:
+            head = content.read(nib.Nifti2Header.template_dtype.itemsize)
+    except (OSError, EOFError, zlib.error):
+        return None
+    for single, pair in ((nib.Nifti1Header, Nifti1PairHeader), (nib.Nifti2Header, Nifti2PairHeader)):
+        length = single.template_dtype.itemsize
+        if len(head) >= length and single.may_contain_header(head):
+            header = single(head[:length], check=False)
+            return header if header["magic"].item().startswith(b"n+") else pair(head[:length], check=False)
+    return None
 
 
 def written_header(image: Any) -> Header:
@@ -61,16 +82,37 @@ def trouble_of_offset(header: Header) -> str:
     if not isinstance(header, nib.Nifti1Header) or not header.is_single:
         return ""
     first = float(header["vox_offset"])
-    inside = not first >= header.single_vox_offset
+    if not math.isfinite(first):
+        return f"whose voxels begin nowhere (vox_offset {first:g}, not {header.single_vox_offset})"
+    inside = first < header.single_vox_offset
     return f"whose voxels begin inside it (vox_offset {first:g}, not {header.single_vox_offset})" if inside else ""
+
+
+def trouble_of_qform(header: Header) -> str:
+    """What is wrong with a quaternion longer than 1 where it alone says how an image lies: nibabel does not read it."""
+    if int(header["sform_code"]) or not int(header["qform_code"]):
+        return ""
+    parts = [float(header[f"quatern_{name}"]) for name in "bcd"]
+    length = math.hypot(*parts)
+    too_long = 1 - length**2 < header.quaternion_threshold
+    return f"whose qform has the quaternion {parts} of length {length:.6g}, more than 1" if too_long else ""
+
+
+def units_of(header: Header) -> tuple[str, str]:
+    """The names of a header's units of length and of time; of a code without a meaning, as of none, "unknown"."""
+    code = int(header["xyzt_units"]) if "xyzt_units" in header else 0  # Analyze has none
+    length, time = (unit_codes.label[part] if part in unit_codes else "unknown" for part in (code & 7, code & 56))
+    return length, time
 
 
 def trouble_of_scaling(header: Header) -> str:
     """What is wrong with a slope and an intercept that nibabel and ITK apply otherwise."""
     slope = float(header["scl_slope"]) if "scl_slope" in header else 1.0
     intercept = float(header["scl_inter"]) if "scl_inter" in header else 0.0
-    if isinstance(header, Spm99AnalyzeHeader):
-        return "" if slope in (0.0, 1.0) else f"with SPM's scale factor {slope:g}, which ITK does not apply"
+    if isinstance(header, Spm99AnalyzeHeader):  # which nibabel finds in three places
+        slope, intercept = (0.0 if number is None else float(number) for number in header.get_slope_inter())
+        scaled = slope not in (0.0, 1.0) or intercept != 0
+        return f"with SPM's scale factor {slope:g} and intercept {intercept:g}, which ITK does not apply" * scaled
     none = slope == 0 or not math.isfinite(slope)
     odd = math.isinf(slope) or not math.isfinite(intercept) or 0 < abs(slope) < UNSCALED or (none and intercept != 0)
     return f"whose scl_slope {slope:g} and scl_inter {intercept:g} have two meanings" if odd else ""
