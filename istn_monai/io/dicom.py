@@ -20,7 +20,7 @@ from istn_monai.io.dicom_planes import COLUMNS, ROWS, frames_of, planes_of
 from istn_monai.io.dicom_stack import TOLERANCE, Plane, Stack, listed, normal_of, resampled, stack_of
 from istn_monai.io.file_checks import check_voxels
 from istn_monai.io.paths import files_below
-from istn_monai.io.simple_itk import sitk
+from istn_monai.io.simple_itk import last_line, sitk
 from istn_monai.io.values import LABEL, interpolation_of
 
 __all__ = ["is_dicom", "read_series"]
@@ -186,7 +186,7 @@ def itk_image(file: Path, syntax: str, place: str) -> Any:
     except RuntimeError as error:
         raise ValueError(
             f"{place}: cannot read the voxels of {file.name} (transfer syntax {syntax or 'unknown'}): it is damaged, "
-            "or compressed as GDCM does not know; decompress it, or convert the series to NIfTI"
+            f"or of a kind that GDCM does not know ({last_line(error)}); decompress it, or convert the series to NIfTI"
         ) from error
 
 
