@@ -207,6 +207,32 @@ def test_a_unit_of_time_without_a_meaning_is_unknown(tmp_path):
     np.testing.assert_allclose(np.abs(image.affine.numpy().diagonal()), [1e-3, 1e-3, 1e-3, 1])
 
 
+@pytest.mark.parametrize("volumes", [1, 2])
+def test_axes_of_one_behind_the_fourth_are_left_out_as_itk_does(tmp_path, volumes):
+    values = VALUES.integers(0, 99, (*SIZE, volumes, 1, 1)).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.diag([1.0, 2, 3, 1])), tmp_path / "a.nii")
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii"))).T.reshape(*SIZE, volumes)
+    assert np.array_equal(np.moveaxis(read_image(tmp_path / "a.nii").numpy(), 0, -1), expected)
+
+
+def test_a_quaternion_of_length_1_is_read_whatever_its_rounding(tmp_path):
+    for parts in ((0.0, 1.0, 0.0), (0.6, 0.8, 0.0), (0.57735026, 0.57735026, 0.57735033)):
+        places = zip((256, 260, 264), parts, strict=True)
+        quaternion = [(place, "f", part) for place, part in places]
+        assert_as_by_itk(nifti(tmp_path / "a.nii", (252, "h", 1), (254, "h", 0), *quaternion))
+
+
+def test_what_follows_a_compressed_file_is_called_the_cause(tmp_path):
+    large = nib.Nifti1Image(VALUES.integers(0, 99, (50, 50, 50)).astype(np.int16), np.eye(4))
+    for image in (large, nib.load(nifti(tmp_path / "a.nii"))):
+        content = gzip.compress(image.to_bytes())
+        (tmp_path / "a.nii.gz").write_bytes(content + b"other")
+        with pytest.raises(ValueError, match=r"a\.nii\.gz is not compressed as its suffix says, or other bytes follow"):
+            read_image(tmp_path / "a.nii.gz")
+    (tmp_path / "a.nii.gz").write_bytes(content + bytes(9))  # a tape's
+    assert read_image(tmp_path / "a.nii.gz").unique() == 78
+
+
 def test_a_quaternion_longer_than_1_is_named_with_its_file(tmp_path):
     codes, quaternion = [(252, "h", 1), (254, "h", 0)], [(256, "f", 1.0001), (260, "f", 0.0), (264, "f", 0.0)]
     with pytest.raises(ValueError, match=r"image: .*a\.nii has a header whose qform has the quaternion .* 1\.0001,"):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from istn_monai.io.nifti_headers import read_header, voxel_file
+from istn_monai.io.nifti_headers import check_gzipped, read_header, voxel_file
 from istn_monai.io.packed import TEXT, check_packed, text_header
 from istn_monai.io.paths import check_regular
 from istn_monai.io.readers import check_suffix, is_mgh, is_nifti
@@ -147,6 +147,7 @@ def damage_named(path: Path, place: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, RuntimeError, zlib.error) as error:
+        check_gzipped(error, path, place)
         raise ValueError(
             f"{place}: cannot read {path}: it is damaged or truncated ({last_line(error)}); copy it again"
         ) from error

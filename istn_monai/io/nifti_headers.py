@@ -5,6 +5,7 @@ Where an image lies is the matter of :mod:`istn_monai.io.nifti_frames`.
 
 from __future__ import annotations
 
+import gzip
 import math
 import zlib
 from pathlib import Path
@@ -19,6 +20,7 @@ from nibabel.spm99analyze import Spm99AnalyzeHeader
 from istn_monai.io.simple_itk import last_line
 
 UNSCALED = 2.3e-16  # a slope smaller than this is none to ITK
+SNIFFED = 1025  # bytes: more than nibabel reads to tell formats, it does not say what kept it from doing so
 PAIR = {".hdr": ".img", ".hdr.gz": ".img.gz"}
 Header = Any  # nibabel's
 
@@ -29,7 +31,7 @@ def read_header(file: Path, place: str) -> Header:
     Raises:
         ValueError: if there is none, or if it has two meanings.
     """
-    early = raw_header(file)
+    early = raw_header(file, place)
     if early is not None and (trouble := trouble_of_offset(early) or trouble_of_qform(early)):
         raise ValueError(f"{place}: {file} has a header {trouble}; repair it")
     try:
@@ -45,12 +47,21 @@ def read_header(file: Path, place: str) -> Header:
     return header
 
 
-def raw_header(file: Path) -> Header | None:
+def check_gzipped(error: BaseException, file: Path, place: str) -> None:
+    """ValueError if an error of Python's gzip is that a file, or what follows in it, is of another kind."""
+    if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
+        raise ValueError(
+            f"{place}: {file} is not compressed as its suffix says, or other bytes follow what is: write it again"
+        ) from error
+
+
+def raw_header(file: Path, place: str) -> Header | None:
     """The header of NIfTI in a file, before nibabel finds fault with it in words of its own; None if there is none."""
     try:
         with ImageOpener(file) as content:
-            head = content.read(nib.Nifti2Header.template_dtype.itemsize)
-    except (OSError, EOFError, zlib.error):
+            head = content.read(SNIFFED)
+    except (OSError, EOFError, zlib.error) as error:
+        check_gzipped(error, file, place)
         return None
     for single, pair in ((nib.Nifti1Header, Nifti1PairHeader), (nib.Nifti2Header, Nifti2PairHeader)):
         length = single.template_dtype.itemsize
@@ -94,7 +105,7 @@ def trouble_of_qform(header: Header) -> str:
         return ""
     parts = [float(header[f"quatern_{name}"]) for name in "bcd"]
     length = math.hypot(*parts)
-    too_long = 1 - length**2 < header.quaternion_threshold
+    too_long = 1 - length**2 < -abs(header.quaternion_threshold)
     return f"whose qform has the quaternion {parts} of length {length:.6g}, more than 1" if too_long else ""
 
 

@@ -17,7 +17,8 @@ LONGEST = 1 << 24  # bytes of a header: Slicer writes some 500 for each segment
 CHUNK = 1 << 20
 TEXT = (".mha", ".mhd", ".nrrd", ".nhdr")
 ANY_FORMAT = 47  # zlib's and gzip's streams, as zlib's window size
-PATTERN = re.compile(r"([^%\s]*%\d*d[^%\s]*)((?:\s+\d+)+)")
+PATTERN = re.compile(r"(\S*%\d*d\S*)((?:\s+\d+)+)")
+MOST_FILES = 1 << 16  # of a pattern
 SIZES = re.compile(r"[\d \t]+")
 #: what is asked of a header of MetaImage and of NRRD; what has another name is its writer's own
 METAIMAGE = ("DimSize", "CompressedData", "CompressedDataSize", "HeaderSize", "ElementDataFile")
@@ -59,9 +60,8 @@ class TextHeader:
         named = self.said.get("ElementDataFile", self.said.get("datafile", ""))
         if named.upper().startswith("LIST"):
             names = [line for line in self.rest if line]
-        elif found := PATTERN.fullmatch(named):
-            first, last, *step = map(int, found[2].split())
-            names = [found[1] % number for number in range(first, last + 1, step[0] if step and step[0] else 1)]
+        elif (found := PATTERN.fullmatch(named)) and len(found[2].split()) > 1:
+            names = names_by(found[1], *map(int, found[2].split()))
         else:
             names = [named] if named and named.upper() != "LOCAL" else []
         return [path for path in (self.file.parent / name for name in names) if path != self.file]
@@ -110,6 +110,19 @@ def pair_of_metaimage(line: str) -> tuple[str, str]:
     """
     name, *value = re.split("[=:]", line, maxsplit=1)
     return name.strip(), "".join(value).strip()
+
+
+def names_by(pattern: str, first: int, last: int, step: int = 1, *_: int) -> list[str]:
+    """The names of numbered files; none if the pattern is of something else, which its reader says itself.
+
+    Example:
+        >>> names_by("%02d.raw", 1, 5, 2), names_by("%s%d.raw", 0, 1)
+        (['01.raw', '03.raw', '05.raw'], [])
+    """
+    try:
+        return [pattern % number for number in range(first, last + 1, step or 1)[:MOST_FILES]]
+    except (TypeError, ValueError):
+        return []
 
 
 def cleaned(line: bytes) -> str:

@@ -95,8 +95,9 @@ class FramedNibabelReader(NibabelReader):
         return super()._get_affine(img) if self.affine is None else self.affine.copy()
 
     def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
-        """Its voxels."""
-        return native(super()._get_array_data(img, filename))
+        """Its voxels, without axes of one behind the fourth: NIfTI has up to seven, and ITK leaves those out."""
+        voxels = native(super()._get_array_data(img, filename))
+        return voxels.reshape(voxels.shape[:4]) if voxels.shape[4:] == (1,) * (voxels.ndim - 4) else voxels
 
 
 class SimpleITKReader(ImageReader):
