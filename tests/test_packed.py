@@ -68,8 +68,33 @@ def test_compressed_voxels_in_a_file_of_their_own_need_no_size(tmp_path):
 def test_a_whole_stream_of_too_few_voxels_is_an_error(tmp_path, suffix):
     short = zlib.compress(VALUES.tobytes()[:100])
     file = metaimage(tmp_path / f"a{suffix}", f"CompressedDataSize = {len(short)}\n", short)
-    with pytest.raises(ValueError, match=rf"a\{suffix} is truncated: .* 420 bytes, its compressed voxels are 100"):
+    with pytest.raises(ValueError, match=rf"a\{suffix} is truncated: .* 420 bytes, its voxels have 100"):
         read_image(file)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+def test_a_truncated_metaimage_is_called_so(tmp_path, suffix):
+    """ITK says that there is no such file."""
+    file = tmp_path / f"a{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(VALUES), str(file))
+    voxels = file.with_suffix(".raw") if suffix == ".mhd" else file
+    voxels.write_bytes(voxels.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=rf"a\{suffix} is truncated: its header promises 420 bytes, .* have 415"):
+        read_image(file)
+
+
+@pytest.mark.parametrize("field", ["NDims", "DimSize", "ElementType"])
+def test_a_metaimage_without_a_field_that_it_needs_is_an_error_that_names_it(tmp_path, field):
+    file = metaimage(tmp_path / "a.mha", f"CompressedDataSize = {len(STREAM)}\n")
+    file.write_bytes(file.read_bytes().replace(field.encode(), b"Own", 1))
+    with pytest.raises(ValueError, match=rf"image: .*a\.mha has a header without {field}: write it again"):
+        read_image(file)
+
+
+def test_numbers_that_are_written_out_are_read(tmp_path):
+    text = "NDims = 2\nBinaryData = False\nDimSize = 3 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_text(f"ObjectType = Image\n{text}1 2 3 4 5 6\n", encoding="utf-8")
+    assert read_image(tmp_path / "a.mha").numpy()[0].T.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
 def test_compressed_voxels_behind_something_else_are_an_error(tmp_path):

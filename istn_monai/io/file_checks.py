@@ -71,7 +71,8 @@ def check_file(file: str | Path, place: str) -> None:
 def check_text(path: Path, place: str) -> None:
     """The same of a file of MetaImage or NRRD.
 
-    A stream may be whole and yet too short: ITK leaves the voxels that it lacks as memory was, MetaImage alone.
+    A stream may be whole and yet too short: of a MetaImage ITK leaves the voxels that it lacks as memory was. Where it
+    sees that something is missing, it says that there is no such file.
     """
     text = text_header(path)
     for file in text.named_files():
@@ -79,13 +80,15 @@ def check_text(path: Path, place: str) -> None:
     check_voxels(path, place, text.voxels)
     with damage_named(path, place):
         length = check_packed(text, text.voxels * LARGEST_VOXEL + BEHIND, place)
-    if not text.packed or "encoding" in text.said:
+    if text.missing:
+        raise ValueError(f"{place}: {path} has a header without {' and '.join(text.missing)}: write it again")
+    if text.nrrd or not (text.packed or text.binary):
         return
+    length = length if text.packed else text.unpacked_length()
     _, expected = promised(path, place)
     if length < expected:
         raise ValueError(
-            f"{place}: {path} is truncated: its header promises {expected:,} bytes, its compressed voxels are "
-            f"{length:,}"
+            f"{place}: {path} is truncated: its header promises {expected:,} bytes, its voxels have {length:,}"
         )
 
 

@@ -21,7 +21,12 @@ PATTERN = re.compile(r"(\S*%\d*d\S*)((?:\s+\d+)+)")
 MOST_FILES = 1 << 16  # of a pattern
 SIZES = re.compile(r"[\d \t]+")
 #: what is asked of a header of MetaImage and of NRRD; what has another name is its writer's own
-METAIMAGE = ("DimSize", "CompressedData", "CompressedDataSize", "HeaderSize", "ElementDataFile")
+METAIMAGE = (
+    "NDims", "DimSize", "ElementType", "BinaryData", "CompressedData", "CompressedDataSize", "HeaderSize",
+    "ElementDataFile",
+)  # fmt: skip
+TRUE = ("T", "t", "1")  # how it begins where MetaIO takes it for true
+NEEDED = ("NDims", "DimSize", "ElementType", "ElementDataFile")  # of a MetaImage
 NRRD = ("sizes", "encoding", "datafile", "byteskip", "lineskip")
 
 
@@ -34,12 +39,14 @@ class TextHeader:
         said: what it says of ``METAIMAGE`` or ``NRRD``.
         rest: the lines after it.
         length: its bytes.
+        nrrd: whether it is of NRRD, else of MetaImage.
     """
 
     file: Path
     said: dict[str, str]
     rest: Sequence[str]
     length: int
+    nrrd: bool
 
     @property
     def voxels(self) -> int:
@@ -48,9 +55,19 @@ class TextHeader:
         return math.prod(map(int, found[0].split())) if found else 0
 
     @property
+    def missing(self) -> list[str]:
+        """What it lacks, where ITK gives no reason."""
+        return [] if self.nrrd else [key for key in NEEDED if key not in self.said]
+
+    @property
+    def binary(self) -> bool:
+        """Whether a MetaImage says that its voxels are bytes."""
+        return self.said.get("BinaryData", "")[:1] in TRUE
+
+    @property
     def packed(self) -> bool:
         """Whether voxels are compressed, from the header's end or a file's beginning on."""
-        if self.said.get("CompressedData", "")[:1] in ("T", "t", "1"):  # as MetaIO reads it
+        if self.said.get("CompressedData", "")[:1] in TRUE:
             return True
         skipped = any(self.said.get(key, "").strip("0") for key in ("byteskip", "lineskip"))
         return self.said.get("encoding", "").lower() in ("gzip", "gz") and not skipped
@@ -65,6 +82,11 @@ class TextHeader:
         else:
             names = [named] if named and named.upper() != "LOCAL" else []
         return [path for path in (self.file.parent / name for name in names) if path != self.file]
+
+    def unpacked_length(self) -> int:
+        """Bytes of its voxels, or those that may be some, where they are not compressed."""
+        files = self.voxel_files()
+        return sum(path.stat().st_size for path in files) if files else self.file.stat().st_size - self.length
 
     def voxel_files(self) -> list[Path]:
         """Those of the files that it names that are there."""
@@ -87,7 +109,7 @@ def text_header(file: Path) -> TextHeader:
                 break
             if key == "ElementDataFile" or (nrrd and not line.strip()):
                 break
-        return TextHeader(file, said, rest, stream.tell())
+        return TextHeader(file, said, rest, stream.tell(), nrrd)
 
 
 def pair_of_nrrd(line: str) -> tuple[str, str]:
@@ -178,7 +200,7 @@ def check_packed_size(header: TextHeader, path: Path, lengths: tuple[int, int], 
         lengths: of what is compressed, and of the file from there on.
         place: how errors call it.
     """
-    if "encoding" in header.said:
+    if header.nrrd:
         return
     said, skipped = (header.said.get(key, "") for key in ("CompressedDataSize", "HeaderSize"))
     promised = float(said or 0) if re.fullmatch(r"(\d+\.?\d*)?", said) else -1.0
