@@ -265,10 +265,14 @@ def test_suffixes_in_capitals_that_itk_reads_are_read(tmp_path):
 
 
 def test_a_pair_without_its_voxels_names_the_file_that_is_not_there(tmp_path):
-    nib.save(nib.Nifti1Pair(np.ones(SIZE, np.int16), np.eye(4)), tmp_path / "a.hdr")
-    (tmp_path / "a.img").unlink()
-    with pytest.raises(ValueError, match=r"image: .*a\.hdr has its voxels in .*a\.img, which is not there"):
-        read_image(tmp_path / "a.hdr")
+    for given, gone in (("a.hdr", "a.img"), ("a.img", "a.hdr"), ("A.HDR", "A.IMG"), ("A.IMG", "A.HDR")):
+        nib.save(nib.Nifti1Pair(np.ones(SIZE, np.int16), np.eye(4)), tmp_path / "a.hdr")
+        for name in ("a.hdr", "a.img"):
+            (tmp_path / name).rename(tmp_path / (name.upper() if given.isupper() else name))
+        assert read_image(tmp_path / given).shape == (1, *SIZE)
+        (tmp_path / gone).unlink()
+        with pytest.raises(ValueError, match=rf"image: .*{given} has its (voxels|header) in .*{gone}, which is not"):
+            read_image(tmp_path / given)
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from istn_monai.io.nifti_headers import check_gzipped, read_header, voxel_file
+from istn_monai.io.nifti_headers import check_gzipped, header_file, read_header, voxel_file
 from istn_monai.io.packed import TEXT, check_packed, text_header
 from istn_monai.io.paths import check_regular
 from istn_monai.io.readers import check_suffix, is_mgh, is_nifti
@@ -60,6 +60,8 @@ def check_file(file: str | Path, place: str) -> None:
     elif name.endswith(UNCOUNTED):
         check_uncounted(path, place)
     elif is_nifti(name) or is_mgh(name):
+        if header_file(path) != path:
+            check_there(header_file(path), path, place, "header")
         header = read_header(path, place)
         voxels = math.prod(map(int, header.get_data_shape()))
         check_voxels(path, place, voxels)
@@ -92,11 +94,11 @@ def check_text(path: Path, place: str) -> None:
         )
 
 
-def check_there(file: Path, header: Path, place: str) -> None:
-    """ValueError unless the file is there that a header says its voxels are in."""
+def check_there(file: Path, path: Path, place: str, what: str = "voxels") -> None:
+    """ValueError unless the file is there that another one needs."""
     check_regular(file, place)
     if not file.is_file():
-        raise ValueError(f"{place}: {header} has its voxels in {file}, which is not there: put it there, too")
+        raise ValueError(f"{place}: {path} has its {what} in {file}, which is not there: put it there, too")
 
 
 def check_voxels(path: Path, place: str, voxels: int) -> None:

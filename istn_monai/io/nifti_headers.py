@@ -133,10 +133,21 @@ def voxel_file(file: Path) -> Path:
     """The file of a pair, or a single one, that holds the voxels.
 
     Example:
-        >>> voxel_file(Path("a.hdr.gz")), voxel_file(Path("a.nii"))
-        (PosixPath('a.img.gz'), PosixPath('a.nii'))
+        >>> voxel_file(Path("a.hdr.gz")), voxel_file(Path("A.HDR")), voxel_file(Path("a.nii"))
+        (PosixPath('a.img.gz'), PosixPath('A.IMG'), PosixPath('a.nii'))
     """
-    for header, voxels in PAIR.items():
-        if file.name.lower().endswith(header):
-            return file.with_name(file.name[: -len(header)] + voxels)
+    return other_of_pair(file, PAIR)
+
+
+def header_file(file: Path) -> Path:
+    """The file of a pair, or a single one, that holds the header."""
+    return other_of_pair(file, {voxels: header for header, voxels in PAIR.items()})
+
+
+def other_of_pair(file: Path, pairs: dict[str, str]) -> Path:
+    """The file beside another whose suffix is the other one, in the same letters; the file itself if it has none."""
+    for own, other in pairs.items():
+        if file.name.lower().endswith(own):
+            capitals = file.name.endswith(own.upper())
+            return file.with_name(file.name[: -len(own)] + (other.upper() if capitals else other))
     return file
