@@ -227,7 +227,7 @@ def test_what_follows_a_compressed_file_is_called_the_cause(tmp_path):
     for image in (large, nib.load(nifti(tmp_path / "a.nii"))):
         content = gzip.compress(image.to_bytes())
         (tmp_path / "a.nii.gz").write_bytes(content + b"other")
-        with pytest.raises(ValueError, match=r"a\.nii\.gz is not compressed as its suffix says, or other bytes follow"):
+        with pytest.raises(ValueError, match=r"a\.nii\.gz: it is not compressed as its suffix says, or other bytes"):
             read_image(tmp_path / "a.nii.gz")
     (tmp_path / "a.nii.gz").write_bytes(content + bytes(9))  # a tape's
     assert read_image(tmp_path / "a.nii.gz").unique() == 78

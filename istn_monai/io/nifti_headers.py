@@ -51,7 +51,8 @@ def check_gzipped(error: BaseException, file: Path, place: str) -> None:
     """ValueError if an error of Python's gzip is that a file, or what follows in it, is of another kind."""
     if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
         raise ValueError(
-            f"{place}: {file} is not compressed as its suffix says, or other bytes follow what is: write it again"
+            f"{place}: cannot read {file}: it is not compressed as its suffix says, or other bytes follow what is; "
+            "write it again"
         ) from error
 
 
