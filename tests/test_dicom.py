@@ -37,6 +37,7 @@ from istn_monai.io.images import read_or_explain
 from istn_monai.io.itk_transforms import write_transform
 
 REAL = DATA_DIR / "dicom_hippocampus"
+RADIOGRAPH = "1.2.840.10008.5.1.4.1.1.1.1"
 
 
 def turned(*degrees):
@@ -86,6 +87,32 @@ def test_a_regular_series_is_bit_for_bit_what_itk_reads_and_lies_where_the_formu
     same(image, by_itk(folder))
     assert image.shape == (1, *SIZE, 7) and "resampled" not in image.meta
     assert errors(image).max() <= 0.51  # the phantom, rounded
+
+
+def series_by_sitk(folder):
+    """RAS affine of SimpleITK's own reading of a series."""
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image, affine = reader.Execute(), np.eye(4)
+    affine[:3, :3] = lps(3) @ np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = lps(3) @ image.GetOrigin()
+    return affine
+
+
+@pytest.mark.parametrize("axes", [STRAIGHT, turned(-20, 35)])
+def test_a_negative_space_between_slices_does_not_turn_the_stack_around(tmp_path, axes):
+    """ITK turns the normal of such a file around, but not the order of the slices of a series."""
+    folder = write_stack(tmp_path / "mr", straight(7, axes=axes), axes, x00180088=("DS", -2.5))
+    image = read_series(folder, "image")
+    np.testing.assert_allclose(image.affine.numpy(), series_by_sitk(folder), atol=1e-9)
+    assert errors(image).max() <= 0.51
+
+
+def test_a_negative_space_between_slices_does_not_turn_a_tilted_stack_around(tmp_path):
+    positions = tilted(10, 12.3)
+    image = read_series(write_stack(tmp_path, positions, x00180088=("DS", -2.5)), "image")
+    assert "gantry tilt" in image.meta["resampled"]
+    assert_phantom(image, positions, 20)
 
 
 def test_files_are_found_in_subfolders_and_sorted_by_place(tmp_path):
@@ -288,6 +315,33 @@ def test_slices_that_itk_leaves_nowhere_have_two_meanings(tmp_path):
         assert "two meanings" in str(error)
     else:
         same(image, by_itk(tmp_path))
+
+
+@pytest.mark.parametrize("size", [1.505, 1.5004])
+def test_pixels_of_two_sizes_are_refused_by_where_they_put_the_last_one(tmp_path, size):
+    """ITK takes ImagerPixelSpacing of a radiograph: 0.005 mm more in each pixel is 2.6 mm at the last of 512."""
+    pixels = np.zeros((10, 512))
+    for k, position in enumerate(straight(3)):
+        write_slice(tmp_path / f"{k}.dcm", pixels, position, sop=RADIOGRAPH, x00181164=("DS", [2.0, size]))
+    assert abs(np.linalg.norm(series_by_sitk(tmp_path)[:3, 0]) - size) < 1e-9
+    with pytest.raises(ValueError, match=r"0.dcm has two meanings: .*pixels of \(1.5, 2\) mm.*ITK reads .*\(1.50"):
+        read_series(tmp_path, "image")
+
+
+def test_fine_stacks_are_judged_by_their_own_step(tmp_path):
+    """0.01 mm is nothing between slices of a CT, and half a step of 0.02 mm of a micro-CT, or more than one."""
+    fine = {"spacing": (0.008, 0.008)}
+    folder = write_stack(tmp_path / "regular", straight(5, 0.008, origin=(0, 0, 0)), **fine)
+    image = read_series(folder, "image")
+    np.testing.assert_allclose(image.affine.numpy(), series_by_sitk(folder), atol=1e-9)
+    positions = straight(5, 0.02, origin=(0, 0, 0))
+    positions[2, 2] = 0.049
+    image = read_series(write_stack(tmp_path / "uneven", positions, **fine), "image")
+    assert image.meta["resampled"] == "slices 0.011 to 0.029 mm apart"
+    positions[3] = positions[2]
+    write_stack(tmp_path / "uneven", positions, **fine)
+    with pytest.raises(ValueError, match="a slice in the place of another: 02.dcm and 03.dcm"):
+        read_series(tmp_path / "uneven", "image")
 
 
 # --- stacks that are resampled ---------------------------------------------------------------------------------------

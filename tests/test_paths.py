@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from istn_monai.io.images import read_image
+from istn_monai.io.itk_transforms import read_displacement
 from istn_monai.io.paths import check_apart, new_file
 
 
@@ -88,3 +90,17 @@ def test_a_pipe_is_never_replaced(tmp_path):
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="output is no file but a device or a pipe"):
             new_file(tmp_path / "pipe", overwrite=overwrite)
+
+
+def test_a_pipe_is_never_opened_to_read(tmp_path):
+    """Whoever opens it waits for a writer."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("a.nii", "a.mha", "a.nrrd", "a.mgz", "a.png", "a.dcm"):
+        (tmp_path / name).symlink_to("pipe")
+        with pytest.raises(ValueError, match=f"image: .*{name} is a device or a pipe, a file is expected"):
+            read_image(tmp_path / name)
+    with pytest.raises(ValueError, match="transform: .*a.nii is a device or a pipe"):
+        read_displacement(tmp_path / "a.nii")
+    (tmp_path / "b.mhd").write_text("DimSize = 2 2\nElementDataFile = pipe\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="image: .*pipe is a device or a pipe"):
+        read_image(tmp_path / "b.mhd")

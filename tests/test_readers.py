@@ -149,6 +149,9 @@ def nifti(file: Path, *fields: tuple[int, str, float], dtype: str = "int16") -> 
     "fields, words",
     [
         ([(108, "f", 0.0)], "begin inside it .vox_offset 0, not 352"),
+        ([(108, "f", 16.0)], "begin inside it .vox_offset 16, not 352"),
+        ([(108, "f", float("nan"))], "begin nowhere .vox_offset nan, not 352"),
+        ([(108, "f", 1e6)], "is truncated: its header promises 1,000,420 bytes, the file has 772"),
         ([(112, "f", 0.0), (116, "f", 5.0)], "scl_slope 0 and scl_inter 5 have two meanings"),
         ([(112, "f", float("nan")), (116, "f", 5.0)], "scl_slope nan and scl_inter 5"),
         ([(112, "f", 2.0), (116, "f", float("nan"))], "invalid intercept nan|scl_inter nan"),
@@ -167,6 +170,117 @@ def test_headers_that_readers_understand_otherwise_are_refused(tmp_path, fields,
 def test_scaling_is_that_of_itk(tmp_path, slope, intercept):
     file = nifti(tmp_path / "a.nii", (112, "f", slope), (116, "f", intercept))
     assert np.array_equal(read_image(file).numpy()[0].T, sitk.GetArrayFromImage(sitk.ReadImage(str(file))))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [[(124, "f", 100.0), (140, "i", 200)], [(112, "f", 1.0), (116, "f", 5.0)], [(112, "f", 3.0)]],
+    ids=["the ranges of values", "an intercept", "a slope"],
+)
+def test_scaling_of_spm_is_an_error_wherever_it_stands(tmp_path, fields):
+    """nibabel takes it from three places of an Analyze header, ITK from none."""
+    header = nib.AnalyzeHeader()
+    header.set_data_shape(SIZE)
+    header.set_data_dtype(np.int16)
+    content, values = bytearray(header.binaryblock), VALUES.integers(0, 99, SIZE).astype(np.int16)
+    (tmp_path / "a.img").write_bytes(values.tobytes(order="F"))
+    for place, kind, value in [(112, "f", 0.0), (116, "f", 0.0), *fields]:
+        struct.pack_into(f"<{kind}", content, place, value)
+    (tmp_path / "a.hdr").write_bytes(content)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.hdr"))).T, values)
+    with pytest.raises(ValueError, match=r"a\.hdr has a header with SPM's scale factor"):
+        read_image(tmp_path / "a.hdr", "itk")
+    struct.pack_into("<ffff", content, 112, 0.0, 0.0, 0.0, 0.0)
+    (tmp_path / "a.hdr").write_bytes(content)
+    if (124, "f", 100.0) not in fields:
+        assert np.array_equal(read_image(tmp_path / "a.hdr", "itk").numpy()[0], values)
+
+
+def test_a_unit_of_time_without_a_meaning_is_unknown(tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((*SIZE, 2), np.int16), np.eye(4)), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[123] = 56 + 3  # microns
+    (tmp_path / "a.nii").write_bytes(content)
+    image = read_image(tmp_path / "a.nii")
+    assert image.meta["time_step"] == (1.0, "unknown")
+    assert abs(sitk.ReadImage(str(tmp_path / "a.nii")).GetSpacing()[0] - 1e-3) < 1e-9
+    np.testing.assert_allclose(np.abs(image.affine.numpy().diagonal()), [1e-3, 1e-3, 1e-3, 1])
+
+
+@pytest.mark.parametrize("volumes", [1, 2])
+def test_axes_of_one_behind_the_fourth_are_left_out_as_itk_does(tmp_path, volumes):
+    values = VALUES.integers(0, 99, (*SIZE, volumes, 1, 1)).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.diag([1.0, 2, 3, 1])), tmp_path / "a.nii")
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii"))).T.reshape(*SIZE, volumes)
+    assert np.array_equal(np.moveaxis(read_image(tmp_path / "a.nii").numpy(), 0, -1), expected)
+
+
+def test_a_quaternion_of_length_1_is_read_whatever_its_rounding(tmp_path):
+    for parts in ((0.0, 1.0, 0.0), (0.6, 0.8, 0.0), (0.57735026, 0.57735026, 0.57735033)):
+        places = zip((256, 260, 264), parts, strict=True)
+        quaternion = [(place, "f", part) for place, part in places]
+        assert_as_by_itk(nifti(tmp_path / "a.nii", (252, "h", 1), (254, "h", 0), *quaternion))
+
+
+def test_what_follows_a_compressed_file_is_called_the_cause(tmp_path):
+    large = nib.Nifti1Image(VALUES.integers(0, 99, (50, 50, 50)).astype(np.int16), np.eye(4))
+    for image in (large, nib.load(nifti(tmp_path / "a.nii"))):
+        content = gzip.compress(image.to_bytes())
+        (tmp_path / "a.nii.gz").write_bytes(content + b"other")
+        with pytest.raises(ValueError, match=r"a\.nii\.gz: it is not compressed as its suffix says, or other bytes"):
+            read_image(tmp_path / "a.nii.gz")
+    (tmp_path / "a.nii.gz").write_bytes(content + bytes(9))  # a tape's
+    assert read_image(tmp_path / "a.nii.gz").unique() == 78
+
+
+def test_a_quaternion_longer_than_1_is_named_with_its_file(tmp_path):
+    codes, quaternion = [(252, "h", 1), (254, "h", 0)], [(256, "f", 1.0001), (260, "f", 0.0), (264, "f", 0.0)]
+    with pytest.raises(ValueError, match=r"image: .*a\.nii has a header whose qform has the quaternion .* 1\.0001,"):
+        read_image(nifti(tmp_path / "a.nii", *codes, *quaternion))
+    file = nifti(tmp_path / "b.nii", (252, "h", 1), *quaternion, (80, "f", 1.5))
+    with pytest.raises(ValueError, match=r"b\.nii .*quaternion of its qform is longer than 1; .*: itk, sform$"):
+        read_image(file)
+    with pytest.raises(ValueError, match=r"b\.nii has no qform that can be read"):
+        read_image(file, "qform")
+
+
+def test_codes_of_forms_that_nifti_does_not_know_are_named(tmp_path):
+    file = nifti(tmp_path / "a.nii", (252, "h", 6), (254, "h", 6), (280, "f", -1.0))
+    with pytest.raises(ValueError, match=r"a\.nii .*for NIfTI knows no sform_code 6 and no qform_code 6, and nibabel"):
+        read_image(file)
+
+
+@pytest.mark.parametrize("name", ["a.Nii", "a.nii.GZ", "a.Nii.Gz", "a.MHA", "a.Mhd", "a.mgh.gz"])
+def test_a_suffix_that_alone_keeps_a_file_from_being_read_is_named(tmp_path, name):
+    file = nifti(tmp_path / "whole.nii").rename(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"image: .*{name} has the suffix {name[1:]}.*rename it"):
+        read_image(file)
+
+
+def test_suffixes_in_capitals_that_itk_reads_are_read(tmp_path):
+    file = nifti(tmp_path / "a.nii")
+    (tmp_path / "A.NII.GZ").write_bytes(gzip.compress(file.read_bytes()))
+    assert_as_by_itk(tmp_path / "A.NII.GZ")
+    assert_as_by_itk(file.rename(tmp_path / "B.NII"))
+
+
+def test_a_pair_without_its_voxels_names_the_file_that_is_not_there(tmp_path):
+    for given, gone in (("a.hdr", "a.img"), ("a.img", "a.hdr"), ("A.HDR", "A.IMG"), ("A.IMG", "A.HDR")):
+        nib.save(nib.Nifti1Pair(np.ones(SIZE, np.int16), np.eye(4)), tmp_path / "a.hdr")
+        for name in ("a.hdr", "a.img"):
+            (tmp_path / name).rename(tmp_path / (name.upper() if given.isupper() else name))
+        assert read_image(tmp_path / given).shape == (1, *SIZE)
+        (tmp_path / gone).unlink()
+        with pytest.raises(ValueError, match=rf"image: .*{given} has its (voxels|header) in .*{gone}, which is not"):
+            read_image(tmp_path / given)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_four_axes_of_any_format_are_counted_in_the_error(tmp_path, suffix):
+    volumes = sitk.JoinSeries([placed(np.ones(SIZE, np.int16))] * 2)
+    sitk.WriteImage(volumes, str(tmp_path / f"a{suffix}"))
+    with pytest.raises(ValueError, match=rf"image: .*a\{suffix} has 4 axes besides channels, of size \(5, 6, 7, 2\)"):
+        read_image(tmp_path / f"a{suffix}")
 
 
 def test_a_file_is_itself_whatever_lies_beside_it(tmp_path):

@@ -20,7 +20,7 @@ from istn_monai.io.dicom_planes import COLUMNS, ROWS, frames_of, planes_of
 from istn_monai.io.dicom_stack import TOLERANCE, Plane, Stack, listed, normal_of, resampled, stack_of
 from istn_monai.io.file_checks import check_voxels
 from istn_monai.io.paths import files_below
-from istn_monai.io.simple_itk import sitk
+from istn_monai.io.simple_itk import last_line, sitk
 from istn_monai.io.values import LABEL, interpolation_of
 
 __all__ = ["is_dicom", "read_series"]
@@ -56,7 +56,7 @@ def read_series(path: str | Path, name: str, series: str | None = None) -> MetaT
             check_alone(headers[0], place)
         return lone_slice(headers[0], path, place)
     stack = stack_of([plane for header in headers for plane in planes_of(header, place)], place)
-    values, direction = voxels(stack, {header.file: header.text(SYNTAX) for header in headers}, place)
+    values, spacing, direction = voxels(stack, {header.file: header.text(SYNTAX) for header in headers}, place)
     first, last = stack.planes[0], stack.planes[-1]
     origin, step = first.position, float(np.linalg.norm(last.position - first.position)) / (len(stack.planes) - 1)
     said = {}
@@ -65,7 +65,7 @@ def read_series(path: str | Path, name: str, series: str | None = None) -> MetaT
         values, origin, step = resampled(values, stack, labels)
         said = {"resampled": stack.irregular}
         print(f"{place}: {stack.irregular}: resampled {'(nearest)' if labels else '(linear)'} to a regular stack")
-    return framed(values, origin, np.append(first.spacing, step), direction, path, said)
+    return framed(values, origin, np.append(spacing, step), direction, path, said)
 
 
 def framed(
@@ -186,7 +186,7 @@ def itk_image(file: Path, syntax: str, place: str) -> Any:
     except RuntimeError as error:
         raise ValueError(
             f"{place}: cannot read the voxels of {file.name} (transfer syntax {syntax or 'unknown'}): it is damaged, "
-            "or compressed as GDCM does not know; decompress it, or convert the series to NIfTI"
+            f"or of a kind that GDCM does not know ({last_line(error)}); decompress it, or convert the series to NIfTI"
         ) from error
 
 
@@ -202,8 +202,20 @@ def lone_slice(header: Header, path: Path, place: str) -> MetaTensor:
     return framed(sitk.GetArrayFromImage(image), np.array(image.GetOrigin()), spacing, direction_of(image), path, {})
 
 
-def voxels(stack: Stack, syntaxes: dict[Path, str], place: str) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels ``(Z, Y, X)`` of a stack, in a type that holds those of all files, and its directions ``(3, 3)``."""
+def upward(direction: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Directions ``(3, 3)`` of a stack: its slices are in their order along the normal of their axes ``(2, 3)``.
+
+    ITK turns the third one around in a file whose SpacingBetweenSlices is negative.
+    """
+    return direction * [1, 1, np.sign(direction[:, 2] @ normal_of(axes))]
+
+
+def voxels(stack: Stack, syntaxes: dict[Path, str], place: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The voxels ``(Z, Y, X)`` of a stack, in a type that holds those of all files.
+
+    Returns:
+        With them, as ITK has them, the spacing ``(2,)`` between columns and rows and the directions ``(3, 3)``.
+    """
     wanted: dict[Path, list[tuple[int, int]]] = {}
     for number, plane in enumerate(stack.planes):
         wanted.setdefault(plane.file, []).append((plane.frame, number))
@@ -219,27 +231,32 @@ def voxels(stack: Stack, syntaxes: dict[Path, str], place: str) -> tuple[np.ndar
                 f"{columns} x {rows}: it is damaged"
             )
         if values is None:
-            values, direction = np.empty((len(stack.planes), rows, columns), frames.dtype), direction_of(image)
+            values = np.empty((len(stack.planes), rows, columns), frames.dtype)
+            spacing, direction = np.array(image.GetSpacing()[:2]), upward(direction_of(image), first.axes)
         kind = np.result_type(values, frames)
         values = values if values.dtype == kind else values.astype(kind)
         for frame, number in numbers:
             values[number] = frames.reshape(-1, rows, columns)[frame]
     assert values is not None
     if first.several:
-        direction = np.column_stack([*first.axes, normal_of(first.axes)])
-    return values, direction
+        spacing, direction = first.spacing, np.column_stack([*first.axes, normal_of(first.axes)])
+    return values, spacing, direction
 
 
 def check_place(image: Any, planes: Sequence[Plane], place: str) -> None:
     """ValueError unless ITK has a file's slice where its header says: it leaves some kinds of files nowhere.
 
     Frames go to their own places, which ITK knows for regular ones alone: where it has them otherwise, a line says so.
+    Sizes of pixels are compared by where they put the last one: a little more in each is much in a wide image.
     """
     first, last = planes[0], planes[-1]
+    pixels = np.maximum(first.size, 2) - 1
     end = image.TransformIndexToPhysicalPoint([0, 0, image.GetSize()[2] - 1])
     here = np.concatenate([first.position, first.spacing, first.axes.ravel(), last.position])
     itk = np.concatenate([image.GetOrigin(), image.GetSpacing()[:2], direction_of(image)[:, :2].T.ravel(), end])
-    if np.abs(here - itk).max() <= TOLERANCE:
+    apart = np.abs(here - itk)
+    apart[3:5] *= pixels
+    if apart.max() <= TOLERANCE:
         return
     if first.several:
         print(f"{place}: each frame of {first.file.name} is put where it says it lies; ITK reads them otherwise")

@@ -1,8 +1,9 @@
 """Stacks of DICOM slices: what belongs together, whether it is regular, and a regular image of what is not.
 
 Convention:
-    Positions and axes are DICOM's: LPS mm. A stack is regular if each slice lies within ``TOLERANCE`` mm, or within
-    that fraction of their spacing, of its place between the first slice and the last, straight above one another.
+    Positions and axes are DICOM's: LPS mm. A stack is regular if each slice lies within ``TOLERANCE`` mm (of fine
+    ones, ``FINE`` steps), or within that fraction of their spacing, of its place between the first slice and the last,
+    straight above one another. Micro-CT has steps that are smaller than ``TOLERANCE`` itself.
     Slices that are moved sideways (a tilted gantry) or whose spacing changes are resampled, each from where it lies. A
     step of more than ``WIDE`` times the median one is taken for missing slices: there is nothing to resample.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 TOLERANCE = 0.01  # mm, and fraction of the spacing
+FINE = 0.05  # steps, or pixels, that limit it
 WIDE = 1.5  # median steps
 ANGLE = 1e-3  # by which components of axes may differ
 ALIKE = 1e-3  # fraction by which pixel sizes may differ
@@ -116,12 +118,13 @@ def check_alike(planes: Sequence[Plane], place: str) -> None:
 
 def check_steps(planes: Sequence[Plane], steps: np.ndarray, place: str) -> None:
     """ValueError if two slices lie in one place, or if some are missing."""
-    for number in np.flatnonzero(steps < TOLERANCE)[:1]:
+    same = steps < min(TOLERANCE, FINE * planes[0].spacing.min())
+    for number in np.flatnonzero(same)[:1]:
         one, other = planes[number : number + 2]
         known = {name: (value, other.details.get(name, "")) for name, value in one.details.items()}
         differ = [f"{name} {a!r} and {b!r}" for name, (a, b) in known.items() if a != b]
         raise ValueError(
-            f"{place} has {count(int((steps < TOLERANCE).sum()))} in the place of another: {one.name} and {other.name} "
+            f"{place} has {count(int(same.sum()))} in the place of another: {one.name} and {other.name} "
             f"both lie at {listed(one.position)} mm ({'; '.join(differ) or 'the same slice twice'}): hand over one "
             "stack, each slice once"
         )
@@ -136,7 +139,8 @@ def check_steps(planes: Sequence[Plane], steps: np.ndarray, place: str) -> None:
 def irregularity(heights: np.ndarray, shifts: np.ndarray) -> str:
     """Why slices are no regular stack, in words; "" if they are one."""
     fractions = np.linspace(0, 1, len(heights))
-    tolerance = max(TOLERANCE, TOLERANCE * heights[-1] / (len(heights) - 1))
+    step = heights[-1] / (len(heights) - 1)
+    tolerance = max(TOLERANCE * step, min(TOLERANCE, FINE * step))
     uneven = float(np.abs(heights - fractions * heights[-1]).max())
     sideways = float(np.linalg.norm(shifts, axis=1).max())
     reasons = []

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from istn_monai.io.nifti_headers import read_header, voxel_file
+from istn_monai.io.nifti_headers import check_gzipped, header_file, read_header, voxel_file
 from istn_monai.io.packed import TEXT, check_packed, text_header
-from istn_monai.io.readers import is_mgh, is_nifti
+from istn_monai.io.paths import check_regular
+from istn_monai.io.readers import check_suffix, is_mgh, is_nifti
 from istn_monai.io.simple_itk import last_line, sitk, warnings_shown
 from istn_monai.io.whole import GZIPPED, length_of
 
@@ -47,24 +48,57 @@ def check_file(file: str | Path, place: str) -> None:
         place: how errors call it.
     """
     path, name = Path(file), Path(file).name.lower()
+    check_regular(path, place)
     if not path.is_file():
         return
+    check_suffix(path, place)
     if name.endswith(TEXT):
-        text = text_header(path)
-        check_voxels(path, place, text.voxels)
-        with damage_named(path, place):
-            check_packed(text, text.voxels * LARGEST_VOXEL + BEHIND)
+        check_text(path, place)
     elif name.endswith(UNFINISHED):
         with damage_named(path, place), Image.open(path) as picture:
             picture.load()
     elif name.endswith(UNCOUNTED):
         check_uncounted(path, place)
     elif is_nifti(name) or is_mgh(name):
+        if header_file(path) != path:
+            check_there(header_file(path), path, place, "header")
         header = read_header(path, place)
         voxels = math.prod(map(int, header.get_data_shape()))
         check_voxels(path, place, voxels)
-        if voxel_file(path).is_file():
-            check_length(voxel_file(path), place, voxels * header.get_data_dtype().itemsize)
+        check_there(voxel_file(path), path, place)
+        first = max(0, int(header.get_data_offset()))
+        check_length(voxel_file(path), place, first + voxels * header.get_data_dtype().itemsize)
+
+
+def check_text(path: Path, place: str) -> None:
+    """The same of a file of MetaImage or NRRD.
+
+    A stream may be whole and yet too short: of a MetaImage ITK leaves the voxels that it lacks as memory was. Where it
+    sees that something is missing, it says that there is no such file.
+    """
+    text = text_header(path)
+    for file in text.named_files():
+        check_there(file, path, place)
+    check_voxels(path, place, text.voxels)
+    with damage_named(path, place):
+        length = check_packed(text, text.voxels * LARGEST_VOXEL + BEHIND, place)
+    if text.missing:
+        raise ValueError(f"{place}: {path} has a header without {' and '.join(text.missing)}: write it again")
+    if text.nrrd or not (text.packed or text.binary):
+        return
+    length = length if text.packed else text.unpacked_length()
+    _, expected = promised(path, place)
+    if length < expected:
+        raise ValueError(
+            f"{place}: {path} is truncated: its header promises {expected:,} bytes, its voxels have {length:,}"
+        )
+
+
+def check_there(file: Path, path: Path, place: str, what: str = "voxels") -> None:
+    """ValueError unless the file is there that another one needs."""
+    check_regular(file, place)
+    if not file.is_file():
+        raise ValueError(f"{place}: {path} has its {what} in {file}, which is not there: put it there, too")
 
 
 def check_voxels(path: Path, place: str, voxels: int) -> None:
@@ -81,14 +115,20 @@ def check_uncounted(path: Path, place: str) -> None:
     with path.open("rb") as stream:
         if ASCII.search(stream.read(2**10)):
             return
+    voxels, expected = promised(path, place)
+    check_voxels(path, place, voxels)
+    check_length(path, place, expected)
+
+
+def promised(path: Path, place: str) -> tuple[int, int]:
+    """How many voxels a file has by its header, as ITK reads it, and how many bytes they are."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with damage_named(path, place), warnings_shown(False):
         reader.ReadImageInformation()
     voxels = math.prod(reader.GetSize())
-    check_voxels(path, place, voxels)
-    one = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
-    check_length(path, place, voxels * one.GetNumberOfComponentsPerPixel() * one.GetSizeOfPixelComponent())
+    one = sitk.Image([1, 1], reader.GetPixelID(), reader.GetNumberOfComponents())
+    return voxels, voxels * one.GetNumberOfComponentsPerPixel() * one.GetSizeOfPixelComponent()
 
 
 def check_length(path: Path, place: str, expected: int) -> None:
@@ -112,6 +152,7 @@ def damage_named(path: Path, place: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, RuntimeError, zlib.error) as error:
+        check_gzipped(error, path, place)
         raise ValueError(
             f"{place}: cannot read {path}: it is damaged or truncated ({last_line(error)}); copy it again"
         ) from error

@@ -13,6 +13,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from istn_monai.io.nifti_headers import units_of
+
 HEAD = 2**12  # bytes that tell a format
 MATRIX = (
     "a plain matrix of numbers, which does not say its frame: convert FSL's by c3d_affine_tool -ref TARGET -src SOURCE "
@@ -85,8 +87,8 @@ def check_vectors(image: Any) -> None:
         raise ValueError(
             "the file is a warp of FSL: convert it to displacements in LPS mm by wb_command -convert-warpfield"
         )
-    if header.get_xyzt_units()[0] not in ("mm", "unknown"):
-        raise ValueError(f"the file is in units of {header.get_xyzt_units()[0]}: write it in mm")
+    if units_of(header)[0] not in ("mm", "unknown"):
+        raise ValueError(f"the file is in units of {units_of(header)[0]}: write it in mm")
     kind, scaling = header.get_data_dtype().newbyteorder("="), (image.dataobj.slope, image.dataobj.inter)
     if kind not in (np.float32, np.float64) or scaling != (1.0, 0.0):
         # ITK writes beyond its memory where it rescales vectors of whole numbers

@@ -19,8 +19,9 @@ from istn_monai.geometry.meta import affine_of
 from istn_monai.io.dicom import is_dicom, read_series
 from istn_monai.io.file_checks import check_file
 from istn_monai.io.nifti_frames import check_right_angles
+from istn_monai.io.nifti_headers import units_of
 from istn_monai.io.paths import not_written, replacing
-from istn_monai.io.readers import is_nifti, reader_of
+from istn_monai.io.readers import TooManyAxes, check_axes, is_nifti, reader_of
 from istn_monai.io.simple_itk import last_line
 
 TIME = "time_step"  # key of the metadata of several volumes, see :func:`time_step`
@@ -75,13 +76,11 @@ def read_or_explain(
     reader = reader_of(path, place, nifti_frame)
     try:
         image = gray(in_dtype(loaded(path, reader), dtype), path)
+        check_axes(image.shape[1:])
+    except TooManyAxes as error:
+        raise ValueError(f"{place}: {file} {error}") from error
     except Exception as error:
         raise ValueError(f"{place}: cannot read {file}: is it a whole image file? ({last_line(error)})") from error
-    if image.ndim not in (3, 4):
-        raise ValueError(
-            f"{place}: {file} has {image.ndim - 1} axes besides channels, of size {tuple(image.shape[1:])}; an image "
-            "has 2 or 3: write one volume to a file of its own"
-        )
     check_right_angles(square(image.affine, image.ndim - 1).numpy(), path, place)
     check_intent(image, path, place)
     if is_nifti(path) and image.ndim == 4 and len(image) > 1:
@@ -113,7 +112,7 @@ def check_intent(image: MetaTensor, file: Path, place: str) -> None:
 def time_step(file: Path) -> tuple[float, str]:
     """The time between two volumes of a NIfTI file and its unit, which MONAI's reader does not keep."""
     header = nib.load(file).header
-    return float(header.get_zooms()[3]), header.get_xyzt_units()[1]
+    return float(header.get_zooms()[3]), units_of(header)[1]
 
 
 def save_image(image: MetaTensor, file: Path) -> None:

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from istn_monai.geometry.frames import lps
+from istn_monai.io.nifti_headers import units_of, written_header
 from istn_monai.io.simple_itk import last_line, sitk, warnings_shown
 
 NIFTI_FRAMES = ("itk", "sform", "qform")
@@ -59,20 +60,18 @@ def nifti_affine(file: Path, place: str, nifti_frame: str | None = None) -> np.n
         raise ValueError(f"{place}: {file}: {refusal(header, str(error))}") from error
     apart = corners_apart(by_itk, usual, (*header.get_data_shape()[:3], 1, 1)[:3])
     if nifti_frame is None and not apart <= AGREE * np.linalg.norm(by_itk[:3, :3], axis=0).min():
+        why = reason(header, written_header(image))
         raise ValueError(
             f"{place}: {file} lies in two places: ITK (3D Slicer, ANTs) reads its header otherwise than nibabel (FSL, "
-            f"FreeSurfer), {apart:.3g} mm apart at a corner, for {reason(header)}; repair the header, or choose with "
-            f"nifti_frame: {', '.join(choices(header))}"
+            f"FreeSurfer), {apart:.3g} mm apart at a corner, for {why}; repair the header, or choose with nifti_frame: "
+            f"{', '.join(choices(header))}"
         )
     return usual if apart <= ROUNDING else by_itk
 
 
 def unit_of(header: Header) -> float:
     """Millimeters of a header's unit of length; an unknown one is taken for millimeters, as ITK takes it."""
-    try:
-        return UNITS.get(header.get_xyzt_units()[0], 1.0)
-    except (AttributeError, KeyError):  # Analyze has none
-        return 1.0
+    return UNITS.get(units_of(header)[0], 1.0)
 
 
 def scaled(affine: np.ndarray, factor: float) -> np.ndarray:
@@ -84,10 +83,23 @@ def scaled(affine: np.ndarray, factor: float) -> np.ndarray:
 
 def coded(header: Header, name: str, file: Path, place: str) -> np.ndarray:
     """A header's sform or qform, or a ValueError if it has none."""
-    form, code = getattr(header, f"get_{name}")(coded=True) if hasattr(header, f"get_{name}") else (None, 0)
+    form, code = form_of(header, name)
     if form is None:
-        raise ValueError(f"{place}: {file} has no {name} ({name}_code {code}), nifti_frame asks for it; choose another")
+        raise ValueError(
+            f"{place}: {file} has no {name} that can be read ({name}_code {code}), nifti_frame asks for it; choose "
+            "another"
+        )
     return form
+
+
+def form_of(header: Header, name: str) -> tuple[np.ndarray | None, int]:
+    """A header's sform or qform, None where it has none or a quaternion longer than 1; and its code."""
+    if not hasattr(header, f"get_{name}"):
+        return None, 0
+    try:
+        return getattr(header, f"get_{name}")(coded=True)
+    except ValueError:
+        return None, int(header[f"{name}_code"])
 
 
 def affine_by_itk(file: Path, usual: np.ndarray) -> np.ndarray:
@@ -113,11 +125,16 @@ def corners_apart(first: np.ndarray, second: np.ndarray, size: tuple[int, ...]) 
     return float(np.linalg.norm(corners @ difference[:, :3].T + difference[:, 3], axis=1).max())
 
 
-def reason(header: Header) -> str:
-    """Why readers differ, as far as a header shows it."""
+def reason(header: Header, written: Header) -> str:
+    """Why readers differ, as far as a header shows it, as nibabel has it and as it is in the file."""
     if not hasattr(header, "get_sform"):
         return "it is an Analyze file, which does not say where it lies"
-    (sform, scode), (qform, qcode) = header.get_sform(coded=True), header.get_qform(coded=True)
+    (sform, scode), (qform, qcode) = form_of(header, "sform"), form_of(header, "qform")
+    odd = [f"{name} {int(written[name])}" for name in ("sform_code", "qform_code") if written[name] != header[name]]
+    if odd:
+        return f"NIfTI knows no {' and no '.join(odd)}, and nibabel takes that for 0"
+    if qform is None and qcode:
+        return "the quaternion of its qform is longer than 1"
     if sform is None and qform is None:
         return "it has neither sform nor qform (both codes are 0)"
     if sform is not None and qform is not None and not np.allclose(sform, qform, rtol=0, atol=1e-3):
@@ -131,8 +148,7 @@ def reason(header: Header) -> str:
 
 def choices(header: Header) -> list[str]:
     """The values of nifti_frame that a header allows."""
-    coded_forms = [name for name in ("sform", "qform") if hasattr(header, f"get_{name}") and header[f"{name}_code"] > 0]
-    return ["itk", *coded_forms]
+    return ["itk", *(name for name in ("sform", "qform") if form_of(header, name)[0] is not None)]
 
 
 def refusal(header: Header, error: str) -> str:

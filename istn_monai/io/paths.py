@@ -23,6 +23,17 @@ def absolute(path: str | os.PathLike) -> Path:
     return Path(path).expanduser().absolute()
 
 
+def check_regular(path: Path, place: str) -> None:
+    """ValueError for what is there and neither a file nor a folder: whoever opens a pipe may wait for ever.
+
+    Args:
+        path: to read from.
+        place: how errors call it.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{place}: {path} is a device or a pipe, a file is expected: save what it holds as one")
+
+
 def files_below(folder: Path) -> list[Path]:
     """All files of a folder at any depth, also behind links to folders, each folder once."""
     seen: set[str] = set()

@@ -7,6 +7,7 @@ Convention:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ def is_mgh(file: str | Path) -> bool:
     return Path(file).name.lower().endswith(MGH)
 
 
+def check_suffix(file: Path, place: str) -> None:
+    """ValueError for a suffix that alone keeps a file from being read: ITK knows some in certain letters only."""
+    given = next((end for end in (*NIFTI, ".mha", ".mhd", ".mgh.gz") if file.name.lower().endswith(end)), "")
+    own = file.name[len(file.name) - len(given) :]
+    if given == ".mgh.gz":
+        raise ValueError(f"{place}: {file} has the suffix {own}, .mgz is expected: rename it")
+    if own not in (given, given.upper() if given in NIFTI else given):
+        raise ValueError(f"{place}: {file} has the suffix {own}, which ITK does not read in these letters: rename it")
+
+
 def native(voxels: np.ndarray) -> np.ndarray:
     """Voxels in a type and byte order that torch knows, their values as they are.
 
@@ -55,6 +66,19 @@ def native(voxels: np.ndarray) -> np.ndarray:
     return voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
 
 
+class TooManyAxes(ValueError):
+    """An image has more axes than space."""
+
+
+def check_axes(size: Sequence[int]) -> None:
+    """TooManyAxes unless an image of this size has two or three axes besides channels."""
+    if len(size) not in (2, 3):
+        raise TooManyAxes(
+            f"has {len(size)} axes besides channels, of size {tuple(size)}; an image has 2 or 3: write one volume to a "
+            "file of its own"
+        )
+
+
 class FramedNibabelReader(NibabelReader):
     """nibabel, with an affine that was looked at before.
 
@@ -71,8 +95,9 @@ class FramedNibabelReader(NibabelReader):
         return super()._get_affine(img) if self.affine is None else self.affine.copy()
 
     def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
-        """Its voxels."""
-        return native(super()._get_array_data(img, filename))
+        """Its voxels, without axes of one behind the fourth: NIfTI has up to seven, and ITK leaves those out."""
+        voxels = native(super()._get_array_data(img, filename))
+        return voxels.reshape(voxels.shape[:4]) if voxels.shape[4:] == (1,) * (voxels.ndim - 4) else voxels
 
 
 class SimpleITKReader(ImageReader):
@@ -92,8 +117,13 @@ class SimpleITKReader(ImageReader):
             return sitk.ReadImage(str(file), **kwargs)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
-        """``(*S)``, or ``(*S, C)`` of several components, and its metadata, with a RAS affine in mm."""
+        """``(*S)``, or ``(*S, C)`` of several components, and its metadata, with a RAS affine in mm.
+
+        Raises:
+            ValueError: for an image of more than three axes.
+        """
         dims, several = img.GetDimension(), img.GetNumberOfComponentsPerPixel() > 1
+        check_axes(img.GetSize())
         values = sitk.GetArrayFromImage(img)
         values = values.transpose(*reversed(range(dims)), *([dims] if several else []))
         affine = np.eye(dims + 1)
