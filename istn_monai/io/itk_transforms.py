@@ -27,6 +27,7 @@ from istn_monai.io.foreign_transforms import check_vectors, foreign_format
 from istn_monai.io.nifti import check_written_suffix, slabs_of, write_nifti
 from istn_monai.io.simple_itk import last_line, one_at_a_time, sitk, warnings_are_errors
 from istn_monai.io.transform_kinds import check_kinds, no_voxels, unsupported
+from istn_monai.io.whole_transforms import check_whole_transform
 
 SUFFIXES = (".h5", ".tfm")
 BEYOND = (RuntimeError, KeyError, IndexError)  # KeyError: a kind without a class; IndexError: a damaged text
@@ -216,7 +217,9 @@ def transforms_in(path: Path) -> list[Any]:
         with one_at_a_time:
             return list(itk.transformread(str(path)))
     except (RuntimeError, IndexError) as error:
-        raise ValueError(f"{path} is not a transform that ITK can read (.h5, .tfm, .txt, .mat ...)") from error
+        raise ValueError(
+            f"{path} is not a transform that ITK can read ({last_line(error)}): give .h5, .tfm, .txt or .mat of ITK"
+        ) from error
 
 
 def read_transform(file: str | Path, dims: int | None = None) -> WorldTransform:
@@ -262,6 +265,7 @@ def transform_in(path: Path) -> WorldTransform:
         field = read_displacement(path)
         return WorldTransform([field], len(field.values))
     check_kinds(path)
+    check_whole_transform(path)
     read = transforms_in(path)
     _, dims = kind_of(read[0])
     if dims not in (2, 3):
