@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from istn_monai.io.json_files import unrepeated
 from istn_monai.io.landmark_tables import AXES, Parsed, named, number_in
 
 #: frames by what Slicer's versions call them
@@ -101,15 +102,6 @@ def read_markups(text: str) -> Parsed:
         None if markup.get("coordinateSystem") is None else frame_named(markup["coordinateSystem"]),
         [text_of(point, "description").strip() for point in numbered.values()],
     )
-
-
-def unrepeated(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError if a key is there twice, of which Python would take the last."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there more than once")
-    return content
 
 
 def check_markup(markup: Mapping[str, Any]) -> None:
