@@ -103,8 +103,11 @@ class WorldTransform:
         return rest.transform_points(points.flatten(1)).view(points.shape)
 
     def pull_back_points(self, fixed: Grid, moving: Grid, slab: slice = WHOLE) -> Tensor:
-        """As :func:`istn_monai.geometry.resampling.pull_back_points`, exactly, wherever the voxels are."""
-        return moving.voxels(self.on_grid(fixed, slab=slab)).float()[None]
+        """As :func:`istn_monai.geometry.resampling.pull_back_points`, exactly, wherever the voxels are.
+
+        In float64: which side of an image's surface a voxel is on shows in the result.
+        """
+        return moving.voxels(self.on_grid(fixed, slab=slab))[None]
 
 
 def world_transform(

@@ -64,7 +64,7 @@ def label_metrics(
     if transform is None:
         points = pull_back_points(ddf, Grid.of(pair["image"]), *grids)
     else:
-        points = transform.pull_back_points(*grids)
+        points = transform.pull_back_points(*grids).float()
     values = soi_values(soi_labels)
     moving_map, fixed_map = label_map(moving, soi_labels), label_map(fixed, soi_labels)[0, 0]
     warped_soi = sample(merged_soi(moving_map, soi_labels), points, padding_mode="zeros")[0, 0] > 0.5
