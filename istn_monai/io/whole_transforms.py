@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from istn_monai.io.whole import HDF5_SIGNATURE, check_hdf5
 
-TEXT, MATLAB, HDF5 = (".tfm", ".txt"), ".mat", ".h5"
+TEXT, MATLAB = (".tfm", ".txt"), ".mat"
 #: kinds of no lattice: how many parameters they have in 2-D and in 3-D, as far as there is such a kind
 PARAMETERS: dict[str, dict[int, int]] = {
     "AffineTransform": {2: 6, 3: 12}, "MatrixOffsetTransformBase": {2: 6, 3: 12},
@@ -56,12 +56,11 @@ def check_whole_transform(file: Path) -> None:
         Traceback (most recent call last):
         ValueError: it is truncated, its TranslationTransform has 2 of 3 Parameters: copy or write it again
     """
-    checks = {MATLAB: check_matlab, HDF5: check_hdf5_file, **dict.fromkeys(TEXT, check_text)}
-    if check := checks.get(file.suffix.lower()):
-        try:
-            check(file)
-        except EOFError as error:
-            raise ValueError(f"it is truncated, {error}: copy or write it again") from error
+    check = {MATLAB: check_matlab, **dict.fromkeys(TEXT, check_text)}.get(file.suffix.lower(), check_hdf5_file)
+    try:
+        check(file)
+    except EOFError as error:
+        raise ValueError(f"it is truncated, {error}: copy or write it again") from error
 
 
 def check_hdf5_file(file: Path) -> None:
@@ -122,7 +121,7 @@ def expected_numbers(name: str, dims: int, fixed: Sequence[float]) -> tuple[int,
     if name.startswith(LATTICES):
         size = fixed[:dims] if len(fixed) >= dims and all(math.isfinite(n) for n in fixed[:dims]) else (0,)
         return dims * (3 + dims), dims * int(math.prod(size))
-    return 0 if name in NO_FIXED else dims, PARAMETERS.get(name, {}).get(dims, 0)
+    return dims if name in PARAMETERS and name not in NO_FIXED else 0, PARAMETERS.get(name, {}).get(dims, 0)
 
 
 def check_matlab(file: Path) -> None:
