@@ -11,7 +11,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.geometry.filling` (where an image does not count),
   :mod:`~istn_monai.geometry.resampling`,
   :mod:`~istn_monai.geometry.frames` (RAS and LPS), :mod:`~istn_monai.geometry.inversion`,
-  :mod:`~istn_monai.geometry.cells` (which cell of a field holds a point), :mod:`~istn_monai.geometry.components`,
+  :mod:`~istn_monai.geometry.cells` (which cell of a field holds a point),
+  :mod:`~istn_monai.geometry.domains` (inside or outside, as ITK has it), :mod:`~istn_monai.geometry.components`,
   :mod:`~istn_monai.geometry.world_transform`
 - :mod:`istn_monai.layers`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
   :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.refine_weights`,
@@ -27,9 +28,10 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.io.readers`, :mod:`~istn_monai.io.file_checks`, :mod:`~istn_monai.io.values`,
   :mod:`~istn_monai.io.dicom_headers`, :mod:`~istn_monai.io.dicom_stack`, :mod:`~istn_monai.io.dicom_planes`,
   :mod:`~istn_monai.io.dicom` (a series as an image),
-  :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.landmark_tables`, :mod:`~istn_monai.io.landmark_markups`,
-  :mod:`~istn_monai.io.landmarks`, :mod:`~istn_monai.io.nifti`,
-  :mod:`~istn_monai.io.foreign_transforms`, :mod:`~istn_monai.io.transform_kinds`,
+  :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.json_files`, :mod:`~istn_monai.io.landmark_tables`,
+  :mod:`~istn_monai.io.landmark_markups`, :mod:`~istn_monai.io.landmarks`, :mod:`~istn_monai.io.nifti`,
+  :mod:`~istn_monai.io.itk_geometry`, :mod:`~istn_monai.io.foreign_transforms`, :mod:`~istn_monai.io.transform_kinds`,
+  :mod:`~istn_monai.io.whole_transforms` (not truncated),
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
   :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
@@ -46,8 +48,8 @@ Where things are, in reading order: no module comes before one that it imports.
 - :mod:`istn_monai.apply`: a written transform on other files; :mod:`istn_monai.moved_points`: a pair's landmarks
 - :mod:`istn_monai.workflow`: what the bundle's configs call.
   :mod:`~istn_monai.workflow.errors`, :mod:`~istn_monai.workflow.distributed`, :mod:`~istn_monai.workflow.settings`,
-  :mod:`~istn_monai.workflow.item_cache` (prepared pairs on disk), :mod:`~istn_monai.workflow.datasets`,
-  :mod:`~istn_monai.workflow.datalist_checks`, :mod:`~istn_monai.workflow.pair_files`,
+  :mod:`~istn_monai.workflow.item_cache` (prepared pairs on disk), :mod:`~istn_monai.workflow.pair_files`,
+  :mod:`~istn_monai.workflow.datasets`, :mod:`~istn_monai.workflow.datalist_checks`,
   :mod:`~istn_monai.workflow.run_lock`,
   :mod:`~istn_monai.workflow.checkpoints`, :mod:`~istn_monai.workflow.inferers`,
   :mod:`~istn_monai.workflow.training`, :mod:`~istn_monai.workflow.curves`,

@@ -21,10 +21,20 @@ from istn_monai.geometry.resampling import intensities, on_grid_in_slabs, whole_
 from istn_monai.geometry.world_transform import WorldTransform
 from istn_monai.io.images import TIME, load_image, source, write_image
 from istn_monai.io.itk_transforms import read_transform
-from istn_monai.io.landmarks import Points, check_dims, is_points, read_in_frame, suffix_of, write_points
+from istn_monai.io.landmarks import (
+    FRAMES,
+    MARKUPS,
+    Points,
+    check_dims,
+    is_points,
+    read_in_frame,
+    suffix_of,
+    write_points,
+)
 from istn_monai.io.nifti import check_written_suffix
-from istn_monai.io.paths import check_apart, new_file
+from istn_monai.io.paths import absolute, check_apart, new_file
 from istn_monai.io.values import check_finite, check_whole, interpolation_of
+from istn_monai.kinds import choice, switch
 
 MOST_LOST = 0.5  # fraction of the voxels that may have no inverse
 NAMED = 5  # landmarks that an error names
@@ -52,8 +62,7 @@ def resample_image(
         ValueError: with ``inverse``, if more than ``MOST_LOST`` of the voxels have none; fewer are a warning, and
             become what lies outside of the image.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
+    check_interpolation(interpolation)
     if interpolation == "auto":
         interpolation = chosen_interpolation(image)
     grid = Grid.of(reference)
@@ -61,7 +70,9 @@ def resample_image(
     if interpolation == "label":
         samplers = [whole_labels(channel[None]) for channel in values]
     else:
-        samplers = [intensities(values, {"linear": "bilinear"}.get(interpolation, interpolation))]
+        is_label = interpolation == "nearest" and interpolation_of(image) == "label"
+        mode = {"linear": "bilinear"}.get(interpolation, interpolation)
+        samplers = [intensities(values, mode, outside=0 if is_label else None)]
 
     lost = 0
 
@@ -70,14 +81,21 @@ def resample_image(
         nonlocal lost
         points = transform.on_grid(grid, inverse, slab)
         lost += int(points.isnan().any(dim=0).sum())
-        return Grid.of(image).voxels(points).float()[None]
+        return Grid.of(image).voxels(points)[None]
 
-    warped = on_grid_in_slabs(grid, found, {str(number): sampler for number, sampler in enumerate(samplers)})
+    named = {str(number): sampler for number, sampler in enumerate(samplers)}
+    warped = on_grid_in_slabs(grid, found, named, values.shape[1:])
     check_inverted(lost, math.prod(grid.spatial_size))
     result = with_affine(torch.cat(list(warped.values())), grid.affine, reference)
     result.meta.pop(TIME, None)
     result.meta |= {TIME: image.meta[TIME]} if TIME in image.meta else {}
     return result
+
+
+def check_interpolation(interpolation: str) -> None:
+    """ValueError if there is no such interpolation."""
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
 
 
 def check_inverted(lost: int, voxels: int) -> None:
@@ -137,6 +155,25 @@ def move_points(points: Points, transform: WorldTransform, inverse: bool = False
     return points.moved_to(moved).at([row for row in range(len(moved)) if row not in set(lost)])
 
 
+def check_options(input: str, reference: str | None, interpolation: str, frame: str | None) -> None:
+    """ValueError, or FileNotFoundError, for options that are wrong, also where they do not count."""
+    check_interpolation(interpolation)
+    choice(*FRAMES)("frame", frame)
+    if reference is not None and not absolute(reference).exists():
+        raise FileNotFoundError(f"reference: no such file: {reference}")
+    if frame is not None and not is_points(input):
+        raise ValueError(f"frame is of landmarks, and input is an image ({input}): leave it out")
+
+
+def check_shape(points: Points, file: str, output: Path) -> None:
+    """ValueError if landmarks are those of a curve, a line or an angle, and the output cannot say so."""
+    if points.shape and suffix_of(output) != MARKUPS:
+        raise ValueError(
+            f"{file} is a {points.shape} of Slicer's, which {output.name} cannot hold: write {MARKUPS}, or convert it "
+            "to a point list in Slicer"
+        )
+
+
 def apply_transform(
     transform: str,
     input: str,
@@ -160,12 +197,15 @@ def apply_transform(
         inverse: bring what belongs to the fixed image to the moving one.
         interpolation: linear, nearest, label (linear one-hot, then the largest), or auto: label or linear, by the
             image's values, and printed; values that do not say which raise an error.
-        frame: RAS or LPS, of landmarks whose file does not say it. The result is in the frame of the input.
+        frame: RAS or LPS, of landmarks whose file does not say it. The result is in the frame of the input; curves,
+            lines and angles of Slicer's stay what they are.
         overwrite: replace an existing output; never a file that is read here.
         nifti_frame: itk, sform or qform, where readers understand a NIfTI header in two ways.
         series: Series Instance UID of the input, where its DICOM folder holds several.
         series_reference: likewise, of the reference.
     """
+    inverse = bool(switch("inverse", inverse))
+    check_options(input, reference, interpolation, frame)
     path = new_file(output, overwrite=overwrite)
     read = {"transform": transform, "input": input, "reference": reference}
     check_apart([path], [(name, file) for name, file in read.items() if file], "choose another output")
@@ -177,6 +217,7 @@ def apply_transform(
     if is_points(input):
         points, own_frame = read_in_frame(input, frame)
         check_dims(points, input, loaded.dims, "the transform")
+        check_shape(points, input, path)
         return write_points(move_points(points, loaded, inverse), path, own_frame)
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")

@@ -97,3 +97,23 @@ def test_pair_item_keeps_what_is_given(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     item = pair_item(moving_image="~/a.nii.gz", fixed_image="b.nii.gz", moving_label=None)
     assert item == {"moving_image": "/home/me/a.nii.gz", "fixed_image": "b.nii.gz"}
+
+
+def test_a_key_twice_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "pairs.json").write_text('{"testing": [{"moving_image": "a", "fixed_image": "b", "fixed_image": "c"}]}')
+    with pytest.raises(ValueError, match=r"pairs\.json is not JSON: the key 'fixed_image' is there more than once"):
+        read_datalist(tmp_path / "pairs.json", ["testing"])
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    file = write_json(tmp_path / "pairs.json", {"testing": [PAIR]})
+    before = read_datalist(file, ["testing"])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_datalist(file, ["testing"]) == before
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_path_is_an_error_that_names_its_key(tmp_path, value):
+    file = write_json(tmp_path / "pairs.json", {"testing": [PAIR, PAIR | {"fixed_points": value}]})
+    with pytest.raises(ValueError, match=r"testing\[1\] has an empty path for 'fixed_points': give a file"):
+        read_datalist(file, ["testing"])

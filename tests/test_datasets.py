@@ -18,7 +18,9 @@ from istn_monai.workflow.datasets import (
     is_hosted,
     read_pairs,
     seed_of,
+    validation_pairs,
 )
+from istn_monai.workflow.pair_files import pairs_of
 
 SIDES = ("moving", "fixed")
 PAIR = {"moving_image": "a.nii.gz", "fixed_image": "sub/b.nii.gz", "moving_label": "../l.nii.gz"}
@@ -35,6 +37,25 @@ def test_pairs_know_their_datalist_wherever_it_lies(tmp_path):
     assert names[0] == names[1] != names[2] and names[0].startswith("pairs.json ")
     with pytest.raises(FileNotFoundError, match="datalist not found"):
         read_pairs(str(tmp_path), "pairs.json", "training")
+
+
+@pytest.mark.parametrize("key", ["moving_pointss", "fixed_point", "fixed_lable"])
+def test_a_mistyped_key_of_a_datalist_is_an_error_in_evaluation_and_training_as_in_registration(tmp_path, key):
+    splits = {"training": [PAIR], "validation": [PAIR | {key: "x.csv"}], "testing": [PAIR, PAIR | {key: "x.csv"}]}
+    write_json(tmp_path / "pairs.json", splits)
+    for read in (
+        lambda: read_pairs(str(tmp_path), "pairs.json", "testing"),
+        lambda: validation_pairs(read_pairs(str(tmp_path), "pairs.json", "training")),
+        lambda: pairs_of(tmp_path / "pairs.json", "testing"),
+    ):
+        with pytest.raises(ValueError, match=rf"pairs\.json: unknown key '{key}': did you mean '(moving|fixed)_"):
+            read()
+
+
+def test_a_key_that_nothing_reads_is_a_warning(tmp_path):
+    write_json(tmp_path / "pairs.json", {"testing": [PAIR | {"moving_landmarks": "m.csv"}]})
+    with pytest.warns(UserWarning, match=r"the keys \['moving_landmarks'\] are not read"):
+        assert len(read_pairs(str(tmp_path), "pairs.json", "testing")) == 1
 
 
 def test_data_of_a_host_are_no_datalist(tmp_path):

@@ -371,6 +371,13 @@ def test_json_of_a_pair_with_nan_is_json(evaluation):
     json.loads((evaluation.output_dir / "evaluation.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
+@pytest.mark.parametrize(("given", "other"), [("moving_points", "fixed_points"), ("fixed_points", "moving_points")])
+def test_landmarks_of_one_side_alone_are_said(evaluation, given, other):
+    evaluation.dataset[1][given] = "p.csv"
+    with pytest.warns(UserWarning, match=f"pair 1 has {given} without {other}: no landmarks are measured"):
+        evaluation.run()
+
+
 @pytest.mark.parametrize("side", ["moving", "fixed"])
 def test_missing_label_is_named(evaluation, side):
     for key in (f"{side}_label", f"{side}_label_original"):

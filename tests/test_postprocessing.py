@@ -56,6 +56,11 @@ def test_whole_numbers_are_rounded_not_cut():
     assert WarpPaird()(data)["warped"][0, 0].tolist() == [18, 20]
 
 
+def test_a_registration_that_leads_past_the_image_is_said():
+    with pytest.warns(UserWarning, match="takes no voxel of the grid into the image, the result is empty"):
+        warped_pair(torch.float32, ddf=torch.full((3, 9, 8, 10), 1e4))
+
+
 def test_shift_pulls_back_and_zero_lies_outside():
     """ddf +2 along the last axis: warped(x) = moving(x + 2)."""
     ddf = torch.zeros(3, 9, 8, 10)

@@ -18,12 +18,13 @@ from torch.nn import functional
 
 from istn_monai.geometry.bspline import cubic_bspline, sample_cubic_bspline
 from istn_monai.geometry.cells import Cells
+from istn_monai.geometry.domains import NEAR, after, before, between, itk_index, near
 from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.inversion import by_fixed_point, by_search
 from istn_monai.geometry.sampling import WHOLE, lifted, sample
 
 TOLERANCE = 1e-3  # mm, by which an inverse may miss its point
-SURFACE = 1e-9  # cells: what lies on a domain's surface is on the side that it is on by exact arithmetic
+SURFACE = 1e-9  # cells, by which a place that is found is inside of a domain's surface, whichever way it is rounded
 STARTS = 2**11  # places from which an inverse is searched
 INWARD = 1e-2  # cells from a lattice's border, where derivatives jump
 #: points ``(D, N)`` to those that it looked for ``(M,)``, and their places ``(D, M)``
@@ -41,6 +42,9 @@ class WorldComponent(Protocol):
 
         With ``closest``, that which it takes closest to there, as far as that was found.
         """
+
+    def staying(self, points: Tensor) -> Tensor:
+        """``(D, N)`` to ``(D, N)``: points that it leaves alone, being outside of its domain; NaN for all others."""
 
 
 class WorldAffine:
@@ -63,6 +67,10 @@ class WorldAffine:
         """``(D, N)`` to ``(D, N)``, exact."""
         return map_points(torch.linalg.inv(self.matrix), points)
 
+    def staying(self, points: Tensor) -> Tensor:
+        """None."""
+        return torch.full_like(points, torch.nan)
+
 
 class WorldDisplacement:
     """Displacements known on a lattice: added to a point inside its domain, nothing outside, as in ITK.
@@ -70,14 +78,15 @@ class WorldDisplacement:
     Args:
         values: ``(D, *lattice)`` in mm, RAS.
         affine: ``(D+1, D+1)``, index of the lattice to world.
+        to_index: ``(D, D)``, world to cells, as who made the lattice has it to the last bit; None for the inverse.
     """
 
     margin = 0.0  #: cells from each end of the lattice to its domain; negative, the domain is larger
-    tail = 1e-6  #: cells by which the domain goes on beyond its upper end
 
-    def __init__(self, values: Tensor, affine: Tensor) -> None:
+    def __init__(self, values: Tensor, affine: Tensor, to_index: Tensor | None = None) -> None:
         self.values = values.double()
         self.affine = affine.double()
+        self.to_index = torch.linalg.inv(self.affine[:-1, :-1]) if to_index is None else to_index.double()
         if not torch.isfinite(self.values).all():
             raise ValueError("the displacements of a transform must be finite, some are NaN or infinite")
 
@@ -89,17 +98,33 @@ class WorldDisplacement:
         """Points ``(D, N)`` in cells of the lattice."""
         return map_points(torch.linalg.inv(self.affine), points)
 
-    def domain(self) -> tuple[Tensor, Tensor]:
-        """First and last index that belong to the domain, ``(D, 1)`` each."""
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest index of the domain's surface, ``(D, 1)`` each."""
         last = torch.tensor(self.values.shape[1:], dtype=torch.float64)[:, None] - 1 - self.margin
-        return torch.full_like(last, self.margin), last + self.tail
+        return torch.full_like(last, self.margin), last
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """First and last index that are inside, to the last bit."""
+        return self.ends()
+
+    def domain(self) -> tuple[Tensor, Tensor]:
+        """First and last index at which places are looked for: inside, however they are rounded."""
+        first, last = self.ends()
+        return first + SURFACE, last - SURFACE
+
+    def inside(self, points: Tensor, index: Tensor) -> Tensor:
+        """``(N,)``: whether points ``(D, N)``, whose index is known but for rounding, are in the domain to ITK."""
+        limits = self.limits()
+        result = between(index, limits)
+        close = near(index, limits).nonzero()[:, 0]
+        if len(close):
+            result[close] = between(itk_index(self.to_index, self.affine[:-1, -1], points[:, close]), limits)
+        return result
 
     def displacement(self, points: Tensor) -> Tensor:
         """``(D, N)`` at points ``(D, N)``."""
         index = self.index(points)
-        first, last = self.domain()
-        inside = ((index >= first - max(self.tail, SURFACE)) & (index <= last)).all(0)
-        return self.at(lifted(index)).view(index.shape) * inside
+        return self.at(lifted(index)).view(index.shape) * self.inside(points, index)
 
     def continued(self, points: Tensor) -> Tensor:
         """As :meth:`displacement`, but beyond the domain that of its nearest place: so it has no jump."""
@@ -128,6 +153,10 @@ class WorldDisplacement:
         stays = (error >= TOLERANCE) & (self.displacement(points) == 0).all(dim=0)  # outside of the domain
         others = torch.where(stays, points, found if closest else torch.nan)
         return torch.where(error < TOLERANCE, found, others)
+
+    def staying(self, points: Tensor) -> Tensor:
+        """See :class:`WorldComponent`."""
+        return torch.where(self.inside(points, self.index(points)), torch.nan, points)
 
     def searches(self) -> list[Search]:
         """Where points are looked for that fixed-point iteration has not found, one after the other."""
@@ -171,7 +200,11 @@ class WorldField(WorldDisplacement):
     """
 
     margin = -0.5
-    tail = -SURFACE
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """See :class:`WorldDisplacement`."""
+        first, last = self.ends()
+        return first, before(last)
 
     @cached_property
     def cells(self) -> Cells:
@@ -199,6 +232,11 @@ class WorldBSpline(WorldDisplacement):
 
     margin = 1.0
 
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """See :class:`WorldDisplacement`."""
+        first, last = self.ends()
+        return first, after(last)
+
     def at(self, index: Tensor) -> Tensor:
         """See :class:`WorldDisplacement`."""
         return sample_cubic_bspline(self.values[None], index)
@@ -217,10 +255,16 @@ class WorldBSpline(WorldDisplacement):
         aside[range(len(axes)), axes] = 0.0
         if (aside.abs().amax(dim=1) > 1e-12 * steps.abs()).any():
             return None
-        field = self.values
+        field, rim = self.values, False
         for step, start, axis, n in zip(steps, matrix[:-1, -1], axes.tolist(), self.values.shape[1:], strict=True):
             index = (start + step * torch.arange(grid.spatial_size[axis]))[slab if axis == 0 else WHOLE]
-            inside = (index > self.margin - 1e-6) & (index < n - 1 - self.margin + 1e-6)
+            ends = self.margin, n - 1 - self.margin
+            inside = (index > ends[0] - NEAR) & (index < ends[1] + NEAR)
+            rim = rim or any(bool(((index - end).abs() < NEAR).any()) for end in ends)
             weights = cubic_bspline(index[:, None] - torch.arange(n)) * inside[:, None]
             field = torch.tensordot(field, weights, dims=([1], [1]))  # the grid's axis becomes the last
-        return field.permute(0, *(1 + axes.argsort()).tolist())
+        field = field.permute(0, *(1 + axes.argsort()).tolist())
+        if not rim:
+            return field
+        points = grid.points(slab=slab).flatten(1)
+        return field * self.inside(points, self.index(points)).view(field.shape[1:])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 EXACT = 2**24  # up to here float32 holds all whole numbers
+INTERPOLATED = 2**16  # up to here what float32 interpolates between whole numbers is right to a hundredth
 EXACT_DOUBLE = 2**53  # and float64
 
 
@@ -18,3 +19,10 @@ def working(values: Tensor) -> Tensor:
     """Values in float32; in float64 where float32 would round whole numbers, from 2^24 on."""
     wide = values.dtype in (torch.int32, torch.int64, torch.float64)
     return values.double() if wide and largest(values) > EXACT else values.float()
+
+
+def interpolated(values: Tensor) -> Tensor:
+    """Values in the numbers in which they are interpolated: float64 where float32 would show in the result."""
+    whole = values.dtype in (torch.int32, torch.int64)
+    wide = values.dtype == torch.float64 or (whole and largest(values) > INTERPOLATED)
+    return values.double() if wide else values.float()

@@ -133,7 +133,9 @@ class Grid:
 
     def voxels(self, points: Tensor) -> Tensor:
         """World points ``(D, *T)`` float64 in voxels of this grid, ``(D, *T)``."""
-        return map_points(torch.linalg.inv(self.affine), points)
+        # in this order points on the surface of an image along the world's axes are, to the last bit, on ITK's side
+        away = points - column(self.affine[:-1, -1], points.ndim)
+        return torch.tensordot(torch.linalg.inv(self.affine[:-1, :-1]), away, dims=1)
 
     def contains(self, points: Tensor) -> Tensor:
         """Which world points ``(D, *T)`` float64 lie in a voxel of this grid, ``(*T)``; see :func:`within`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from monai.networks.layers import Pool
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from torch import Tensor
 
-from istn_monai.geometry.exact import working
+from istn_monai.geometry.exact import interpolated
 from istn_monai.geometry.grids import Grid, map_points, within
 from istn_monai.geometry.sampling import WHOLE, affine_points, lifted, resample, sample
 
@@ -89,17 +90,20 @@ def warp_intensities(image: Tensor, points: Tensor, mode: str = "bilinear") -> T
     return intensities(image.to(points.device), mode)(points)
 
 
-def intensities(image: Tensor, mode: str = "bilinear") -> Sampler:
-    """An image as :func:`warp_intensities` samples it, prepared once for points that come slab by slab."""
-    values = working(image[None])
-    darkest = values.min()  # dark is not 0 in CT
+def intensities(image: Tensor, mode: str = "bilinear", outside: float | None = None) -> Sampler:
+    """An image as :func:`warp_intensities` samples it, prepared once for points that come slab by slab.
+
+    What lies outside becomes ``outside``, by default the darkest value: dark is not 0 in CT.
+    """
+    values = interpolated(image[None])
+    fill = values.min() if outside is None else values.new_tensor(outside)
 
     def at(points: Tensor) -> Tensor:
         """``(1, D, *T)`` to ``(C, *T)``."""
-        points = points.to(values.dtype)
         # of two voxels as near ITK takes the later one, grid_sample the even one
         places = (points + 0.5).floor() if mode == "nearest" else points
-        sampled = torch.where(within(points, image.shape[1:]), sample(values, places, mode), darkest)[0]
+        sampled = sample(values, places.to(values.dtype), mode)
+        sampled = torch.where(within(points, image.shape[1:]), sampled, fill)[0]
         return (sampled if image.is_floating_point() else sampled.round()).to(image.dtype)
 
     return at
@@ -127,7 +131,10 @@ def whole_labels(label: Tensor) -> Sampler:
 
 
 def on_grid_in_slabs(
-    grid: Grid, found: Callable[[slice], Tensor], samplers: Mapping[str, Sampler]
+    grid: Grid,
+    found: Callable[[slice], Tensor],
+    samplers: Mapping[str, Sampler],
+    sampled_size: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     """Images on a grid, a slab of ``SLAB`` voxels at a time: memory then holds little more than the results.
 
@@ -135,18 +142,27 @@ def on_grid_in_slabs(
         grid: of the results.
         found: where the voxels of a slab are found, ``(1, D, *slab)`` in voxels of what is sampled.
         samplers: by the names of the results.
+        sampled_size: of what is sampled, to warn if no voxel at all is found in it; None for no warning.
 
     Returns:
         ``(C, *grid.spatial_size)`` each.
     """
     results: dict[str, Tensor] = {}
+    met = sampled_size is None
     for slab in grid.slabs(SLAB):
         points = found(slab)
+        met = met or bool(within(points, sampled_size or ()).any())
         for name, sampler in samplers.items():
             values = sampler(points)
             if name not in results:
                 results[name] = values.new_empty(len(values), *grid.spatial_size)
             results[name][:, slab] = values
+    if not met:
+        warnings.warn(
+            "the transform takes no voxel of the grid into the image, the result is empty: is it of another pair, of "
+            "the other direction, or in other units?",
+            stacklevel=3,
+        )
     return results
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.bspline import BSplineTransformation
-from istn_monai.geometry.components import WorldAffine, WorldBSpline, WorldComponent, WorldField
+from istn_monai.geometry.components import TOLERANCE, WorldAffine, WorldBSpline, WorldComponent, WorldField
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.sampling import WHOLE
@@ -44,8 +44,20 @@ class WorldTransform:
         return self.in_chunks(points, [part.transform_points for part in self.components[::-1]])
 
     def inverse_points(self, points: Tensor, closest: bool = False) -> Tensor:
-        """Moving to fixed points ``(D, N)``: where landmarks of the moving image go; see :class:`WorldComponent`."""
-        return self.in_chunks(points, [partial(part.inverse_points, closest=closest) for part in self.components])
+        """Moving to fixed points ``(D, N)``: where landmarks of the moving image go; see :class:`WorldComponent`.
+
+        Each is checked by the map itself: one that it does not take back, within ``TOLERANCE``, is none.
+        """
+        if closest:
+            return self.in_chunks(points, [partial(part.inverse_points, closest=True) for part in self.components])
+
+        def found(chunk: Tensor) -> Tensor:
+            """The inverse of a chunk, or NaN."""
+            places = inverted(chunk, self.components)
+            back = reduce(lambda points, part: part.transform_points(points), self.components[::-1], places)
+            return torch.where((back - chunk).norm(dim=0) < TOLERANCE, places, torch.nan)
+
+        return self.in_chunks(points, [found])
 
     def in_chunks(self, points: Tensor, maps: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
         """Applies maps one after the other, in chunks of ``POINTS_AT_ONCE`` points, each in a thread of its own."""
@@ -103,8 +115,30 @@ class WorldTransform:
         return rest.transform_points(points.flatten(1)).view(points.shape)
 
     def pull_back_points(self, fixed: Grid, moving: Grid, slab: slice = WHOLE) -> Tensor:
-        """As :func:`istn_monai.geometry.resampling.pull_back_points`, exactly, wherever the voxels are."""
-        return moving.voxels(self.on_grid(fixed, slab=slab)).float()[None]
+        """As :func:`istn_monai.geometry.resampling.pull_back_points`, exactly, wherever the voxels are.
+
+        In float64: which side of an image's surface a voxel is on shows in the result.
+        """
+        return moving.voxels(self.on_grid(fixed, slab=slab))[None]
+
+
+def inverted(points: Tensor, components: Sequence[WorldComponent]) -> Tensor:
+    """Points ``(D, N)`` through the inverses of components, NaN where there is no way.
+
+    Two places may be taken to one point, one in a component's domain and one beyond it, which stays: where the first
+    leads nowhere, as near the rim of several domains, the other is tried.
+    """
+    if not components:
+        return points
+    first, others = components[0], components[1:]
+    found = inverted(first.inverse_points(points), others)
+    lost = (found.isnan().any(dim=0) & torch.isfinite(points).all(dim=0)).nonzero()[:, 0]
+    if len(lost):
+        staying = first.staying(points[:, lost])
+        stay = torch.isfinite(staying).all(dim=0)
+        if stay.any():
+            found[:, lost[stay]] = inverted(staying[:, stay], others)
+    return found
 
 
 def world_transform(

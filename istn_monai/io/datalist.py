@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from istn_monai.io.json_files import read_json
 from istn_monai.io.paths import absolute
+
+__all__ = [
+    "HEADERS", "IMAGE_SUFFIXES", "KINDS", "SPLITS", "Item", "checked_item", "existing", "read_datalist", "read_json",
+    "split_items",
+]  # fmt: skip
 
 SPLITS = ("training", "validation", "testing")
 KINDS = ("image", "label", "points", "mask")  # of files; the last word of a key that holds a path
@@ -22,17 +27,6 @@ def existing(file: str | Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"datalist not found: {path}; give dataset_dir and data_list_file")
     return path
-
-
-def read_json(file: Path, what: str, expected: str) -> dict[str, Any]:
-    """A JSON object, or a ValueError that names the file, what it was taken for, and what it must be."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{what} {file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{what} {file} must be {expected}, got {type(content).__name__}")
-    return content
 
 
 def read_datalist(
@@ -70,4 +64,8 @@ def checked_item(item: Any, path: Path, place: str, needed: Sequence[str] = ()) 
     for key, value in files.items():
         if not isinstance(value, str):
             raise ValueError(f"datalist {path}: {place} needs one path for {key!r}, got {value!r}")
+        if not value.strip():
+            raise ValueError(
+                f"datalist {path}: {place} has an empty path for {key!r}: give a file, or leave the key out"
+            )
     return {key: str(path.parent / value) for key, value in files.items()}

@@ -24,9 +24,11 @@ from istn_monai.geometry.frames import flipped, lps
 from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, WorldComponent, WorldField, WorldTransform
 from istn_monai.io.file_checks import check_file
 from istn_monai.io.foreign_transforms import check_vectors, foreign_format
+from istn_monai.io.itk_geometry import affine_of_geometry, geometry, to_index_of
 from istn_monai.io.nifti import check_written_suffix, slabs_of, write_nifti
 from istn_monai.io.simple_itk import last_line, one_at_a_time, sitk, warnings_are_errors
 from istn_monai.io.transform_kinds import check_kinds, no_voxels, unsupported
+from istn_monai.io.whole_transforms import check_whole_transform
 
 SUFFIXES = (".h5", ".tfm")
 BEYOND = (RuntimeError, KeyError, IndexError)  # KeyError: a kind without a class; IndexError: a damaged text
@@ -34,23 +36,6 @@ FARTHEST = 1e6  # mm, that a displacement may be
 VECTORS = ("vector of 32-bit float", "vector of 64-bit float")
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 IMAGES = (*NIFTI, ".mha", ".mhd", ".nrrd", ".nhdr", ".vtk")  # that may hold the vectors of a displacement field
-
-
-def geometry(affine: Tensor | np.ndarray) -> tuple[list[float], list[float], list[float]]:
-    """Origin, spacing and direction (row by row), in LPS, of an RAS affine ``(D+1, D+1)``."""
-    affine = np.asarray(affine, dtype=float)
-    columns = lps(len(affine) - 1) @ affine[:-1]
-    spacing = np.linalg.norm(columns[:, :-1], axis=0)
-    return columns[:, -1].tolist(), spacing.tolist(), (columns[:, :-1] / spacing).ravel().tolist()
-
-
-def affine_of_geometry(origin: np.ndarray, spacing: np.ndarray, axes: np.ndarray) -> Tensor:
-    """The RAS affine ``(D+1, D+1)`` of an ITK geometry."""
-    dims = len(axes)
-    affine = np.eye(dims + 1)
-    affine[:-1, :-1] = lps(dims) @ axes * spacing
-    affine[:-1, -1] = lps(dims) @ origin
-    return torch.as_tensor(affine)
 
 
 def affine_to_itk(part: WorldAffine) -> sitk.Transform:
@@ -138,17 +123,17 @@ def components_from_itk(transform: Any) -> list[WorldComponent]:
     if transform.IsLinear():
         return [WorldAffine(flipped(matrix_of(transform, dims)))]
     if name == "BSplineTransform of order 3":
-        affine, shape = lattice_of(transform, dims)
+        affine, shape, to_index = lattice_of(transform, dims)
         if min(shape) < 4:
             raise ValueError(
                 f"a cubic B-spline has 4 control points or more along each axis, got {list(map(int, shape[::-1]))}"
             )
         control = parameters_of(transform).reshape(dims, *shape).transpose(0, *range(dims, 0, -1))
-        return [WorldBSpline(torch.as_tensor(np.tensordot(lps(dims), control, axes=1)), affine)]
+        return [WorldBSpline(torch.as_tensor(np.tensordot(lps(dims), control, axes=1)), affine, to_index)]
     if name == "DisplacementFieldTransform":
-        affine, shape = lattice_of(transform, dims)
+        affine, shape, to_index = lattice_of(transform, dims)
         values = parameters_of(transform).reshape(*shape, dims).T
-        return [WorldField(torch.as_tensor(np.tensordot(lps(dims), values, axes=1)), affine)]
+        return [WorldField(torch.as_tensor(np.tensordot(lps(dims), values, axes=1)), affine, to_index)]
     raise unsupported(name)
 
 
@@ -161,13 +146,18 @@ def matrix_of(transform: Any, dims: int) -> np.ndarray:
     return matrix
 
 
-def lattice_of(transform: Any, dims: int) -> tuple[Tensor, tuple[int, ...]]:
-    """RAS affine and reversed size of the lattice of a B-spline or a displacement field; ValueError if it has none."""
+def lattice_of(transform: Any, dims: int) -> tuple[Tensor, tuple[int, ...], Tensor]:
+    """RAS affine, reversed size, and world to index of the lattice of a B-spline or a displacement field.
+
+    Raises:
+        ValueError: if it has none.
+    """
     fixed = np.array(list(transform.GetFixedParameters()))
     size, origin, spacing, axes = np.split(fixed, [dims, 2 * dims, 3 * dims])
     if (size < 1).any():
         raise no_voxels(kind_of(transform)[0])
-    return affine_of_geometry(origin, spacing, axes.reshape(dims, dims)), tuple(size.astype(int)[::-1])
+    axes = axes.reshape(dims, dims)
+    return affine_of_geometry(origin, spacing, axes), tuple(size.astype(int)[::-1]), to_index_of(spacing, axes)
 
 
 def parameters_of(transform: Any) -> np.ndarray:
@@ -216,7 +206,9 @@ def transforms_in(path: Path) -> list[Any]:
         with one_at_a_time:
             return list(itk.transformread(str(path)))
     except (RuntimeError, IndexError) as error:
-        raise ValueError(f"{path} is not a transform that ITK can read (.h5, .tfm, .txt, .mat ...)") from error
+        raise ValueError(
+            f"{path} is not a transform that ITK can read ({last_line(error)}): give .h5, .tfm, .txt or .mat of ITK"
+        ) from error
 
 
 def read_transform(file: str | Path, dims: int | None = None) -> WorldTransform:
@@ -262,6 +254,7 @@ def transform_in(path: Path) -> WorldTransform:
         field = read_displacement(path)
         return WorldTransform([field], len(field.values))
     check_kinds(path)
+    check_whole_transform(path)
     read = transforms_in(path)
     _, dims = kind_of(read[0])
     if dims not in (2, 3):
@@ -287,11 +280,12 @@ def read_displacement(path: Path) -> WorldField:
     except RuntimeError as error:
         raise ValueError(f"{path} cannot be read by ITK ({last_line(error)})") from error
     dims = image.GetDimension()
-    affine = affine_of_geometry(
-        np.array(image.GetOrigin()), np.array(image.GetSpacing()), np.array(image.GetDirection()).reshape(dims, dims)
-    )
+    spacing, axes = np.array(image.GetSpacing()), np.array(image.GetDirection()).reshape(dims, dims)
+    affine = affine_of_geometry(np.array(image.GetOrigin()), spacing, axes)
     vectors = sitk.GetArrayViewFromImage(image).T
-    return WorldField(torch.as_tensor(np.tensordot(lps(dims), vectors.astype(float), axes=1)), affine)
+    return WorldField(
+        torch.as_tensor(np.tensordot(lps(dims), vectors.astype(float), axes=1)), affine, to_index_of(spacing, axes)
+    )
 
 
 def check_is_displacement(reader: sitk.ImageFileReader, path: Path) -> None:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from istn_monai.io.json_files import unrepeated
 from istn_monai.io.landmark_tables import AXES, Parsed, named, number_in
 
 #: frames by what Slicer's versions call them
@@ -24,7 +25,7 @@ FCSV_STATUS = ("0", "1", "2", "3")
 SLICER_3_COLUMNS = ("label", "x", "y", "z", "sel", "vis")
 SPELLINGS = {"name": "label", "description": "desc", "associatednodeid": "associatedNodeID"}
 NOT_PLACED = ("undefined", "preview", "missing")
-SHAPES = ("Fiducial", "PointList", "Line", "Angle", "Curve", "ClosedCurve")
+LISTS, SHAPES = ("Fiducial", "PointList"), ("Line", "Angle", "Curve", "ClosedCurve")
 
 
 def read_fcsv(text: str) -> Parsed:
@@ -100,22 +101,14 @@ def read_markups(text: str) -> Parsed:
         labels,
         None if markup.get("coordinateSystem") is None else frame_named(markup["coordinateSystem"]),
         [text_of(point, "description").strip() for point in numbered.values()],
+        markup["type"] if markup.get("type") in SHAPES else "",
     )
-
-
-def unrepeated(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError if a key is there twice, of which Python would take the last."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there more than once")
-    return content
 
 
 def check_markup(markup: Mapping[str, Any]) -> None:
     """ValueError unless a list of markups consists of points in mm."""
-    if markup.get("type", SHAPES[0]) not in SHAPES:
-        raise ValueError(f"markups of type {markup['type']!r} have no landmarks, only {', '.join(SHAPES)} have")
+    if markup.get("type", LISTS[0]) not in LISTS + SHAPES:
+        raise ValueError(f"markups of type {markup['type']!r} have no landmarks, only {', '.join(LISTS + SHAPES)} have")
     unit = markup.get("coordinateUnits", "mm")
     if (unit[0] if isinstance(unit, list) and unit else unit) != "mm":  # a list is code, scheme and meaning
         raise ValueError(f"coordinateUnits must be mm, got {unit!r}")
@@ -166,9 +159,13 @@ def fcsv_text(
 
 
 def markups_text(
-    positions: Sequence[Sequence[float]], labels: Sequence[str], frame: str, descriptions: Sequence[str] = ()
+    positions: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    frame: str,
+    descriptions: Sequence[str] = (),
+    shape: str = "",
 ) -> str:
-    """Slicer's markups."""
+    """Slicer's markups: of a shape, or a list of points."""
     schema = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
     told = descriptions or [""] * len(labels)
     points = [
@@ -176,5 +173,5 @@ def markups_text(
         | ({"description": description} if description else {})
         for number, (label, position, description) in enumerate(zip(labels, positions, told, strict=True), 1)
     ]
-    markup = {"type": "Fiducial", "coordinateSystem": frame, "coordinateUnits": "mm", "controlPoints": points}
+    markup = {"type": shape or LISTS[0], "coordinateSystem": frame, "coordinateUnits": "mm", "controlPoints": points}
     return json.dumps({"@schema": f"{schema}markups-schema-v1.0.3.json#", "markups": [markup]}, indent=1) + "\n"

@@ -43,12 +43,14 @@ class Parsed(NamedTuple):
         labels: names.
         frame: RAS or LPS; None if the file does not say it.
         descriptions: one for each landmark; empty texts where there is none.
+        shape: what they make up in Slicer, such as a Curve; empty for landmarks alone.
     """
 
     positions: list[list[float]]
     labels: list[str]
     frame: str | None
     descriptions: list[str]
+    shape: str = ""
 
 
 def read_csv(text: str) -> Parsed:

@@ -12,8 +12,9 @@ import codecs
 import csv
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,13 +33,14 @@ from istn_monai.io.landmark_tables import AXES, Parsed, check_cells, csv_text, r
 from istn_monai.io.paths import absolute, replacing
 
 __all__ = [
-    "AXES", "FCSV_COLUMNS", "FCSV_FRAMES", "FRAMES", "POINT_SUFFIXES", "Parsed", "Points", "check_cells",
+    "AXES", "FCSV_COLUMNS", "FCSV_FRAMES", "FRAMES", "MARKUPS", "POINT_SUFFIXES", "Parsed", "Points", "check_cells",
     "check_dims", "checked_frame", "csv_text", "fcsv_text", "is_points", "markups_text", "matched", "read_csv",
     "read_fcsv", "read_in_frame", "read_markups", "read_points", "same_name", "suffix_of", "to_ras", "unmatched",
     "warn_unmatched", "write_points",
 ]  # fmt: skip
 FRAMES = ("RAS", "LPS")
-POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json")
+MARKUPS = ".mrk.json"
+POINT_SUFFIXES = (".csv", ".fcsv", MARKUPS)
 #: encodings by the mark that a file begins with; that of UTF-32 begins with that of UTF-16
 ENCODINGS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -57,11 +59,13 @@ class Points:
         positions: ``(N, D)`` in mm, RAS, float64.
         labels: N names.
         descriptions: N texts, empty for a landmark that has none; or no text at all.
+        shape: what they make up in Slicer: Line, Angle, Curve or ClosedCurve; empty for landmarks alone.
     """
 
     positions: Tensor
     labels: tuple[str, ...]
     descriptions: tuple[str, ...] = ()
+    shape: str = ""
 
     def chosen(self, labels: Sequence[str]) -> Points:
         """The landmarks of these names, in their order."""
@@ -70,7 +74,8 @@ class Points:
     def at(self, rows: Sequence[int]) -> Points:
         """Some of the landmarks by their place, from 0."""
         told = tuple(self.descriptions[row] for row in rows) if self.descriptions else ()
-        return Points(self.positions[list(rows)], tuple(self.labels[row] for row in rows), told)
+        labels = tuple(self.labels[row] for row in rows)
+        return replace(self, positions=self.positions[list(rows)], labels=labels, descriptions=told)
 
     def moved_to(self, positions: Tensor) -> Points:
         """The same landmarks at other positions ``(N, D)``."""
@@ -229,7 +234,7 @@ def read_in_frame(file: str | Path, frame: str | None = None) -> tuple[Points, s
         raise ValueError(f"{path}: landmarks need finite coordinates")
     own = checked_frame(parsed.frame or frame or "", path)
     told = tuple(parsed.descriptions) if any(parsed.descriptions) else ()
-    return Points(to_ras(values, own), tuple(parsed.labels), told), own
+    return Points(to_ras(values, own), tuple(parsed.labels), told, parsed.shape), own
 
 
 def check_dims(points: Points, file: str | Path, spatial_dims: int, what: str) -> None:
@@ -243,7 +248,8 @@ def check_dims(points: Points, file: str | Path, spatial_dims: int, what: str) -
 
 
 def write_points(points: Points, file: str | Path, frame: str = "LPS") -> Path:
-    """Writes landmarks; the file says its frame. Blanks around names and descriptions are not kept.
+    """Writes landmarks; the file says its frame. Blanks around names and descriptions are not kept, nor is a shape in
+    other files than ``.mrk.json``.
 
     Args:
         points: in RAS.
@@ -260,9 +266,10 @@ def write_points(points: Points, file: str | Path, frame: str = "LPS") -> Path:
         raise ValueError(f"{path}: there is no landmark to write")
     if suffix != ".csv" and len(positions[0]) != 3:
         raise ValueError(f"{path}: {suffix} holds 3-D landmarks alone; write 2-D ones as .csv")
-    writer = {".csv": csv_text, ".fcsv": fcsv_text, ".mrk.json": markups_text}[suffix]
+    markups = partial(markups_text, shape=points.shape)
+    writers: dict[str, Callable[..., str]] = {".csv": csv_text, ".fcsv": fcsv_text, MARKUPS: markups}
     try:
-        text = writer(positions, points.labels, frame, points.descriptions)
+        text = writers[suffix](positions, points.labels, frame, points.descriptions)
         if "\0" in text:
             raise ValueError("a name or description has a zero byte in it")
         content = text.encode("utf-8")

@@ -63,7 +63,7 @@ class WarpPaird(Transform):
         }
         if ORIGINAL_KEYS[2] in data:
             samplers["warped_label"] = whole_labels(data[ORIGINAL_KEYS[2]].as_tensor().to(device))
-        images = on_grid_in_slabs(grid, partial(self.points, data), samplers)
+        images = on_grid_in_slabs(grid, partial(self.points, data), samplers, moving.shape[1:])
         for slab in grid.slabs(SLAB):
             images["displacement"][:, slab] -= grid.points(torch.float32, slab).to(device)
         results = {name: with_affine(image, grid.affine, fixed) for name, image in images.items()}
@@ -93,7 +93,7 @@ class WarpPaird(Transform):
         to_world = Grid.of(data[ORIGINAL_KEYS[0]]).affine
         if "initial_alignment" in data:
             to_world = torch.as_tensor(data["initial_alignment"], dtype=torch.float64) @ to_world
-        return lambda points: map_points(to_world.to(points), points[0])
+        return lambda points: map_points(to_world.to(points), points[0]).float()
 
 
 def check_prediction(data: Mapping[Hashable, Any]) -> None:

@@ -22,6 +22,7 @@ from istn_monai.io.datalist import Item, existing, read_datalist
 from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.workflow.distributed import first_process_first, rank, world_size
 from istn_monai.workflow.item_cache import ItemCache
+from istn_monai.workflow.pair_files import check_keys
 
 PARTNERS, VALIDATION_PARTNERS = 7, 2  # so the shipped network's 140 images made 1000 pairs
 
@@ -60,6 +61,7 @@ def read_pairs(dataset_dir: str | None, data_list_file: str, split: str, synthet
         file = Path(first_process_first(lambda: synthesize(synthetic_dir)))
     else:
         file = existing(Path(dataset_dir).expanduser() / data_list_file)
+    check_keys(file, [split])
     return Pairs(read_datalist(file, [split], IMAGE_KEYS)[split], file)
 
 
@@ -67,6 +69,7 @@ def validation_pairs(training: Sequence[Item]) -> list[Item]:
     """The validation pairs of the datalist that training pairs are from; none beside data that a host gave."""
     if not isinstance(training, Pairs):
         return []
+    check_keys(training.file, ["validation"])
     return Pairs(read_datalist(training.file, ["validation"], IMAGE_KEYS)["validation"], training.file)
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.inferer import RefineInferer
-from istn_monai.io.landmarks import is_points, warn_unmatched
+from istn_monai.io.landmarks import is_points
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import without_nan
@@ -45,6 +45,7 @@ from istn_monai.workflow.pair_metrics import (  # noqa: F401 (they were here bef
     pair_metrics,
     soi_values,
     statistics,
+    warn_of_landmarks,
 )
 from istn_monai.workflow.progress import Done, FieldSpread, Progress, merged
 from istn_monai.workflow.provenance import (
@@ -244,9 +245,7 @@ class Evaluation:
                 raise ValueError(f"evaluation needs {key!r} for each pair; pair {number} has none")
             if key in POINT_KEYS and not is_points(str(pair[key])):
                 raise ValueError(f"{pair[key]} is no landmark file: give evaluated_labels, for it has no TRE")
-        landmarks = [str(pair.get(key, "")) for key in POINT_KEYS]
-        if all(map(is_points, landmarks)):
-            warn_unmatched(*landmarks)
+        warn_of_landmarks(pair, number)
         image = pair["image"].as_tensor()[None].to(self.device)
         guided = {"guidance": {name: guide.to(self.device) for name, guide in batched(pair).items()}}
         files = {side: str(pair[f"{side}_image"].meta["filename_or_obj"]) for side in ("moving", "fixed")}

@@ -10,6 +10,8 @@ from pathlib import Path
 from istn_monai.io.datalist import Item, existing, read_datalist, read_json
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 
+KNOWN = (*PAIR_KEYS, *POINT_KEYS, *MASK_KEYS)  #: keys of a pair in a datalist
+
 
 def guides_of(weights: Mapping[str, float] | None) -> tuple[str, ...]:
     """Keys of a pair that count besides the images and the moving label, by the weights of the refinement's terms."""
@@ -33,20 +35,22 @@ def check_used(files: Mapping[str, str | None], guides: Sequence[str]) -> None:
         raise ValueError(f"landmarks shall guide the refinement: give {' and '.join(missing)}")
 
 
-def pairs_of(datalist: str | Path, split: str, guides: Sequence[str] = MASK_KEYS) -> Sequence[Item]:
-    """The pairs of a split, with the files that registration takes: ``guides`` among them.
-
-    A warning names keys that nothing reads; one that is nearly one of ours is an error.
-    """
-    known = (*PAIR_KEYS, *POINT_KEYS, *MASK_KEYS)
-    taken = {*PAIR_KEYS[:3], *POINT_KEYS, *guides}
-    items = read_json(existing(datalist), "datalist", "a JSON object").get(split)
-    found = {str(key) for item in items or () if isinstance(item, Mapping) for key in item}
-    unknown = sorted(found - set(known))
+def check_keys(datalist: str | Path, splits: Sequence[str]) -> None:
+    """A warning that names the keys of splits' pairs that nothing reads; one that is nearly one of ours is an error."""
+    content = read_json(existing(datalist), "datalist", "a JSON object")
+    lists = [content.get(split) for split in splits]
+    items = [item for items in lists if isinstance(items, list) for item in items if isinstance(item, Mapping)]
+    unknown = sorted({str(key) for item in items for key in item} - set(KNOWN))
     for key in unknown:
-        if meant := difflib.get_close_matches(key, known, n=1, cutoff=0.9):
+        if meant := difflib.get_close_matches(key, KNOWN, n=1, cutoff=0.9):
             raise ValueError(f"datalist {datalist}: unknown key {key!r}: did you mean {meant[0]!r}?")
     if unknown:
-        warnings.warn(f"datalist {datalist}: the keys {unknown} are not read, only {known}: mistyped?", stacklevel=2)
+        warnings.warn(f"datalist {datalist}: the keys {unknown} are not read, only {KNOWN}: mistyped?", stacklevel=3)
+
+
+def pairs_of(datalist: str | Path, split: str, guides: Sequence[str] = MASK_KEYS) -> Sequence[Item]:
+    """The pairs of a split, with the files that registration takes: ``guides`` among them; see :func:`check_keys`."""
+    check_keys(datalist, [split])
+    taken = {*PAIR_KEYS[:3], *POINT_KEYS, *guides}
     pairs = read_datalist(datalist, [split], IMAGE_KEYS)[split]
-    return [{key: pair[key] for key in known if key in pair and key in taken} for pair in pairs]
+    return [{key: pair[key] for key in KNOWN if key in pair and key in taken} for pair in pairs]

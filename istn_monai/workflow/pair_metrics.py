@@ -7,6 +7,7 @@ Regularity is that of the field on the registration grid.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.resampling import pull_back_landmarks, pull_back_points, warp_labels
 from istn_monai.geometry.sampling import sample, warp
 from istn_monai.geometry.world_transform import WorldTransform
-from istn_monai.io.landmarks import is_points
+from istn_monai.io.landmarks import is_points, warn_unmatched
 from istn_monai.metrics import Metrics, box_of, field_metrics, overlap
 from istn_monai.objective import LocalCorrelation
 from istn_monai.transforms.checks import reads_labels
@@ -63,7 +64,7 @@ def label_metrics(
     if transform is None:
         points = pull_back_points(ddf, Grid.of(pair["image"]), *grids)
     else:
-        points = transform.pull_back_points(*grids)
+        points = transform.pull_back_points(*grids).float()
     values = soi_values(soi_labels)
     moving_map, fixed_map = label_map(moving, soi_labels), label_map(fixed, soi_labels)[0, 0]
     warped_soi = sample(merged_soi(moving_map, soi_labels), points, padding_mode="zeros")[0, 0] > 0.5
@@ -126,3 +127,13 @@ def statistics(values: Sequence[float]) -> dict[str, float]:
     return {
         "mean": float(known.mean()), "std": float(known.std()), "median": float(np.median(known)), "n": len(known)
     }  # fmt: skip
+
+
+def warn_of_landmarks(pair: Mapping[str, Any], number: int) -> None:
+    """Warns of landmarks of a pair that nothing is measured at: of one side alone, or names that one file lacks."""
+    given = [key for key in POINT_KEYS if key in pair]
+    if len(given) == 1:
+        (other,) = set(POINT_KEYS) - set(given)
+        warnings.warn(f"pair {number} has {given[0]} without {other}: no landmarks are measured", stacklevel=2)
+    elif given and all(is_points(str(pair[key])) for key in given):
+        warn_unmatched(*(str(pair[key]) for key in given))
