@@ -51,7 +51,8 @@ def check_whole_transform(file: Path) -> None:
     Example:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "t.tfm"
-        >>> _ = file.write_text("Transform: TranslationTransform_double_3_3\\nParameters: 1 2\\nFixedParameters: 0 0 0\\n")
+        >>> text = "Transform: TranslationTransform_double_3_3\\nParameters: 1 2\\nFixedParameters: 0 0 0\\n"
+        >>> _ = file.write_text(text)
         >>> check_whole_transform(file)
         Traceback (most recent call last):
         ValueError: it is truncated, its TranslationTransform has 2 of 3 Parameters: copy or write it again
