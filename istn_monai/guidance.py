@@ -48,6 +48,14 @@ def landmark_difference(ddf: Tensor, points: Sequence[Tensor], spacing: Sequence
     return ((found - moving) * column(ddf.new_tensor(spacing), 2)).square().sum(1).mean(1)
 
 
+def check_both_labels(guidance: Guidance) -> None:
+    """ValueError if one label is missing, where an image would take its place."""
+    if missing := [name for name in LABELS if name not in guidance]:
+        raise ValueError(
+            f"the network has no ITN, whose representation could stand for a label: give {' and '.join(missing)}"
+        )
+
+
 def checked_guidance(guidance: Guidance, weights: Mapping[str, float], like: Tensor) -> dict[str, Tensor]:
     """Guidance as float tensors on the device of the representation ``like`` ``(B, K, *S)``.
 

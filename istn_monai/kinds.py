@@ -182,7 +182,8 @@ def term_weights(name: str, value: Any) -> Any:
     found = literal(value)
     if found is None or (isinstance(found, str) and found in refine_weights.PRESETS):
         return found
-    return refine_weights.term_weights(found, name)
+    refine_weights.term_weights(found, name)
+    return found  # with weights of 0, which say that a term shall not count
 
 
 def structure(name: str, value: Any) -> Any:

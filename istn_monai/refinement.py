@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from istn_monai.adam import Adam, cosine_to_zero
 from istn_monai.geometry.transformation import Transformation
-from istn_monai.guidance import Guidance
+from istn_monai.guidance import Guidance, check_both_labels
 from istn_monai.networks import ISTN
 from istn_monai.objective import LossObjective, Objective, PairObjective
 from istn_monai.refine_weights import term_weights
@@ -161,6 +161,8 @@ class Refiner:
 
         Labels, landmarks and masks of the pairs come as ``guidance``, see :mod:`istn_monai.guidance`.
         """
+        if "labels" in (self.weights or {}) and isinstance(network.itn, nn.Identity):
+            check_both_labels(guidance or {})
         with torch.no_grad():
             moving, fixed = network.represent(image)
         if self.target == "theta":

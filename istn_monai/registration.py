@@ -93,7 +93,7 @@ class Registration:
         check_settings(self.parser)
         #: of the terms of the refinement; None for the paper's objective
         self.term_weights: dict[str, float] | None = self.content("term_weights")
-        check_guides_count(refine_steps, self.parser.get("use_labels"), self.parser.get("use_points"))
+        check_guides_count(refine_steps, self.term_weights)
         weights = read_weights(self.content("checkpoint_file"))
         self.settings: NetworkSettings = self.content("settings")
         self.device = torch.device(self.content("device"))

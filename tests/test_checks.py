@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import ball, pair_of, write_json, write_nifti, write_subjects
+from helpers import ball, meta, pair_of, rand, write_json, write_nifti, write_subjects
 from monai.data import MetaTensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS
@@ -330,3 +330,21 @@ def test_images_in_different_units_are_an_error():
     images["moving_image"].affine = torch.diag(torch.tensor([1e-3, 1e-3, 1.0]))
     with pytest.raises(ValueError, match=r"moving_image is 0\.009 mm large, fixed_image 9 mm: .*units"):
         CheckPaird(spatial_dims=2)(images)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.005])
+def test_a_label_beside_its_image_is_told_by_voxels_at_the_corners(scale):
+    """Headers of different programs round; what they round away does not depend on the size of a voxel."""
+    size, affine = (40, 50, 30), np.diag([scale, scale, 2 * scale, 1.0])
+    image = meta(rand(1, *size), affine)
+
+    def label(**changes):
+        other = affine.copy()
+        for place, value in changes.values():
+            other[place] += value
+        return meta(ball(size, (20, 25, 15), 8)[None], other)
+
+    check_label(label(shift=((0, 3), 0.05 * scale)), "fixed_label", image, [[1]])
+    for wrong in ({"spacing": ((1, 1), 0.0099 * scale)}, {"shift": ((0, 3), scale)}, {"turn": ((0, 1), 0.01 * scale)}):
+        with pytest.raises(ValueError, match="fixed_label lies up to .* voxels beside its image"):
+            check_label(label(**wrong), "fixed_label", image, [[1]])

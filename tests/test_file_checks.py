@@ -78,3 +78,33 @@ def test_an_sform_that_is_not_finite_is_refused(tmp_path):
     (tmp_path / "a.nii").write_bytes(data)
     with pytest.raises(ValueError, match="moving_image: .*a.nii has a header whose sform is not finite"):
         check_file(tmp_path / "a.nii", "moving_image")
+
+
+VTK_HEAD = (
+    "# vtk DataFile Version 3.0\n{title}\n{kind}\nDATASET STRUCTURED_POINTS\nDIMENSIONS 4 5 6\nSPACING 1 2 3\n"
+    "ORIGIN 0 0 0\nPOINT_DATA 120\nSCALARS s short 1\nLOOKUP_TABLE default\n"
+)
+
+
+@pytest.mark.parametrize("title", ["a scan", "ASCII"])
+def test_a_truncated_vtk_of_text_or_of_bytes_is_an_error_whatever_its_title(tmp_path, title):
+    text = VTK_HEAD.format(title=title, kind="ASCII") + "\n".join(map(str, range(120))) + "\n"
+    data = VTK_HEAD.format(title=title, kind="BINARY").encode() + np.arange(120, dtype=">i2").tobytes() + b"\n"
+    for content, lost in ((text.encode(), 40), (data, 40)):
+        file = tmp_path / "scan.vtk"
+        file.write_bytes(content)
+        assert sorted(read_or_explain(str(file), "image").as_tensor().flatten().tolist()) == list(range(120))
+        file.write_bytes(content[:-lost])
+        with pytest.raises(ValueError, match=r"scan\.vtk is truncated: its header promises"):
+            read_or_explain(str(file), "image")
+
+
+def test_a_truncated_stack_of_mrc_is_an_error_by_either_suffix(tmp_path):
+    import SimpleITK as sitk
+
+    for suffix in (".mrc", ".rec"):
+        file = tmp_path / f"stack{suffix}"
+        sitk.WriteImage(sitk.Image([20, 20, 20], sitk.sitkInt16), str(file), imageIO="MRCImageIO")
+        file.write_bytes(file.read_bytes()[:-4000])
+        with pytest.raises(ValueError, match=f"stack{suffix} is truncated"):
+            read_or_explain(str(file), "image")

@@ -585,7 +585,7 @@ BAD = {
     "mixed dimensions": (broken(flat_subject), ValueError, "mixed dimensions: .* is [23]-D, .*case_.* [23]-D.*remove"),
     "mixed channels": (broken(colored_subject), ValueError, "mixed channels: .* has [12], .*case_.* [12]"),
     "label of another size": (broken(other_grid), ValueError, r"case_03.nii.gz.* has size \(18, 26, 22\).*resample it"),
-    "label at another place": (broken(other_place), ValueError, "case_03.nii.gz.*affines that differ.*correct"),
+    "label at another place": (broken(other_place), ValueError, "case_03.nii.gz.*voxels beside its image.*correct"),
     "image without a label": (broken(lambda folder: (folder / "labels" / "case_03.nii.gz").unlink()), ValueError,
                               "1 images have no label of the same name in .*labels.*case_03"),
     "empty label": (broken(empty_label), ValueError, "case_03.nii.gz.* is empty"),

@@ -96,7 +96,7 @@ def intensities(image: Tensor, mode: str = "bilinear", outside: float | None = N
     What lies outside becomes ``outside``, by default the darkest value: dark is not 0 in CT.
     """
     values = interpolated(image[None])
-    fill = values.min() if outside is None else values.new_tensor(outside)
+    fill = darkest(values) if outside is None else values.new_tensor(outside)
 
     def at(points: Tensor) -> Tensor:
         """``(1, D, *T)`` to ``(C, *T)``."""
@@ -107,6 +107,12 @@ def intensities(image: Tensor, mode: str = "bilinear", outside: float | None = N
         return (sampled if image.is_floating_point() else sampled.round()).to(image.dtype)
 
     return at
+
+
+def darkest(values: Tensor) -> Tensor:
+    """The smallest value that is finite: what a mask leaves out may be NaN."""
+    least = values.min()
+    return least if torch.isfinite(least) else values[torch.isfinite(values)].min()
 
 
 def warp_label_map(label: Tensor, points: Tensor) -> Tensor:

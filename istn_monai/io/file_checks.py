@@ -28,8 +28,10 @@ MOST_COMPRESSED = 1040  # bytes that deflate can make of one
 BEHIND = 2**24  # bytes that may follow the voxels
 LARGEST_VOXEL = 128  # bytes, 16 numbers of 8
 #: formats whose readers fill up what is missing without a word
-UNCOUNTED, UNFINISHED = (".gipl", ".gipl.gz", ".vtk", ".mrc"), (".jpg", ".jpeg", ".bmp")
-ASCII = re.compile(rb"^ASCII\s*$", re.MULTILINE)
+UNCOUNTED, UNFINISHED = (".gipl", ".gipl.gz", ".vtk", ".mrc", ".rec"), (".jpg", ".jpeg", ".bmp")
+#: the head of a VTK file of one number for each voxel, whose third line says whether they are text
+VTK_HEAD = re.compile(rb"# vtk[^\n]*\n[^\n]*\n\s*(ASCII|BINARY)\s*\n.*?LOOKUP_TABLE[^\n]*\n", re.DOTALL)
+VTK_TEXT = re.compile(rb"# vtk[^\n]*\n[^\n]*\n\s*ASCII\s*\n")
 
 
 def most_voxels() -> int:
@@ -112,12 +114,26 @@ def check_voxels(path: Path, place: str, voxels: int) -> None:
 
 def check_uncounted(path: Path, place: str) -> None:
     """ValueError if a file of one of ``UNCOUNTED`` is shorter than its header promises."""
-    with path.open("rb") as stream:
-        if ASCII.search(stream.read(2**10)):
-            return
     voxels, expected = promised(path, place)
     check_voxels(path, place, voxels)
-    check_length(path, place, expected)
+    with path.open("rb") as stream:
+        start = stream.read(2**12)
+        head = VTK_HEAD.match(start)
+        stream.seek(head.end() if head else 0)
+        if head is None and not VTK_TEXT.match(start):
+            check_length(path, place, expected)
+        elif head is not None and head[1] == b"BINARY":
+            check_found(path, place, expected, path.stat().st_size - head.end(), "bytes")
+        elif head is not None:
+            check_found(path, place, voxels, sum(len(line.split()) for line in stream), "numbers")
+
+
+def check_found(path: Path, place: str, promised: int, found: int, what: str) -> None:
+    """ValueError if a file has less than its header promises."""
+    if found < promised:
+        raise ValueError(
+            f"{place}: {path} is truncated: its header promises {promised:,} {what}, the file has {found:,}"
+        )
 
 
 def promised(path: Path, place: str) -> tuple[int, int]:
@@ -135,9 +151,7 @@ def check_length(path: Path, place: str, expected: int) -> None:
     """ValueError if a file is shorter than its voxels, or if its compressed stream is damaged anywhere."""
     length, gzipped = path.stat().st_size, path.name.lower().endswith(GZIPPED)
     if expected > length * (MOST_COMPRESSED if gzipped else 1):
-        raise ValueError(
-            f"{place}: {path} is truncated: its header promises {expected:,} bytes, the file has {length:,}"
-        )
+        check_found(path, place, expected, length, "bytes")
     if not gzipped:
         return
     with damage_named(path, place):

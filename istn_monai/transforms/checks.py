@@ -10,11 +10,13 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from istn_monai.geometry.exact import working
+from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import affine_of
 from istn_monai.io.images import check_affine, check_dims, source
 from istn_monai.io.values import check_finite, check_labels, plain
 
 EXTENTS = 100.0  # times by which images of one pair may differ in size
+MOST_ASIDE = 0.1  # voxels that headers written by different programs may round away
 SMALLEST_RANGE = 1e-12  # of intensities that can be scaled to [0, 1]
 
 
@@ -56,8 +58,17 @@ def check_mask(mask: Tensor, key: str, image: Tensor) -> None:
         image: ``(C, *S)``, the image it belongs to.
     """
     check_label(mask, key, image, None, need_soi=False)
+    if (plain(mask) < 0).any():
+        raise ValueError(f"{source(mask, key)} has values below 0: a mask is 0 where its image does not count")
     if not plain(mask).any():
         raise ValueError(f"{source(mask, key)} is empty: a mask is not 0 where its image counts")
+
+
+def corners_aside(label: MetaTensor, image: MetaTensor) -> float:
+    """How far the corners of a label lie from those of an image of its size, in voxels of the image."""
+    own = Grid.of(label)
+    here = own.voxels(own.corners())
+    return (Grid.of(image).voxels(own.corners()) - here).abs().max().item()
 
 
 def check_label(
@@ -81,11 +92,11 @@ def check_label(
             "a label must be on the grid of its image; resample it with nearest neighbor"
         )
     if isinstance(label, MetaTensor) and isinstance(image, MetaTensor):
-        difference = (torch.as_tensor(label.affine) - torch.as_tensor(image.affine)).abs().max().item()
-        if difference > 1e-2:
+        aside = corners_aside(label, image)
+        if not aside < MOST_ASIDE:
             raise ValueError(
-                f"{name} and its image {source(image, 'image')} have affines that differ by up to {difference:g}: a "
-                "label must be on the grid of its image; correct the header or resample the label"
+                f"{name} lies up to {aside:.3g} voxels beside its image {source(image, 'image')}, at a corner: a label "
+                "must be on the grid of its image; correct the header or resample the label"
             )
     values = plain(label)
     if not torch.isfinite(values).all():

@@ -71,6 +71,10 @@ class Guidanced(Transform):
 
     def labels(self, data: Mapping[Hashable, Any]) -> dict[str, Tensor]:
         """``(K, *S)`` in [0, 1]."""
+        if self.groups.soi_labels == []:
+            raise ValueError(
+                "labels shall guide the refinement, but the network knows none, only landmarks (soi_labels [])"
+            )
         grid = Grid.of(data["fixed_image"])
         found = {}
         for key in LABEL_KEYS:
@@ -84,7 +88,11 @@ class Guidanced(Transform):
             check_kept(kept(soi, found[key]), name, grid)
         if not found:
             raise ValueError("labels shall guide the refinement: give moving_label, fixed_label, or both")
-        return {key: soi.as_tensor() for key, soi in found.items()}
+        sides = [soi.as_tensor() for soi in found.values()]
+        if len(sides) == 2 and not (sides[0].flatten(1).any(1) & sides[1].flatten(1).any(1)).any():
+            names = " and ".join(source(data[key], key) for key in found)
+            raise ValueError(f"{names} have none of the labels {self.groups.soi_labels} in common, none would guide")
+        return dict(zip(found, sides, strict=True))
 
     def points(self, data: Mapping[Hashable, Any]) -> dict[str, Tensor]:
         """``(D, N)`` in voxels of the registration grid."""

@@ -72,7 +72,9 @@ class LoadPaird(MapTransform):
             return read_or_explain(image, key, self.nifti_frame, self.series.get(key), self.dtype)
         if not isinstance(image, MetaTensor):
             raise ValueError(f"{key} must be a path or a channel-first MetaTensor with an affine, got {type(image)}")
-        result = MetaTensor(image.as_tensor(), meta={"original_affine": image.affine.clone()} | dict(image.meta))
+        values = image.as_tensor()
+        values = values.to(torch.uint8) if values.dtype == torch.bool else values
+        result = MetaTensor(values, meta={"original_affine": image.affine.clone()} | dict(image.meta))
         result.affine = image.affine
         return result
 

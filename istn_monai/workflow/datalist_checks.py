@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from istn_monai.io.images import read_or_explain
 from istn_monai.io.landmarks import is_points, warn_unmatched
-from istn_monai.transforms.checks import check_image, check_label, check_soi_labels, plain
+from istn_monai.transforms.checks import check_image, check_label, check_mask, check_soi_labels, plain
 from istn_monai.transforms.keys import IMAGE_KEYS, POINT_KEYS, SIDES
 from istn_monai.transforms.landmarks import Groups, matched_in, members, point_files, used_names
 
@@ -46,23 +46,26 @@ def check_datalist(
     """
     if read_labels:
         check_soi_labels(soi_labels)
-    subjects: dict[tuple[str, str | None], str] = {}
+    subjects: dict[tuple[str, str | None, str | None], str] = {}
     for place, pair in places(items):
         for side in SIDES:
             image, label = f"{side}_image", f"{side}_label"
             for key in [image, label] if need_labels and read_labels else [image]:
                 if key not in pair:
                     raise ValueError(f"{place} has no key {key!r}, only {sorted(pair)}")
-            files = (pair[image], pair.get(label) if read_labels else None)
+            files = (pair[image], pair.get(label) if read_labels else None, pair.get(f"{side}_mask"))
             subjects.setdefault(files, f"{place} {side}")
     for paths, place in subjects.items():
         for file in paths:
             if file is not None and not Path(file).exists():
                 raise FileNotFoundError(f"{place}: no such file: {file}")
     present: set[int] = set()
-    for (image, label), place in tqdm(subjects.items(), desc="checking data", unit="image", leave=False):
+    for (image, label, mask), place in tqdm(subjects.items(), desc="checking data", unit="image", leave=False):
         loaded = read_or_explain(image, place, nifti_frame)
-        check_image(loaded, place, spatial_dims, in_channels)
+        counted = None if mask is None else read_or_explain(mask, place, nifti_frame)
+        if counted is not None:
+            check_mask(counted, place, loaded)
+        check_image(loaded, place, spatial_dims, in_channels, counted)
         if label is not None:
             loaded_label = read_or_explain(label, place, nifti_frame)
             check_label(loaded_label, place, loaded, soi_labels)

@@ -103,11 +103,14 @@ def check_values(config: Mapping[str, Any]) -> None:
         check_device(str(device))
 
 
-def check_guides_count(refine_steps: int, use_labels: bool, use_points: bool) -> None:
+def check_guides_count(refine_steps: int, weights: Mapping[str, float] | None) -> None:
     """ValueError if labels or landmarks shall guide a refinement of no steps."""
-    for name, used in (("use_labels", use_labels), ("use_points", use_points)):
-        if used and not refine_steps:
-            raise ValueError(f"{name} counts in a refinement alone: give refine_steps above 0, or leave {name} out")
+    for term, name in (("labels", "use_labels"), ("landmarks", "use_points")):
+        if term in (weights or {}) and not refine_steps:
+            raise ValueError(
+                f"{name}: {term} count in a refinement alone: give refine_steps above 0, or leave {name}, or their "
+                "weight, out"
+            )
 
 
 def is_path(name: str) -> bool:

@@ -141,7 +141,7 @@ def check_inference() -> None:
         check_used(files, guides_of(value("term_weights")))
         check_moved_points({key: files[key] for key in POINT_KEYS if key in files}, settings.spatial_dims)
         refiner = getattr(value("inferer"), "refiner", None)
-        check_guides_count(getattr(refiner, "steps", 0), value("use_labels"), value("use_points"))
+        check_guides_count(getattr(refiner, "steps", 0), value("term_weights"))
         check_apart(pair_folder(value("output_dir")).files, [("checkpoint_file", value("checkpoint_file"))])
         value("evaluator")
 
