@@ -368,7 +368,8 @@ def test_landmarks_are_moved_with_the_pair_and_belong_to_its_result(registration
     moved = read_points(tmp_path / "out" / "moved_points.csv").positions
     back = transform.transform_points(moved.T).T
     assert (back - torch.tensor([[10.0, 9.0]], dtype=torch.float64)).abs().max() < 1e-3
-    expected = (moved - torch.tensor([[11.0, 9.0]], dtype=torch.float64)).norm().item()
+    fixed, moving = (torch.tensor([[x], [9.0]], dtype=torch.float64) for x in (11.0, 10.0))
+    expected = (transform.transform_points(fixed) - moving).norm().item()
     assert report["points"]["tre_mm"]["AC"] == pytest.approx(expected, abs=1e-4)
     assert {"moving_points", "fixed_points"} <= set(report["inputs"])
     assert not register_files(registration, tmp_path / "out", **files)
