@@ -15,7 +15,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.geometry.domains` (inside or outside, as ITK has it), :mod:`~istn_monai.geometry.components`,
   :mod:`~istn_monai.geometry.world_transform`
 - :mod:`istn_monai.layers`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
-  :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.refine_weights`,
+  :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`~istn_monai.transforms.keys` (of a pair),
+  :mod:`istn_monai.refine_weights`,
   :mod:`istn_monai.guidance` (labels, landmarks and masks of the pair in hand), :mod:`istn_monai.mind` and
   :mod:`istn_monai.objective`: what a refinement minimizes; :mod:`istn_monai.adam`; :mod:`istn_monai.refinement`:
   test-time refinement for the one pair in hand; :mod:`istn_monai.inferer`: refinement as a MONAI inferer;
@@ -34,7 +35,7 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.io.whole_transforms` (not truncated),
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
-  :mod:`~istn_monai.transforms.keys`, :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
+  :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
   :mod:`~istn_monai.transforms.landmarks`, :mod:`~istn_monai.transforms.guidance`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.postprocessing`

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from istn_monai.geometry.sampling import column, sample
+from istn_monai.refine_weights import check_guided
+from istn_monai.transforms.keys import LABEL_KEYS, MASK_KEYS, POINT_KEYS
 
-LABELS = ("moving_label", "fixed_label")
-POINTS = ("moving_points", "fixed_points")
-MASKS = ("moving_mask", "fixed_mask")
-GUIDES = (*LABELS, *POINTS, *MASKS)
+GUIDES = (*LABEL_KEYS, *POINT_KEYS, *MASK_KEYS)
 TINY = 1e-8
 Guidance = Mapping[str, Tensor]
 
@@ -48,9 +47,17 @@ def landmark_difference(ddf: Tensor, points: Sequence[Tensor], spacing: Sequence
     return ((found - moving) * column(ddf.new_tensor(spacing), 2)).square().sum(1).mean(1)
 
 
+def both_masks(guidance: Guidance, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both masks ``(B, 1, *S)``, of ones where one is missing; None if both are. ``like`` is ``(B, K, *S)``."""
+    if not any(key in guidance for key in MASK_KEYS):
+        return None
+    moving, fixed = (guidance[key].to(like) if key in guidance else torch.ones_like(like[:, :1]) for key in MASK_KEYS)
+    return moving, fixed
+
+
 def check_both_labels(guidance: Guidance) -> None:
     """ValueError if one label is missing, where an image would take its place."""
-    if missing := [name for name in LABELS if name not in guidance]:
+    if missing := [name for name in LABEL_KEYS if name not in guidance]:
         raise ValueError(
             f"the network has no ITN, whose representation could stand for a label: give {' and '.join(missing)}"
         )
@@ -64,22 +71,19 @@ def checked_guidance(guidance: Guidance, weights: Mapping[str, float], like: Ten
     """
     if unknown := sorted(set(guidance) - set(GUIDES)):
         raise ValueError(f"guidance must be of {GUIDES}, got {unknown}")
-    if "labels" in weights and not any(name in guidance for name in LABELS):
-        raise ValueError("the weights have labels: give moving_label, fixed_label, or both")
-    if "landmarks" in weights and not all(name in guidance for name in POINTS):
-        raise ValueError("the weights have landmarks: give moving_points and fixed_points")
+    check_guided(guidance, weights)
     batch, grid = len(like), tuple(like.shape[2:])
-    both = [guidance.get(name, like) for name in LABELS]
+    both = [guidance.get(name, like) for name in LABEL_KEYS]
     channels = both[0].shape[1]
     if "labels" in weights and channels != both[1].shape[1]:
         raise ValueError(
             f"labels of both sides, or a label and the other side's representation, must have as many channels, got "
             f"{channels} and {both[1].shape[1]}"
         )
-    shapes = dict(zip(LABELS, [(batch, own.shape[1], *grid) for own in both], strict=True))
-    shapes |= dict.fromkeys(MASKS, (batch, 1, *grid))
-    if all(name in guidance for name in POINTS):
-        shapes |= dict.fromkeys(POINTS, (batch, len(grid), guidance[POINTS[0]].shape[-1]))
+    shapes = dict(zip(LABEL_KEYS, [(batch, own.shape[1], *grid) for own in both], strict=True))
+    shapes |= dict.fromkeys(MASK_KEYS, (batch, 1, *grid))
+    if all(name in guidance for name in POINT_KEYS):
+        shapes |= dict.fromkeys(POINT_KEYS, (batch, len(grid), guidance[POINT_KEYS[0]].shape[-1]))
     for name, value in guidance.items():
         if tuple(value.shape) != shapes.get(name, tuple(value.shape)):
             raise ValueError(f"{name} must be {shapes[name]}, got {tuple(value.shape)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
@@ -57,6 +58,12 @@ def refinement_of(pred: Any) -> PairRefinement | None:
     representations = (meta.get(f"{side}_representation") for side in ("moving", "fixed"))
     report = RefinementReport(**values | {"trace": tuple(values["trace"]), "terms": terms})
     return PairRefinement(theta, theta_start, report, *representations)
+
+
+def guided_arguments(inferer: Inferer, guidance: Guidance) -> dict[str, Guidance]:
+    """What an inferer takes of a pair's guidance: nothing if there is none, or if it knows of none, as MONAI's own."""
+    takes = "guidance" in inspect.signature(inferer.__call__).parameters
+    return {"guidance": guidance} if guidance and takes else {}
 
 
 class RefineInferer(Inferer):

@@ -10,7 +10,8 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 from torch import Tensor
 
-from istn_monai.geometry.sampling import column
+from istn_monai.geometry.sampling import column, warp
+from istn_monai.objective import LocalCorrelation
 
 Metrics = dict[str, float]
 #: what :func:`field_metrics` gives, by these names in reports, tables, QA and replies
@@ -90,6 +91,19 @@ def field_metrics(ddf: Tensor, spacing: Sequence[float], determinant: Tensor | N
     values = (far, lengths.max(), far / shortest, folding_fraction(known), sd_log_jacobian(known))
     numbers = map(float, (*values, sd_log_jacobian_l2r(known)))
     return dict(zip(FIELD_METRICS, numbers, strict=True))
+
+
+def image_metrics(moving: Tensor, fixed: Tensor, ddf: Tensor, masks: tuple[Tensor, Tensor] | None = None) -> Metrics:
+    """``lncc``: squared local correlation of the images of one pair, see :class:`LocalCorrelation`, where they count.
+
+    Args:
+        moving: ``(1, C, *S)`` in [0, 1], not warped.
+        fixed: likewise.
+        ddf: ``(1, D, *S)`` in voxels.
+        masks: of both, ``(1, 1, *S)`` of 0 and 1; None if all counts.
+    """
+    counts = None if masks is None else warp(masks[0], ddf) * masks[1]
+    return {"lncc": LocalCorrelation(fixed)(warp(moving, ddf), counts).item()}
 
 
 def overlap(warped: Tensor, fixed: Tensor, spacing: Sequence[float]) -> Metrics:

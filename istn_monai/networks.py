@@ -128,6 +128,11 @@ class ISTN(nn.Module):
         self.stn = stn
         self.transformation = transformation
 
+    @property
+    def has_itn(self) -> bool:
+        """Whether the representations are made by an ITN; else they are the images."""
+        return not isinstance(self.itn, nn.Identity)
+
     def represent(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """M' and F', ``(B, K, *S)`` each, of an input ``(B, 2C, *S)``, moving channels then fixed."""
         dims = self.transformation.spatial_dims

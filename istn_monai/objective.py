@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from istn_monai.geometry.sampling import sample_moved
-from istn_monai.guidance import MASKS, POINTS, Guidance, checked_guidance, label_difference, landmark_difference
+from istn_monai.guidance import Guidance, both_masks, checked_guidance, label_difference, landmark_difference
 from istn_monai.mind import mind_ssc
 from istn_monai.refine_weights import term_weights
+from istn_monai.transforms.keys import POINT_KEYS
 
 WIDTH = 9  # voxels of a window of local correlation (VoxelMorph's)
 FLAT = 1e-5  # variance of intensities in [0, 1] below which a window tells nothing
@@ -187,18 +188,16 @@ class PairObjective:
         self.weights = term_weights(weights)
         self.spacing = spacing
         guidance = checked_guidance(guidance or {}, self.weights, moving)
-        self.points = [guidance[name] for name in POINTS] if "landmarks" in self.weights else []
+        self.points = [guidance[name] for name in POINT_KEYS] if "landmarks" in self.weights else []
         sides = {"structures": (moving, fixed)}
         if images is not None and "image" in self.weights:
             sides["image"] = (images[0], images[1])
         if "mind" in self.weights:
-            both = sides["structures"] if images is None else images
-            sides["mind"] = (mind_ssc(both[0]), mind_ssc(both[1]))
+            sides["mind"] = tuple(map(mind_ssc, sides["structures"] if images is None else images[:2]))
         if "labels" in self.weights:
             sides["labels"] = (guidance.get("moving_label", moving), guidance.get("fixed_label", fixed))
-        if any(name in guidance for name in MASKS):
-            all_count = torch.ones_like(moving[:, :1])
-            sides["mask"] = (guidance.get("moving_mask", all_count), guidance.get("fixed_mask", all_count))
+        if (both := both_masks(guidance, moving)) is not None:
+            sides["mask"] = both
         self.channels = [both[0].shape[1] for both in sides.values()]
         self.names = list(sides)
         self.moving, self.fixed = (torch.cat([both[side] for both in sides.values()], 1) for side in (0, 1))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
+
+from istn_monai.transforms.keys import LABEL_KEYS, POINT_KEYS
 
 #: presets, found on validation pairs of the hippocampus data: what it costs the structures to keep the rest
 PRESETS: dict[str, dict[str, float]] = {
@@ -64,3 +66,16 @@ def guided_weights(weights: Any, use_labels: bool = False, use_points: bool = Fa
     replaced = {"structures"} if use_labels else set()
     terms = {term: value for term, value in term_weights(weights).items() if term not in replaced}
     return terms | {term: GUIDE_WEIGHTS[term] for term in used}
+
+
+def check_guided(given: Container[Any], weights: Container[str]) -> None:
+    """ValueError if labels or landmarks have a weight and the pair lacks them.
+
+    Args:
+        given: the keys that a pair has.
+        weights: by the names of terms.
+    """
+    if "labels" in weights and not any(key in given for key in LABEL_KEYS):
+        raise ValueError(f"labels shall guide the refinement: give {', '.join(LABEL_KEYS)}, or both")
+    if "landmarks" in weights and (missing := [key for key in POINT_KEYS if key not in given]):
+        raise ValueError(f"landmarks shall guide the refinement: give {' and '.join(missing)}")

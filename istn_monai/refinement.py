@@ -161,7 +161,7 @@ class Refiner:
 
         Labels, landmarks and masks of the pairs come as ``guidance``, see :mod:`istn_monai.guidance`.
         """
-        if "labels" in (self.weights or {}) and isinstance(network.itn, nn.Identity):
+        if "labels" in (self.weights or {}) and not network.has_itn:
             check_both_labels(guidance or {})
         with torch.no_grad():
             moving, fixed = network.represent(image)

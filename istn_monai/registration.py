@@ -13,6 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
+from istn_monai.inferer import guided_arguments
 from istn_monai.io.datalist import existing, read_json
 from istn_monai.io.images import write_image
 from istn_monai.io.nifti import check_written_suffix
@@ -129,9 +130,9 @@ class Registration:
         with torch.inference_mode(False), torch.no_grad():  # refinement differentiates what is made here
             data = self.content("preprocessing")(pair)
             image = convert_to_tensor(data["image"], track_meta=False)[None].to(self.device)
-            guidance = {name: guide.to(self.device) for name, guide in batched(data).items()}
-            guided = {"guidance": guidance} if guidance else {}  # another inferer knows of none
-            pred = self.content("inferer")(image.clone() if image.is_inference() else image, self.network, **guided)
+            inferer = self.content("inferer")
+            guided = guided_arguments(inferer, batched(data))
+            pred = inferer(image.clone() if image.is_inference() else image, self.network, **guided)
             return self.content("postprocessing")(data | {"pred": decollate_batch(pred)[0]})
 
     @property
@@ -238,7 +239,7 @@ def register_files(
         InUse: if another process writes to the folder, without ``wait``.
     """
     check_pair_files(output_dir, **files)
-    check_used(files, registration.guides)
+    check_used(files, registration.term_weights)
     saver = registration.saver(output_dir, inverse)
     check_apart(saver.results.files, registration.read.items())
     points = {key: file for key, file in files.items() if file and key in POINT_KEYS}

@@ -164,7 +164,7 @@ def test_weights_of_what_a_pair_brings_along():
         guided_weights("none", True, True)
     for weights, guidance, message in (
         ({"labels": 1}, {}, "give moving_label, fixed_label, or both"),
-        ({"landmarks": 1}, {"moving_points": torch.zeros(1, 2, 3)}, "give moving_points and fixed_points"),
+        ({"landmarks": 1}, {"moving_points": torch.zeros(1, 2, 3)}, "give fixed_points"),
         ({"image": 1}, {"mask": torch.zeros(1, 1, 6, 7)}, "guidance must be of"),
         ({"image": 1}, {"fixed_mask": torch.zeros(1, 1, 6, 8)}, r"fixed_mask must be \(1, 1, 6, 7\)"),
         (

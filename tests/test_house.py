@@ -283,7 +283,7 @@ def test_rooms_hold_what_the_map_says():
     names = mapped()
     for room in ROOMS:
         start = names.index(f"istn_monai.{room}") + 1
-        inside = {name for name in MODULES if room_of(name) == room}
+        inside = {name for name in MODULES if room_of(name) == room} - set(names[:start])  # read before, where needed
         assert set(names[start : start + len(inside)]) == inside
 
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from istn_monai.geometry.grids import Grid, map_points, within
 from istn_monai.geometry.sampling import voxel_grid, warp
+from istn_monai.guidance import both_masks
 from istn_monai.inferer import refinement_of
-from istn_monai.metrics import Metrics, field_metrics, jacobian_determinant
-from istn_monai.objective import LocalCorrelation
+from istn_monai.metrics import Metrics, field_metrics, image_metrics, jacobian_determinant
 from istn_monai.refinement import RefinementReport
-from istn_monai.transforms.keys import GUIDANCE, IMAGE_KEYS, MASK_KEYS
+from istn_monai.transforms.guidance import batched
+from istn_monai.transforms.keys import IMAGE_KEYS
 
 TINY = 1e-6  # keeps fractions of nothing finite
 
@@ -42,7 +43,7 @@ class RegisteredPair:
         refinement: what the refinement did; None without one, and for one of 0 steps.
         kind: what the representations are: "mask" (an ITN's, of structures), "map" (an ITN's, of real-valued maps
             such as landmarks), or "image" (there is no ITN).
-        masks: of the moving and the fixed image, ``(1, *S)`` of 0 and 1: where they count.
+        masks: of the moving and the fixed image, ``(1, 1, *S)`` of 0 and 1: where they count.
     """
 
     names: tuple[str, str]
@@ -105,17 +106,9 @@ def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any
         covered=covered,
         viewed=viewed,
         refinement=refinement.report if refinement is not None and refinement.report.refined else None,
-        kind="image" if isinstance(istn.itn, nn.Identity) else "map" if soi_labels is None else "mask",
-        masks=masks_of(pair.get(GUIDANCE, {}), fixed),
+        kind="image" if not istn.has_itn else "map" if soi_labels is None else "mask",
+        masks=both_masks(batched(pair), fixed[None]),
     )
-
-
-def masks_of(guidance: Mapping[str, Tensor], like: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Both masks ``(1, *S)``, ones for one that is missing; None if both are."""
-    if not any(key in guidance for key in MASK_KEYS):
-        return None
-    moving, fixed = (cpu(guidance[key]) if key in guidance else torch.ones_like(like[:1]) for key in MASK_KEYS)
-    return moving, fixed
 
 
 def cpu(value: Tensor) -> Tensor:
@@ -143,18 +136,16 @@ def largest_slices(soi: Tensor) -> list[int]:
 def measure(pair: RegisteredPair) -> Metrics:
     """The metrics that :func:`istn_monai.qa.rules.traffic_light` judges; what a pair does not have is absent."""
     field = field_metrics(pair.ddf, pair.spacing, pair.determinant)
-    structure = image_metrics(pair) if pair.kind == "image" else structure_metrics(pair)
+    structure = common_metrics(pair) if pair.kind == "image" else structure_metrics(pair)
     return field | structure | likeness_metrics(pair) | refinement_metrics(pair.refinement)
 
 
 def likeness_metrics(pair: RegisteredPair) -> Metrics:
     """``lncc``, the squared local correlation of the images, and ``lncc_change``, what a refinement changed of it."""
-    correlation = LocalCorrelation(pair.fixed[None])
 
     def of(ddf: Tensor) -> float:
-        """The correlation, of what counts."""
-        counts = None if pair.masks is None else (pair.warped(pair.masks[0], ddf) * pair.masks[1])[None]
-        return correlation(pair.warped(pair.moving, ddf)[None], counts).item()
+        """The correlation."""
+        return image_metrics(pair.moving[None], pair.fixed[None], ddf[None], pair.masks)["lncc"]
 
     lncc = of(pair.ddf)
     return {"lncc": lncc} if pair.refinement is None else {"lncc": lncc, "lncc_change": lncc - of(pair.one_pass)}
@@ -173,10 +164,14 @@ def refinement_metrics(refinement: RefinementReport | None) -> Metrics:
     return metrics | ({"objective": end / start} if start > 0 else {})
 
 
-def image_metrics(pair: RegisteredPair) -> Metrics:
-    """How alike the images are, where both have voxels, and how much of the smaller one that is."""
-    common = pair.covered & pair.viewed
-    smaller = torch.minimum(pair.covered.sum(), pair.viewed.sum())  # crops of one anatomy differ in size
+def common_metrics(pair: RegisteredPair) -> Metrics:
+    """How alike the images are, where both have voxels that count, and how much of the smaller one that is."""
+    covered, viewed = pair.covered, pair.viewed
+    if pair.masks is not None:
+        moving, fixed = (mask[0] for mask in pair.masks)
+        covered, viewed = covered & (pair.warped(moving, pair.ddf)[0] > 0.5), viewed & (fixed[0] > 0.5)
+    common = covered & viewed
+    smaller = torch.minimum(covered.sum(), viewed.sum())  # crops of one anatomy differ in size
     metrics = {"coverage": (common.sum() / smaller.clamp(min=1)).item()}
     if common.sum() > 1:
         values = [image[:, common].flatten() for image in (pair.warped(pair.moving, pair.ddf), pair.fixed)]

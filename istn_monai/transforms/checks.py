@@ -64,6 +64,11 @@ def check_mask(mask: Tensor, key: str, image: Tensor) -> None:
         raise ValueError(f"{source(mask, key)} is empty: a mask is not 0 where its image counts")
 
 
+def counting(mask: Tensor) -> Tensor:
+    """Which voxels a mask says count, bool: where it is not 0."""
+    return plain(mask) != 0
+
+
 def corners_aside(label: MetaTensor, image: MetaTensor) -> float:
     """How far the corners of a label lie from those of an image of its size, in voxels of the image."""
     own = Grid.of(label)

@@ -13,6 +13,7 @@ from torch import Tensor
 from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.io.landmarks import check_dims, matched
+from istn_monai.refine_weights import check_guided
 from istn_monai.transforms.checks import source
 from istn_monai.transforms.keys import GUIDANCE, LABEL_KEYS, MASK_KEYS, POINT_KEYS, Pair
 from istn_monai.transforms.preprocessing import SoIGroupsd
@@ -50,6 +51,7 @@ class Guidanced(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         """Adds tensors by their keys, without a batch."""
+        check_guided(data, self.weights)
         guidance = self.masks(data)
         if "labels" in self.weights:
             guidance |= self.labels(data)
@@ -86,8 +88,6 @@ class Guidanced(Transform):
                 raise ValueError(f"{name} has none of the labels {self.groups.soi_labels}, which shall guide")
             found[key] = on_grid(soi, grid)
             check_kept(kept(soi, found[key]), name, grid)
-        if not found:
-            raise ValueError("labels shall guide the refinement: give moving_label, fixed_label, or both")
         sides = [soi.as_tensor() for soi in found.values()]
         if len(sides) == 2 and not (sides[0].flatten(1).any(1) & sides[1].flatten(1).any(1)).any():
             names = " and ".join(source(data[key], key) for key in found)
@@ -96,8 +96,6 @@ class Guidanced(Transform):
 
     def points(self, data: Mapping[Hashable, Any]) -> dict[str, Tensor]:
         """``(D, N)`` in voxels of the registration grid."""
-        if missing := [key for key in POINT_KEYS if key not in data]:
-            raise ValueError(f"landmarks shall guide the refinement: give {' and '.join(missing)}")
         grid, files = Grid.of(data["fixed_image"]), [str(data[key]) for key in POINT_KEYS]
         both = matched(*files)
         for key, file, points in zip(POINT_KEYS, files, both, strict=True):

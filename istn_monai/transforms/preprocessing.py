@@ -25,7 +25,7 @@ from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import unit_range
 from istn_monai.io.images import Dtype, in_dtype, read_or_explain
 from istn_monai.io.nifti_frames import check_nifti_frame
-from istn_monai.transforms.checks import check_extents, check_image, check_label, check_mask, source
+from istn_monai.transforms.checks import check_extents, check_image, check_label, check_mask, counting, source
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, Pair
 
@@ -88,7 +88,7 @@ def read_exactly(file: str | Path, key: str, nifti_frame: str | None, dtype: Dty
 def mask_of(data: Mapping[Hashable, Any], image_key: Hashable) -> Tensor | None:
     """Which voxels ``(1, *S)`` of an image of a pair count, bool; None if it has no mask."""
     mask = data.get(dict(zip(IMAGE_KEYS, MASK_KEYS, strict=True)).get(str(image_key)))
-    return None if mask is None else mask.as_tensor() != 0
+    return None if mask is None else counting(mask)
 
 
 class CheckPaird(Transform):

@@ -14,7 +14,7 @@ from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import area_averaged
 from istn_monai.geometry.sampling import resample
 from istn_monai.geometry.transformation import checked_size, per_axis
-from istn_monai.transforms.checks import source
+from istn_monai.transforms.checks import counting, source
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, Pair
 
@@ -75,16 +75,13 @@ class RegistrationGridd(NotInvertible):
             grid = registration_grid(Grid.of(fixed), self.spatial_size, self.spacing)
         for key in self.keys:
             if key in data:
-                image = counting(data[key]) if key in MASK_KEYS else data[key]
+                image = data[key]
+                if key in MASK_KEYS:
+                    image = with_affine(counting(image).float(), affine_of(image), image)
                 result[key] = on_grid(image, grid)
                 if key in LABEL_KEYS:
                     check_kept(kept(data[key], result[key]), source(data[key], key), grid)
         return result
-
-
-def counting(mask: MetaTensor) -> MetaTensor:
-    """1 where a mask is not 0, and 0 elsewhere."""
-    return with_affine((mask.as_tensor() != 0).float(), affine_of(mask), mask)
 
 
 def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequence[int]) -> Grid:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
-from istn_monai.inferer import RefineInferer
+from istn_monai.inferer import guided_arguments
 from istn_monai.io.landmarks import is_points
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
@@ -247,14 +247,13 @@ class Evaluation:
                 raise ValueError(f"{pair[key]} is no landmark file: give evaluated_labels, for it has no TRE")
         warn_of_landmarks(pair, number)
         image = pair["image"].as_tensor()[None].to(self.device)
-        guided = {"guidance": {name: guide.to(self.device) for name, guide in batched(pair).items()}}
         files = {side: str(pair[f"{side}_image"].meta["filename_or_obj"]) for side in ("moving", "fixed")}
         nothing = torch.zeros(1, image.ndim - 2, *image.shape[2:])
         fields, results, seconds = {IDENTITY: nothing}, {IDENTITY: dict(pair)}, {IDENTITY: 0.0}
         for method, inferer in self.inferers.items():
             start = time.perf_counter()
             with torch.no_grad():
-                pred = inferer(image, self.network, **(guided if isinstance(inferer, RefineInferer) else {}))
+                pred = inferer(image, self.network, **guided_arguments(inferer, batched(pair)))
             fields[method] = convert_to_tensor(pred, track_meta=False, device="cpu")
             seconds[method] = time.perf_counter() - start
             results[method] = self.represented(pair, pred)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from monai.inferers import SimpleInferer
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from istn_monai.networks import ISTNOutput
@@ -30,7 +31,7 @@ def default_rate(transformation: str, steps: int) -> float:
 def prepare_guided(batchdata: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **_: Any) -> Any:
     """What an evaluator of MONAI's hands to an inferer of a batch of pairs: ``image``, and the guidance, if any."""
     image = batchdata["image"].to(device=device, non_blocking=non_blocking)
-    guidance = {name: torch.as_tensor(value).to(device) for name, value in batchdata.get(GUIDANCE, {}).items()}
+    guidance = {name: convert_to_tensor(value, track_meta=False) for name, value in batchdata.get(GUIDANCE, {}).items()}
     return image, None, (), {"guidance": guidance} if guidance else {}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from istn_monai.io.datalist import Item, existing, read_datalist, read_json
+from istn_monai.refine_weights import check_guided
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 
 KNOWN = (*PAIR_KEYS, *POINT_KEYS, *MASK_KEYS)  #: keys of a pair in a datalist
@@ -20,19 +21,16 @@ def guides_of(weights: Mapping[str, float] | None) -> tuple[str, ...]:
     return (*MASK_KEYS, *labels, *(POINT_KEYS if "landmarks" in terms else ()))
 
 
-def check_used(files: Mapping[str, str | None], guides: Sequence[str]) -> None:
+def check_used(files: Mapping[str, str | None], weights: Mapping[str, float] | None) -> None:
     """ValueError if a label of the fixed image is given and does not count, or what shall count is missing.
 
     Args:
         files: of one pair, by key.
-        guides: the keys that count besides the images and the moving label.
+        weights: of the refinement's terms; None for none.
     """
-    if files.get(LABEL_KEYS[1]) and LABEL_KEYS[1] not in guides:
+    if files.get(LABEL_KEYS[1]) and "labels" not in (weights or {}):
         raise ValueError(f"{LABEL_KEYS[1]} counts with use_labels alone: add --use_labels, or leave it out")
-    if LABEL_KEYS[1] in guides and not any(files.get(key) for key in LABEL_KEYS):
-        raise ValueError("labels shall guide the refinement: give moving_label, fixed_label, or both")
-    if missing := [key for key in POINT_KEYS if key in guides and not files.get(key)]:
-        raise ValueError(f"landmarks shall guide the refinement: give {' and '.join(missing)}")
+    check_guided({key for key, file in files.items() if file}, weights or {})
 
 
 def check_keys(datalist: str | Path, splits: Sequence[str]) -> None:

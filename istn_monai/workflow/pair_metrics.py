@@ -18,12 +18,13 @@ from torch import Tensor
 
 from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.geometry.resampling import pull_back_landmarks, pull_back_points, warp_labels
-from istn_monai.geometry.sampling import sample, warp
+from istn_monai.geometry.sampling import sample
 from istn_monai.geometry.world_transform import WorldTransform
+from istn_monai.guidance import both_masks
 from istn_monai.io.landmarks import is_points, warn_unmatched
-from istn_monai.metrics import Metrics, box_of, field_metrics, overlap
-from istn_monai.objective import LocalCorrelation
+from istn_monai.metrics import Metrics, box_of, field_metrics, image_metrics, overlap
 from istn_monai.transforms.checks import reads_labels
+from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.keys import POINT_KEYS
 from istn_monai.transforms.landmarks import matched_in
 
@@ -101,10 +102,10 @@ def landmark_metrics(pair: Mapping[str, Any], ddf: Tensor, transform: WorldTrans
     return {"tre": distances.mean().item(), "tre_median": distances.median().item()}
 
 
-def image_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
-    """Squared local correlation of the images on the registration grid, see :class:`LocalCorrelation`."""
+def likeness_metrics(pair: Mapping[str, Any], ddf: Tensor) -> Metrics:
+    """How alike the images are on the registration grid, where they count, see :func:`image_metrics`."""
     moving, fixed = pair["image"].as_tensor()[None].to(ddf).chunk(2, dim=1)
-    return {"lncc": LocalCorrelation(fixed)(warp(moving, ddf)).item()}
+    return image_metrics(moving, fixed, ddf, both_masks(batched(pair), fixed))
 
 
 def pair_metrics(
@@ -115,7 +116,7 @@ def pair_metrics(
 ) -> Metrics:
     """All metrics of one pair and one registration; arguments as in :func:`label_metrics`."""
     labels = label_metrics(pair, ddf, soi_labels, transform) if reads_labels(soi_labels) else {}
-    field = image_metrics(pair, ddf) | field_metrics(ddf[0], Grid.of(pair["image"]).spacing)
+    field = likeness_metrics(pair, ddf) | field_metrics(ddf[0], Grid.of(pair["image"]).spacing)
     return labels | landmark_metrics(pair, ddf, transform) | field
 
 

@@ -28,7 +28,7 @@ from istn_monai.workflow.distributed import check_started, rank
 from istn_monai.workflow.errors import one_line
 from istn_monai.workflow.evaluation import Evaluation
 from istn_monai.workflow.host_training import publish
-from istn_monai.workflow.pair_files import check_used, guides_of
+from istn_monai.workflow.pair_files import check_used
 from istn_monai.workflow.results import SavePairHandler, already, check_pair_files, pair_folder
 from istn_monai.workflow.run_lock import hold, released_on_error
 from istn_monai.workflow.settings import check_guides_count, check_settings, given, running
@@ -138,7 +138,7 @@ def check_inference() -> None:
             raise ValueError(f"settings must be those of a network, as the config has them, got {settings!r}")
         files: Mapping[str, Any] = {"moving_image": None, "fixed_image": None} | value("pair")
         check_pair_files(value("output_dir"), **files)
-        check_used(files, guides_of(value("term_weights")))
+        check_used(files, value("term_weights"))
         check_moved_points({key: files[key] for key in POINT_KEYS if key in files}, settings.spatial_dims)
         refiner = getattr(value("inferer"), "refiner", None)
         check_guides_count(getattr(refiner, "steps", 0), value("term_weights"))
