@@ -186,6 +186,14 @@ def term_weights(name: str, value: Any) -> Any:
     return found  # with weights of 0, which say that a term shall not count
 
 
+def loss_weights(name: str, value: Any) -> Any:
+    """As :func:`term_weights`, of the terms of training."""
+    found = term_weights(name, value)
+    if isinstance(found, dict):
+        refine_weights.term_weights(found, name, refine_weights.LOSS_TERMS)
+    return found
+
+
 def structure(name: str, value: Any) -> Any:
     """Lists in lists, which are checked where they are used."""
     return literal(value)

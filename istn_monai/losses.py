@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from istn_monai.geometry.sampling import warp
+from istn_monai.geometry.transformation import per_axis
+from istn_monai.mind import mind_ssc
 from istn_monai.networks import ISTNOutput
+from istn_monai.objective import LocalCorrelation, bending_energy, counted_mean
+from istn_monai.refine_weights import LOSS_TERMS, term_weights
 
 VARIANTS = ("u", "s", "e", "i")
 Loss = Callable[[Tensor, Tensor], Tensor]
+#: SoI channels ``(B, 2K, *S)``; or a batch with these as ``label`` and, if there are masks, ``(B, 2, *S)`` as ``mask``
+Target: TypeAlias = Tensor | Mapping[str, Tensor]
 
 
 class ISTNLoss(nn.Module):
@@ -36,6 +43,12 @@ class ISTNLoss(nn.Module):
             loss of MONAI that compares two images.
         regularization: called with the ddf ``(B, D, *S)``, e.g. ``monai.losses.BendingEnergyLoss()``; None for none.
         regularization_weight: its factor.
+        weights: of ``structures``, the variant's own terms, and of further ones, by name or as a preset: ``image``, 1 -
+            local correlation of the images, ``mind``, and ``bending``, of the ddf in mm; the terms and presets of a
+            refinement, see :class:`istn_monai.objective.PairObjective`. None for the variant's own alone.
+        spacing: of the grid in mm, for ``bending``.
+
+    Where a mask of a batch is 0, nothing counts: there is neither loss nor gradient.
 
     Example:
         >>> image, soi, ddf = torch.rand(1, 2, 8, 8), torch.rand(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
@@ -51,6 +64,8 @@ class ISTNLoss(nn.Module):
         similarity: Loss | None = None,
         regularization: Callable[[Tensor], Tensor] | None = None,
         regularization_weight: float = 0.1,
+        weights: str | Mapping[str, float] | None = None,
+        spacing: float | Sequence[float] = 1.0,
     ) -> None:
         super().__init__()
         if variant not in (*VARIANTS, "r"):
@@ -59,41 +74,83 @@ class ISTNLoss(nn.Module):
         self.similarity = nn.MSELoss() if similarity is None else similarity
         self.regularization = regularization
         self.regularization_weight = regularization_weight
+        self.weights = {"structures": 1.0} if weights is None else term_weights(weights, "loss_weights", LOSS_TERMS)
+        self.spacing = spacing
 
-    def terms(self, output: ISTNOutput, label: Tensor | None = None) -> dict[str, Tensor]:
-        """The variant's terms by name, as scalars; their sum is the loss.
+    def terms(self, output: ISTNOutput, label: Target | None = None) -> dict[str, Tensor]:
+        """The terms by name, as scalars, each weighted; their sum is the loss.
 
         Args:
             output: of :class:`istn_monai.ISTN`.
-            label: ``(B, 2K, *S)``, K SoI channels moving, then fixed; not needed by u and r.
+            label: ``(B, 2K, *S)``, K SoI channels moving, then fixed; not needed by u and r. Or a batch with it.
         """
-        d = self.similarity
-        terms: dict[str, Tensor] = {}
-        if self.variant == "u":
-            moving, fixed = output.image.chunk(2, dim=1)
-            terms["stn_u"] = d(warp(moving, output.ddf), fixed)
-        elif self.variant == "r":
-            terms["stn_r"] = d(warp(output.moving_representation, output.ddf), output.fixed_representation)
-        else:
-            moving_soi, fixed_soi = checked_label(label, output, self.variant)
-            in_moving, in_fixed = annotated(moving_soi), annotated(fixed_soi)
-            in_both = in_moving & in_fixed
-            warped_soi = warp(moving_soi, output.ddf)
-            terms["stn_s"] = d(*where(in_both, warped_soi, fixed_soi))
-            if self.variant == "e":
-                terms["itn_moving"] = d(*where(in_moving, output.moving_representation, moving_soi))
-                terms["itn_fixed"] = d(*where(in_fixed, output.fixed_representation, fixed_soi))
-            elif self.variant == "i":
-                terms["stn_i_moving"] = d(*where(in_both, warp(output.moving_representation, output.ddf), fixed_soi))
-                # the network's output comes first, the annotation second: asymmetric losses depend on it
-                terms["stn_i_fixed"] = d(*where(in_both, output.fixed_representation, warped_soi))
+        batch = label if isinstance(label, Mapping) else {} if label is None else {"label": label}
+        counts = Counts(output.ddf, batch.get("mask"))
+        weight = self.weights.get("structures", 0.0)
+        own = self.structures(output, batch.get("label"), counts) if weight else {}
+        terms = {name: weight * value for name, value in own.items()} | self.further(output, counts)
         if self.regularization is not None:
             terms["regularization"] = self.regularization_weight * self.regularization(output.ddf)
         return terms
 
-    def forward(self, output: ISTNOutput, label: Tensor | None = None) -> Tensor:
+    def structures(self, output: ISTNOutput, label: Tensor | None, counts: Counts) -> dict[str, Tensor]:
+        """The variant's own terms."""
+        d = self.similarity
+        moving, fixed = output.image.chunk(2, dim=1)
+        if self.variant == "u":
+            return {"stn_u": d(*where(counts.both, warp(moving, output.ddf), fixed))}
+        moving, fixed = output.moving_representation, output.fixed_representation
+        if self.variant == "r":
+            return {"stn_r": d(*where(counts.both, warp(moving, output.ddf), fixed))}
+        moving_soi, fixed_soi = checked_label(label, output, self.variant)
+        in_moving, in_fixed = annotated(moving_soi), annotated(fixed_soi)
+        in_both = in_moving & in_fixed & counts.both
+        warped_soi = warp(moving_soi, output.ddf)
+        terms = {"stn_s": d(*where(in_both, warped_soi, fixed_soi))}
+        if self.variant == "e":
+            terms["itn_moving"] = d(*where(in_moving & counts.moving, moving, moving_soi))
+            terms["itn_fixed"] = d(*where(in_fixed & counts.fixed, fixed, fixed_soi))
+        elif self.variant == "i":
+            terms["stn_i_moving"] = d(*where(in_both, warp(moving, output.ddf), fixed_soi))
+            # the network's output comes first, the annotation second: asymmetric losses depend on it
+            terms["stn_i_fixed"] = d(*where(in_both, fixed, warped_soi))
+        return terms
+
+    def further(self, output: ISTNOutput, counts: Counts) -> dict[str, Tensor]:
+        """What keeps the image and the regularity of the field."""
+        moving, fixed = output.image.chunk(2, dim=1)
+        both = None if counts.masks is None else counts.both.to(fixed)
+        terms: dict[str, Tensor] = {}
+        if "image" in self.weights:
+            terms["image"] = 1.0 - LocalCorrelation(fixed)(warp(moving, output.ddf), both)
+        if "mind" in self.weights:
+            terms["mind"] = counted_mean((warp(mind_ssc(moving), output.ddf) - mind_ssc(fixed)).square(), both)
+        if "bending" in self.weights:
+            spacing = per_axis("spacing", self.spacing, output.ddf.shape[1])
+            terms["bending"] = bending_energy(output.ddf, spacing)
+        return {name: self.weights[name] * value.mean() for name, value in terms.items()}
+
+    def forward(self, output: ISTNOutput, label: Target | None = None) -> Tensor:
         """The loss as a scalar; arguments as in :meth:`terms`."""
         return torch.stack(list(self.terms(output, label).values())).sum()
+
+
+class Counts:
+    """Which voxels of a batch count, bool: ``moving``, ``fixed``, and ``both``, where the field finds one that counts.
+
+    Args:
+        ddf: ``(B, D, *S)`` in voxels.
+        masks: moving and fixed, ``(B, 2, *S)``, 0 where an image does not count; None if all counts.
+    """
+
+    def __init__(self, ddf: Tensor, masks: Tensor | None) -> None:
+        self.masks = masks
+        every = torch.ones(1, 1, *[1] * (ddf.ndim - 2), dtype=torch.bool, device=ddf.device)
+        self.moving = self.fixed = self.both = every
+        if masks is not None:
+            moving, fixed = masks.to(ddf).chunk(2, dim=1)
+            self.moving, self.fixed = moving > 0.5, fixed > 0.5
+            self.both = (warp(moving, ddf.detach()) > 0.5) & self.fixed
 
 
 def annotated(soi: Tensor) -> Tensor:
@@ -102,7 +159,7 @@ def annotated(soi: Tensor) -> Tensor:
 
 
 def where(known: Tensor, *images: Tensor) -> list[Tensor]:
-    """Zeroes the channels of images ``(B, K, *S)`` that are not annotated: they give neither loss nor gradient."""
+    """Zeroes what is not known of images ``(B, K, *S)``, channels or voxels: it gives neither loss nor gradient."""
     return [torch.where(known, image, 0.0) for image in images]
 
 

@@ -34,6 +34,7 @@ SETTINGS: dict[str, str] = {
     "similarity": "MONAI loss that compares two images in all terms; none is the paper's mean squared error",
     "regularization": "MONAI loss of the ddf; none by default",
     "regularization_weight": "its factor",
+    "loss_weights": "of the loss's own terms (structures) and of image, mind and bending: weights by name, or a preset",
     "spatial_size": "voxels of the registration grid; at inference auto covers the fixed image",
     "spacing": "its voxel size in mm",
     "soi_labels": "groups of label values, one for each SoI channel; none takes labels as real-valued maps, [] none",
@@ -126,6 +127,7 @@ KINDS: dict[str, Kind] = {
     "learning_rate": number(above=0, most=10),
     "refine_learning_rate": none_or(number(above=0, most=10)),
     "refine_weights": none_or(kinds.term_weights),
+    "loss_weights": none_or(kinds.loss_weights),
     "training_dtype": choice("float32", "bfloat16"),
     "frame": choice("RAS", "LPS"),
     "nifti_frame": none_or(choice("itk", "sform", "qform")),
@@ -135,9 +137,10 @@ KINDS: dict[str, Kind] = {
 #: what only training reads
 TRAINING = {
     "dataset_dir", "data_list_file", "synthetic_dir", "run_name", "ckpt_dir", "seed", "transformation",
-    "control_spacing", "max_displacement", "loss", "similarity", "regularization", "regularization_weight", "spacing",
-    "soi_labels", "soi_points", "points_map", "points_width", "in_channels", "itn_def", "stn_def", "augment",
-    "cache_dir", "num_workers", "max_epochs", "batch_size", "learning_rate", "training_dtype", "val_interval",
+    "control_spacing", "max_displacement", "loss", "similarity", "regularization", "regularization_weight",
+    "loss_weights", "spacing", "soi_labels", "soi_points", "points_map", "points_width", "in_channels", "itn_def",
+    "stn_def", "augment", "cache_dir", "num_workers", "max_epochs", "batch_size", "learning_rate", "training_dtype",
+    "val_interval",
 }  # fmt: skip
 #: the settings that the help of a command lists; what a network was trained with, it knows
 OF_COMMAND = {

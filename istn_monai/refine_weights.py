@@ -1,9 +1,9 @@
-"""What a refinement minimizes, by name: terms of :mod:`istn_monai.objective`, their weights, and presets of these."""
+"""What a refinement or a training minimizes, by name: terms, their weights, and presets of these."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from istn_monai.transforms.keys import LABEL_KEYS, POINT_KEYS
@@ -15,12 +15,18 @@ PRESETS: dict[str, dict[str, float]] = {
     "smooth": {"structures": 1.0, "image": 0.02, "bending": 7.0},
 }
 TERMS = ("structures", "image", "mind", "bending", "labels", "landmarks")
+LOSS_TERMS = TERMS[:4]  #: of training, whose labels and landmarks are the structures
 #: weights of what a pair brings along, where it shall count
 GUIDE_WEIGHTS = {"labels": 4.0, "landmarks": 0.01}
 
 
-def term_weights(weights: Any, name: str = "refine_weights") -> dict[str, float]:
+def term_weights(weights: Any, name: str = "refine_weights", terms: Sequence[str] = TERMS) -> dict[str, float]:
     """Weights by the names of terms, of a preset or as they are.
+
+    Args:
+        weights: a preset or a mapping.
+        name: of the setting, for errors.
+        terms: that there are.
 
     Raises:
         ValueError: naming the preset or the term, if it is unknown, or if a weight is no number of at least 0.
@@ -31,15 +37,15 @@ def term_weights(weights: Any, name: str = "refine_weights") -> dict[str, float]
     """
     if isinstance(weights, str) and weights in PRESETS:
         return dict(PRESETS[weights])
-    if not isinstance(weights, Mapping) or set(weights) - set(TERMS):
+    if not isinstance(weights, Mapping) or set(weights) - set(terms):
         raise ValueError(
             f"{name} must be one of {', '.join(PRESETS)}, weights such as "
-            f"\"{{'structures':1,'image':0.1,'bending':2}}\", or none, got {weights!r}"
+            f"\"{{'structures':1,'image':0.1,'bending':2}}\", of {', '.join(terms)}, or none, got {weights!r}"
         )
     for term, value in weights.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise ValueError(f"{name}: the weight of {term} must be a number of at least 0, got {value!r}")
-    if not any(weights.get(term) for term in TERMS if term != "bending"):
+    if not any(weights.get(term) for term in terms if term != "bending"):
         raise ValueError(f"{name} must have another weight than bending above 0, got {dict(weights)!r}")
     return {term: float(value) for term, value in weights.items() if value}
 

@@ -20,9 +20,11 @@ from istn_monai.workflow.curves import (
     PairImageHandler,
     TrainingCurveHandler,
     column,
+    draw_curves,
     pair_picture,
     plane_of,
     read_rows,
+    write_rows,
 )
 
 SIZE = (12, 10)
@@ -127,6 +129,18 @@ def test_curves_hold_loss_and_dice_of_all_epochs(tmp_path):
         assert list(csv.reader(lines))[:3] == [["epoch", "loss", "validation"], ["0", "", "0.2"], ["1", "1.0", ""]]
     picture = Image.open(tmp_path / "training.png")
     assert picture.size[0] > 800 and len(set(picture.convert("RGB").getdata())) > 20
+
+
+def test_terms_of_the_loss_stand_beside_it(tmp_path):
+    rows = [
+        {"epoch": 0.0, "validation": 0.2},
+        {"epoch": 1.0, "loss": 3.0, "validation": 0.4, "stn_s": 1.0, "image": 2.0},
+    ]
+    write_rows(rows, tmp_path / "training.csv")
+    assert (tmp_path / "training.csv").read_text().splitlines()[0] == "epoch,loss,validation,stn_s,image"
+    assert read_rows(tmp_path / "training.csv") == rows
+    draw_curves(rows, tmp_path / "training.png")
+    assert Image.open(tmp_path / "training.png").size[0] > 800
 
 
 @pytest.mark.parametrize("resumed_after", [3, 2])  # 2: killed between the table and the checkpoint

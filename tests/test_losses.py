@@ -15,6 +15,8 @@ from monai.networks.blocks import Warp
 from torch.nn.functional import mse_loss
 
 from istn_monai.losses import VARIANTS, DiceMSELoss, ISTNLoss
+from istn_monai.mind import mind_ssc
+from istn_monai.objective import LocalCorrelation, bending_energy
 
 ALL = (*VARIANTS, "r")
 SIZES = [(6, 7), (5, 6, 7)]
@@ -213,3 +215,65 @@ def test_dice_mse_is_zero_for_equal_masks_and_near_one_for_a_missed_small_struct
     assert DiceMSELoss()(target, target).item() == pytest.approx(0, abs=1e-6)
     assert mse_loss(torch.zeros_like(target), target) < 0.01
     assert DiceMSELoss()(torch.zeros_like(target), target) > 0.99
+
+
+WEIGHTS = {"structures": 0.5, "image": 2.0, "mind": 3.0, "bending": 4.0}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_add_the_terms_of_a_refinement(variant, size):
+    output, label = random_output(size), rand(2, 2, *size, seed=9)
+    spacing = (2.0, 1.0, 3.0)[: len(size)]
+    plain, terms = (
+        ISTNLoss(variant).terms(output, label),
+        ISTNLoss(variant, weights=WEIGHTS, spacing=spacing).terms(output, label),
+    )
+    moving, fixed = output.image.chunk(2, 1)
+    warp = Warp(mode="bilinear", padding_mode="border")
+    expected = {name: 0.5 * value for name, value in plain.items()} | {
+        "image": 2.0 * (1.0 - LocalCorrelation(fixed)(warp(moving, output.ddf)).mean()),
+        "mind": 3.0 * mse_loss(warp(mind_ssc(moving), output.ddf), mind_ssc(fixed)),
+        "bending": 4.0 * bending_energy(output.ddf, spacing).mean(),
+    }
+    assert list(terms) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_weights_of_a_loss_are_checked_and_a_weight_of_0_is_not_computed():
+    assert list(ISTNLoss("s", weights={"structures": 1, "image": 0}).terms(random_output(), rand(2, 2, 6, 7))) == [
+        "stn_s"
+    ]
+    assert "image" in ISTNLoss("e", weights="smooth").weights
+    for weights in ({"labels": 1}, {"landmarks": 1}, {"bending": 1}, "strong", {"structures": -1}):
+        with pytest.raises(ValueError, match="loss_weights"):
+            ISTNLoss(weights=weights)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("variant", ALL)
+def test_where_a_mask_is_0_nothing_counts(variant, size):
+    """Whatever lies there, in images, representations and labels, changes no term and has no gradient."""
+    output, label = random_output(size), rand(2, 2, *size, seed=9)
+    output = output._replace(ddf=torch.zeros_like(output.ddf))
+    mask = torch.ones(2, 2, *size)
+    mask[:, 0, 2:4, :3], mask[:, 1, -2:] = 0, 0
+    loss = ISTNLoss(variant, DiceMSELoss(), weights={"structures": 1, "image": 1, "bending": 1})
+    channels = output.image.shape[1] // 2
+    image_mask = mask.repeat_interleave(channels, 1)
+    changed = output._replace(
+        image=torch.where(image_mask > 0, output.image, 7.0),
+        moving_representation=torch.where(mask[:, :1] > 0, output.moving_representation, -3.0),
+        fixed_representation=torch.where(mask[:, 1:] > 0, output.fixed_representation, 5.0).requires_grad_(),
+    )
+    before = loss.terms(output, {"label": label, "mask": mask})
+    after = loss.terms(changed, {"label": torch.where(mask > 0, label, 1.0), "mask": mask})
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], msg=lambda m, name=name: f"{name}: {m}")
+    whole = loss.terms(output, label)
+    assert any((value - whole[name]).abs() > 1e-4 for name, value in before.items())
+    if variant in "ei":
+        total = loss(changed, {"label": label, "mask": mask})
+        (gradient,) = torch.autograd.grad(total, changed.fixed_representation)
+        assert not gradient[mask[:, 1:] == 0].any() and gradient.any()

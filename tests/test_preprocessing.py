@@ -386,6 +386,16 @@ def test_concat_puts_moving_first_and_takes_the_fixed_ones_metadata(channels):
     assert set(result) == {*PAIR_KEYS, "image", "label"}
 
 
+def test_concat_joins_masks_of_ones_where_there_are_none():
+    data = pair_data()
+    mask = (torch.rand_like(data["fixed_image"]) > 0.5).float()
+    none = ConcatPaird(with_mask=True)(data)["mask"]
+    both = ConcatPaird(with_mask=True)(data | {"fixed_mask": mask})["mask"].as_tensor()
+    assert none.shape[0] == 2 and none.eq(1).all()
+    assert both[0].eq(1).all() and torch.equal(both[1:], mask.as_tensor())
+    assert "mask" not in ConcatPaird()(data | {"fixed_mask": mask})
+
+
 @pytest.mark.parametrize("missing", [LABEL_KEYS, ("fixed_label",)])
 def test_concat_without_both_labels_makes_no_label(missing):
     result = ConcatPaird()({k: v for k, v in pair_data().items() if k not in missing})

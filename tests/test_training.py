@@ -12,10 +12,13 @@ from helpers import perturb, rand, random_output, small_istn
 from ignite.engine import Engine
 from monai.engines import IterationEvents
 from monai.handlers import from_engine
+from monai.losses import DiceLoss
 
 from istn_monai.workflow.training import (
     OutputListHandler,
     SeedHandler,
+    TermsHandler,
+    TrainingLoss,
     channels_last,
     loss_of,
     warped_and_fixed_soi,
@@ -67,3 +70,27 @@ def test_each_epoch_has_its_own_chance_whatever_was_before():
 
     assert drawn(0, 1) == drawn(0, 1)
     assert len({drawn(*numbers) for numbers in [(0, 1), (0, 2), (1, 0), (1, 1)]}) == 4
+
+
+def test_terms_of_the_loss_are_means_over_an_epoch_among_the_metrics():
+    loss = TrainingLoss("e", similarity="none", regularization=None, weights={"structures": 2, "bending": 1})
+    outputs = [(random_output(SIZE), rand(2, 2, *SIZE, seed=seed)) for seed in (3, 4, 5)]
+    engine = Engine(lambda engine, batch: loss(batch[0], {"label": batch[1]}).item())
+    TermsHandler(loss).attach(engine)
+    for _ in range(2):  # the means are of an epoch, not of all
+        engine.run(outputs, max_epochs=1)
+    terms = [loss.terms(*batch) for batch in outputs]
+    assert set(engine.state.metrics) == {f"train_{name}" for name in ("stn_s", "itn_moving", "itn_fixed", "bending")}
+    for name in terms[0]:
+        expected = sum(one[name].item() for one in terms) / 3
+        assert engine.state.metrics[f"train_{name}"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loss_of_one_term_or_of_others_adds_no_terms():
+    for loss in (TrainingLoss("s"), DiceLoss()):
+        engine = Engine(lambda engine, batch: None)
+        TermsHandler(loss).attach(engine)
+        if isinstance(loss, TrainingLoss):
+            loss(random_output(SIZE), rand(2, 2, *SIZE))
+        engine.run([0], max_epochs=1)
+        assert not engine.state.metrics

@@ -36,6 +36,7 @@ class RandDeformd(RandomizableTransform, MapTransform, NotInvertible):
         strength: standard deviation of the parameters; at 0.4 most stay below 0.4 of their bounds.
         max_translation: bound in mm; likewise, in their units, ``max_rotation``, ``max_log_scale``, ``max_shear``.
         control_spacing: distance of the B-spline's control points in mm.
+        allow_missing_keys: whether a pair may lack some of the keys, as masks.
 
     Example:
         >>> from monai.data import MetaTensor
@@ -58,8 +59,9 @@ class RandDeformd(RandomizableTransform, MapTransform, NotInvertible):
         max_log_scale: float = 0.2,
         max_shear: float = 0.3,
         control_spacing: float | Sequence[float] = 16.0,
+        allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys)
+        MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
         self.strength = strength
         affine = AffineTransformation(spatial_size, spacing, max_translation, max_rotation, max_log_scale, max_shear)

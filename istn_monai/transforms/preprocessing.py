@@ -274,12 +274,13 @@ class InitialAlignmentd(NotInvertible):
 
 
 class ConcatPaird(Transform):
-    """Joins a pair for the network: ``image`` ``(2C, *S)`` and, if there are labels, ``label`` ``(2K, *S)``.
+    """Joins a pair for the network: ``image`` ``(2C, *S)``, ``label`` ``(2K, *S)`` if there are, ``mask`` ``(2, *S)``.
 
     Moving channels first, then fixed; the metadata is the fixed image's (MONAI's ``ConcatItemsd`` keeps the first).
 
     Args:
         with_label: whether labels are joined; where they are only carried along they need not be on one grid.
+        with_mask: whether masks are joined, of ones where a pair has none, so that all pairs of a batch have them.
 
     Example:
         >>> pair = {"moving_image": MetaTensor(torch.zeros(1, 4, 4)), "fixed_image": MetaTensor(torch.ones(1, 4, 4))}
@@ -287,11 +288,15 @@ class ConcatPaird(Transform):
         [0.0, 1.0]
     """
 
-    def __init__(self, with_label: bool = True) -> None:
+    def __init__(self, with_label: bool = True, with_mask: bool = False) -> None:
         self.joined = {"image": IMAGE_KEYS} | ({"label": LABEL_KEYS} if with_label else {})
+        self.joined |= {"mask": MASK_KEYS} if with_mask else {}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
+        if "mask" in self.joined:
+            every = torch.ones_like(data[IMAGE_KEYS[1]][:1])
+            data = dict.fromkeys(MASK_KEYS, every) | dict(data)
         for name, (moving, fixed) in self.joined.items():
             if moving in data and fixed in data:
                 both = torch.cat([data[moving].as_tensor(), data[fixed].as_tensor()])

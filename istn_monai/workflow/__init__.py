@@ -11,13 +11,14 @@ __getattr__, __all__ = lazy(
         "checkpoints": ["Checkpoints", "load_checkpoint"],
         "curves": ["PairImageHandler", "TrainingCurveHandler"],
         "datasets": [
-            "EpochSampler", "cached_dataset", "datalist_name", "pair_item", "read_pairs", "validation_pairs",
+            "EpochSampler", "cached_dataset", "datalist_name", "have_masks", "pair_item", "read_pairs",
+            "validation_pairs",
         ],
         "distributed": ["process_device", "rank", "start", "stop", "world_size"],
         "evaluation": ["Evaluation"],
         "host_requests": ["Replyd", "RequestPaird"],
         "host_training": ["output_folder"],
-        "inferers": ["AutocastInferer", "default_rate", "prepare_guided"],
+        "inferers": ["AutocastInferer", "default_rate", "prepare_guided", "prepare_training"],
         "provenance": ["config_hash"],
         "results": ["SavePairHandler"],
         "settings": [
@@ -30,8 +31,9 @@ __getattr__, __all__ = lazy(
         ],
         "training": [
             "FiniteHandler", "KeepBestHandler", "KeepLastHandler", "LoadHandler", "OutputListHandler",
-            "ProgressHandler", "ResumeHandler", "SeedHandler", "ValidateHandler", "channels_last", "cosine_schedule",
-            "default_similarity", "loss_of", "run_training", "warped_and_fixed_soi",
+            "ProgressHandler", "ResumeHandler", "SeedHandler", "TermsHandler", "TrainingLoss", "ValidateHandler",
+            "channels_last", "cosine_schedule", "default_similarity", "loss_of", "run_training",
+            "warped_and_fixed_soi",
         ],
     },
 )  # fmt: skip

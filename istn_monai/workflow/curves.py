@@ -17,9 +17,11 @@ from istn_monai.geometry.sampling import warp
 from istn_monai.io.paths import replacing
 from istn_monai.networks import ISTNOutput
 from istn_monai.qa.measures import largest_slices
+from istn_monai.workflow.training import TERM
 
 logger = logging.getLogger(__name__)
 CURVES, TABLE = "training.png", "training.csv"
+COLUMNS = ("epoch", "loss", "validation")  # and the terms of the loss
 BEST_COLOR = "#d93025"  # of the best epoch
 Row = dict[str, float]
 
@@ -73,7 +75,8 @@ def plane_of(image: Tensor, slices: list[int]) -> Tensor:
 class TrainingCurveHandler:
     """Trainer handler: writes ``training.csv`` after each epoch and, when training ends, ``training.png``.
 
-    Both hold loss and validation metric of all epochs, also of those before an interruption.
+    Both hold loss, its terms where there are several, and validation metric of all epochs, also of those before an
+    interruption.
 
     Args:
         output_dir: folder of both files.
@@ -110,6 +113,9 @@ class TrainingCurveHandler:
         for column, (engine, name) in names.items():
             if engine.state.epoch == trainer.state.epoch and name in engine.state.metrics:
                 row[column] = float(engine.state.metrics[name])
+        if "loss" in row:
+            terms = {name for name in trainer.state.metrics if name.startswith(TERM)} - {TERM + "loss"}
+            row |= {name.removeprefix(TERM): float(trainer.state.metrics[name]) for name in sorted(terms)}
         self.rows.append(row)
         write_rows(self.rows, self.folder / TABLE)
 
@@ -136,7 +142,8 @@ def write_rows(rows: list[Row], file: Path) -> None:
     """Writes them, whole numbers as such."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part, part.open("w", newline="") as lines:
-        writer = csv.DictWriter(lines, ["epoch", "loss", "validation"])
+        terms = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+        writer = csv.DictWriter(lines, [*COLUMNS, *terms])
         writer.writeheader()
         writer.writerows(row | {"epoch": int(row["epoch"])} for row in rows)
 
@@ -148,13 +155,17 @@ def column(rows: list[Row], name: str) -> tuple[list[float], list[float]]:
 
 
 def draw_curves(rows: list[Row], file: Path) -> None:
-    """Loss and validation Dice over epochs, the best epoch marked."""
+    """Loss, with its terms, and validation Dice over epochs, the best epoch marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.6), dpi=100, layout="constrained")
     loss, dice = figure.subplots(1, 2, sharex=True)
     draw_curve(loss, *column(rows, "loss"), title="Training loss", color="#2f6fb5")
+    for name in dict.fromkeys(name for row in rows for name in row if name not in COLUMNS):
+        loss.plot(*column(rows, name), linewidth=1.0, label=name)
+    if loss.get_legend_handles_labels()[0]:
+        loss.legend(fontsize=8, frameon=False)
     epochs, values = column(rows, "validation")
     draw_curve(dice, epochs, values, title="Validation Dice", color="#159a57")
     if values:

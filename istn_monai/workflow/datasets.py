@@ -19,7 +19,7 @@ from monai.transforms import Compose, Randomizable
 from torch.utils.data import DistributedSampler
 
 from istn_monai.io.datalist import Item, existing, read_datalist
-from istn_monai.transforms.keys import IMAGE_KEYS
+from istn_monai.transforms.keys import IMAGE_KEYS, MASK_KEYS
 from istn_monai.workflow.distributed import first_process_first, rank, world_size
 from istn_monai.workflow.item_cache import ItemCache
 from istn_monai.workflow.pair_files import check_keys
@@ -71,6 +71,11 @@ def validation_pairs(training: Sequence[Item]) -> list[Item]:
         return []
     check_keys(training.file, ["validation"])
     return Pairs(read_datalist(training.file, ["validation"], IMAGE_KEYS)["validation"], training.file)
+
+
+def have_masks(data: Sequence[Item]) -> bool:
+    """Whether any pair has a mask."""
+    return any(key in item for item in data for key in MASK_KEYS)
 
 
 def datalist_name(data: Sequence[Item]) -> str | None:

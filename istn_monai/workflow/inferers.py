@@ -35,6 +35,16 @@ def prepare_guided(batchdata: Mapping[str, Any], device: Any = None, non_blockin
     return image, None, (), {"guidance": guidance} if guidance else {}
 
 
+def prepare_training(batchdata: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **_: Any) -> Any:
+    """What a trainer of MONAI's gives the network, ``image``, and the loss: a mapping with ``label`` and ``mask``."""
+    given = {
+        name: batchdata[name].to(device=device, non_blocking=non_blocking)
+        for name in ("image", "label", "mask")
+        if name in batchdata
+    }
+    return given.pop("image"), given
+
+
 class AutocastInferer(SimpleInferer):
     """Runs an ISTN's convolutions in a shorter number format, on any device; its outputs are float32.
 

@@ -20,13 +20,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from istn_monai.adam import cosine_to_zero
 from istn_monai.geometry.sampling import warp
-from istn_monai.losses import DiceMSELoss, annotated, where
+from istn_monai.losses import DiceMSELoss, ISTNLoss, Target, annotated, where
+from istn_monai.network_settings import none_or
 from istn_monai.networks import ISTNOutput
 from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
 from istn_monai.workflow.datasets import seed_of
-from istn_monai.workflow.distributed import rank
+from istn_monai.workflow.distributed import gathered, rank
 from istn_monai.workflow.errors import one_line
 from istn_monai.workflow.run_lock import release
+
+TERM = "train_"  # before the name of a term, among a trainer's metrics
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, epochs: int, batches: int) -> LambdaLR:
@@ -37,6 +40,67 @@ def cosine_schedule(optimizer: torch.optim.Optimizer, epochs: int, batches: int)
 def default_similarity(loss: str) -> DiceMSELoss | None:
     """Dice and squared error for what is compared with structures; None, the squared error, for images ("u")."""
     return None if loss == "u" else DiceMSELoss()
+
+
+class TrainingLoss(ISTNLoss):
+    """An :class:`istn_monai.ISTNLoss` of the bundle's settings, whose terms a :class:`TermsHandler` follows.
+
+    Args:
+        variant: "u", "s", "e" or "i".
+        similarity: a loss of two images, None, or the word none.
+        regularization: a loss of the ddf, None, or the word none.
+        options: as of :class:`istn_monai.ISTNLoss`.
+    """
+
+    def __init__(self, variant: str, similarity: Any = None, regularization: Any = None, **options: Any) -> None:
+        super().__init__(variant, none_or(similarity), none_or(regularization), **options)
+        #: of the last batch, without gradients
+        self.latest: dict[str, Tensor] = {}
+
+    def forward(self, output: ISTNOutput, label: Target | None = None) -> Tensor:
+        """The loss of a batch."""
+        terms = self.terms(output, label)
+        self.latest = {name: value.detach() for name, value in terms.items()}
+        return torch.stack(list(terms.values())).sum()
+
+
+class TermsHandler:
+    """Trainer handler: the mean of each term of the loss over an epoch, among the trainer's metrics.
+
+    From there they go to TensorBoard and into ``training.csv``. A loss of one term has nothing to add.
+
+    Args:
+        loss: a :class:`TrainingLoss`; of another one nothing is known.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        self.loss = loss
+        self.sums: dict[str, float] = {}
+        self.batches = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer; comes before what writes metrics."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.report)
+
+    def start(self) -> None:
+        """Begins an epoch."""
+        self.sums, self.batches = {}, 0
+
+    def add(self) -> None:
+        """Takes in a batch."""
+        for name, value in getattr(self.loss, "latest", {}).items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+        self.batches += 1
+
+    def report(self, engine: Engine) -> None:
+        """Adds the means, over all processes, to the trainer's metrics, as ``train_NAME``."""
+        everyone = gathered((self.sums, self.batches))
+        batches = sum(number for _, number in everyone)
+        if len(self.sums) > 1:
+            for name in self.sums:
+                engine.state.metrics[TERM + name] = sum(sums[name] for sums, _ in everyone) / batches
 
 
 def loss_of(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:
