@@ -218,17 +218,21 @@ class Scaled(nn.Module):
     gradient, moves n times as far: theta would be at its bounds after a few steps, where ``tanh`` gives no gradient
     back. So the sum is divided by the square root of n.
 
+    Args:
+        layer: a convolution or a linear layer.
+        inputs: n; None counts all. Features that hardly differ from place to place count once.
+
     Example:
         >>> Scaled(nn.Linear(16, 2))(torch.rand(1, 16)).tolist()
         [[0.0, 0.0]]
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, inputs: int | None = None) -> None:
         super().__init__()
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
         self.layer = layer
-        self.factor = layer.weight[0].numel() ** -0.5
+        self.factor = (inputs or layer.weight[0].numel()) ** -0.5
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer."""
