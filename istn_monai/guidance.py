@@ -14,7 +14,7 @@ from torch import Tensor
 
 from istn_monai.geometry.sampling import column, sample
 from istn_monai.refine_weights import check_guided
-from istn_monai.transforms.keys import LABEL_KEYS, MASK_KEYS, POINT_KEYS
+from istn_monai.transforms.keys import LABEL_KEYS, MASK_KEYS, POINT_KEYS, SIDES
 
 GUIDES = (*LABEL_KEYS, *POINT_KEYS, *MASK_KEYS)
 TINY = 1e-8
@@ -45,6 +45,12 @@ def landmark_difference(ddf: Tensor, points: Sequence[Tensor], spacing: Sequence
     places = fixed.view(*fixed.shape, *[1] * (ddf.ndim - 3))
     found = fixed + sample(ddf, places / stride).view(fixed.shape)
     return ((found - moving) * column(ddf.new_tensor(spacing), 2)).square().sum(1).mean(1)
+
+
+def other_way(image: Tensor, guidance: Guidance) -> tuple[Tensor, dict[str, Tensor]]:
+    """A batch ``(B, 2C, *S)`` and its guidance with moving and fixed in each other's place."""
+    swapped = {key: f"{SIDES[1 - SIDES.index(side)]}_{kind}" for key in guidance for side, kind in [key.split("_")]}
+    return torch.cat(image.chunk(2, dim=1)[::-1], dim=1), {swapped[key]: value for key, value in guidance.items()}
 
 
 def both_masks(guidance: Guidance, like: Tensor) -> tuple[Tensor, Tensor] | None:

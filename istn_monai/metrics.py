@@ -10,7 +10,8 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 from torch import Tensor
 
-from istn_monai.geometry.sampling import column, warp
+from istn_monai.geometry.grids import within
+from istn_monai.geometry.sampling import column, sample, voxel_grid, warp
 from istn_monai.objective import LocalCorrelation
 
 Metrics = dict[str, float]
@@ -104,6 +105,24 @@ def image_metrics(moving: Tensor, fixed: Tensor, ddf: Tensor, masks: tuple[Tenso
     """
     counts = None if masks is None else warp(masks[0], ddf) * masks[1]
     return {"lncc": LocalCorrelation(fixed)(warp(moving, ddf), counts).item()}
+
+
+def inverse_consistency(ddf: Tensor, back: Tensor, spacing: Sequence[float]) -> Metrics:
+    """``inverse_consistency``: mean distance in mm of points from where they come back to, there by one field, back by
+    the other (Christensen and Johnson 2001).
+
+    Args:
+        ddf: ``(1, D, *S)`` in voxels, of moving registered to fixed.
+        back: likewise, of fixed registered to moving, on the same grid.
+        spacing: voxel size in mm along each axis.
+
+    Returns:
+        The mean over the voxels that do not leave the grid; nan if all do.
+    """
+    points = voxel_grid(ddf.shape[2:], ddf) + ddf
+    aside = (ddf + sample(back, points)) * column(ddf.new_tensor(list(spacing)), ddf.ndim - 1)
+    inside = within(points, ddf.shape[2:])[0, 0]
+    return {"inverse_consistency": aside[0].norm(dim=0)[inside].mean().item()}
 
 
 def overlap(warped: Tensor, fixed: Tensor, spacing: Sequence[float]) -> Metrics:

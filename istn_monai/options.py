@@ -65,6 +65,7 @@ SETTINGS: dict[str, str] = {
     "fixed_points": "landmarks whose distance from the moved ones is reported, and for use_points",
     "moving_series": "Series Instance UID of the moving image, where its DICOM folder holds several",
     "fixed_series": "likewise, of the fixed image",
+    "both_ways": "evaluation also registers the other way round, for inverse consistency; False saves the time",
     "qa": "writes the QA page: qa.png of a pair, qa.html of an evaluation; False leaves it out",
     "overwrite": "replaces an earlier result of other inputs, weights or options: all its files are removed first",
     "evaluated_labels": "as soi_labels, of what evaluation compares; soi_labels by default",
@@ -106,7 +107,7 @@ KINDS: dict[str, Kind] = {
     ),
     **dict.fromkeys(("dataset_dir", "cache_dir", *LABEL_KEYS, *MASK_KEYS, *POINT_KEYS), none_or(kinds.path)),
     **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), none_or(kinds.text)),
-    **dict.fromkeys(("augment", "qa", "overwrite", "inverse", "use_labels", "use_points"), kinds.switch),
+    **dict.fromkeys(("augment", "qa", "overwrite", "inverse", "both_ways", "use_labels", "use_points"), kinds.switch),
     **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),
     **dict.fromkeys(("num_workers", "refine_steps", "train", "val", "test"), whole(0)),
     **dict.fromkeys(("similarity", "regularization", "itn_def", "stn_def"), none_or(kinds.definition)),
@@ -146,7 +147,7 @@ TRAINING = {
 OF_COMMAND = {
     "train": TRAINING | {"output_dir", "nifti_frame", "device", "spatial_size", "initial_alignment"},
     "evaluate": {
-        "device", "seed", "spatial_size", "initial_alignment", "qa", "evaluated_labels", "evaluated_split",
+        "device", "seed", "spatial_size", "initial_alignment", "qa", "both_ways", "evaluated_labels", "evaluated_split",
         "refine_learning_rate", "refine_weights", "cache_dir", "overwrite", "nifti_frame",
     },
     "register": {

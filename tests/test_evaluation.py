@@ -21,7 +21,7 @@ from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import world_transform
 from istn_monai.io.itk_transforms import to_itk
 from istn_monai.io.landmarks import Points, write_points
-from istn_monai.metrics import FIELD_METRICS, box_of
+from istn_monai.metrics import FIELD_METRICS, box_of, inverse_consistency
 from istn_monai.networks import ISTN, DisplacementNetwork
 from istn_monai.qa.cohort import Entry
 from istn_monai.qa.rules import traffic_light
@@ -298,6 +298,18 @@ def test_evaluation_of_the_identity_is_that_of_the_labels_and_the_network_is_use
     assert ddf.abs().max() > 0.1
     expected = pair_metrics(pair, ddf, [[1], [2]])
     assert {k: by_method["one-pass"][k] for k in expected} == pytest.approx(expected, nan_ok=True)
+
+
+def test_both_ways_it_says_how_far_the_two_fields_are_from_inverses(evaluation):
+    assert all("inverse_consistency" not in row for row in evaluation.evaluate_pair(1))
+    evaluation.both_ways = True
+    rows = {row["method"]: row["inverse_consistency"] for row in evaluation.evaluate_pair(1)}
+    image = evaluation.dataset[1]["image"].as_tensor()[None]
+    swapped = torch.cat([image[:, 1:], image[:, :1]], dim=1)
+    with torch.no_grad():
+        there, back = evaluation.network(image), evaluation.network(swapped)
+    assert rows["Id"] == rows["still"] == 0.0 < rows["one-pass"]
+    assert rows["one-pass"] == pytest.approx(inverse_consistency(there, back, (1.0, 1.0))["inverse_consistency"])
 
 
 class Turn(torch.nn.Module):

@@ -30,7 +30,7 @@ from istn_monai.__main__ import register
 from istn_monai.geometry.filling import filled
 from istn_monai.geometry.resampling import intensities
 from istn_monai.geometry.sampling import sample, warp
-from istn_monai.guidance import label_difference, landmark_difference
+from istn_monai.guidance import label_difference, landmark_difference, other_way
 from istn_monai.io.images import read_image
 from istn_monai.io.landmarks import Points, write_points
 from istn_monai.moved_points import unmet
@@ -493,3 +493,12 @@ def test_guidanced_takes_nothing_along_that_has_no_weight():
     pair = {"moving_image": image, "fixed_image": image, "fixed_label": image, "moving_points": "none.csv"}
     assert "guidance" not in Guidanced(None)(pair) and "guidance" not in Guidanced({"image": 1})(pair)
     assert warp(rand(1, 1, 4, 4), torch.zeros(1, 2, 4, 4)).shape == (1, 1, 4, 4)
+
+
+def test_the_other_way_round_all_of_a_pair_changes_places():
+    image = torch.arange(4.0).view(1, 4, 1, 1)  # two channels each
+    guides = {"moving_label": "a", "fixed_label": "b", "fixed_points": "c", "moving_mask": "d"}
+    swapped, others = other_way(image, guides)
+    assert swapped.flatten().tolist() == [2, 3, 0, 1]
+    assert others == {"fixed_label": "a", "moving_label": "b", "moving_points": "c", "fixed_mask": "d"}
+    assert other_way(swapped, others)[1] == guides

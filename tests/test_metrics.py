@@ -11,6 +11,7 @@ from istn_monai.metrics import (
     FIELD_METRICS,
     field_metrics,
     folding_fraction,
+    inverse_consistency,
     jacobian_determinant,
     overlap,
     sd_log_jacobian,
@@ -252,3 +253,25 @@ def test_overlap_of_empty_masks(dims):
         np.testing.assert_equal(result["dice"], dice)
         assert np.isnan(result["asd"])
         assert np.isnan(result["hd95"])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_inverse_consistency_is_the_distance_in_mm_of_points_from_where_they_come_back_to(dims):
+    size, spacing = (9, 12, 10)[:dims], (2.0, 0.5, 3.0)[:dims]
+    there = torch.zeros(1, dims, *size)
+    there[:, 0], there[:, 1] = 2.0, -1.0
+    assert inverse_consistency(there, -there, spacing)["inverse_consistency"] == 0.0
+    back = -there
+    back[:, 1] += 4.0  # off by 4 voxels of 0.5 mm
+    assert inverse_consistency(there, back, spacing)["inverse_consistency"] == pytest.approx(2.0)
+    length = (4.0**2 + 0.5**2) ** 0.5
+    assert inverse_consistency(there, there * 0, spacing)["inverse_consistency"] == pytest.approx(length)
+    assert np.isnan(inverse_consistency(there + 50, back, spacing)["inverse_consistency"])
+
+
+def test_inverse_consistency_is_read_where_a_field_leads():
+    """There by 3 voxels; the field back is right from there on alone."""
+    there, back = torch.zeros(1, 2, 8, 5), torch.zeros(1, 2, 8, 5)
+    there[:, 0] = 3.0
+    back[:, 0, 3:] = -3.0
+    assert inverse_consistency(there, back, (1.0, 1.0))["inverse_consistency"] == 0.0

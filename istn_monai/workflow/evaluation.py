@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
+from istn_monai.guidance import Guidance, other_way
 from istn_monai.inferer import guided_arguments
 from istn_monai.io.landmarks import is_points
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
-from istn_monai.metrics import without_nan
+from istn_monai.metrics import inverse_consistency, without_nan
 from istn_monai.qa.cohort import QA_COHORT, Entry, jpeg, write_cohort
 from istn_monai.qa.inspector import PairInspector
 from istn_monai.transforms.checks import reads_labels
@@ -60,8 +61,8 @@ from istn_monai.workflow.provenance import (
 #: columns of the table: metrics and their titles; landmarks only where there are any
 TABLE_TITLES = {
     "dice_merged": "Dice merged", "dice_labels": "Dice labels", "asd_merged": "ASD mm", "hd95_merged": "HD95 mm",
-    "tre": "TRE mm", "tre_median": "TRE median", "lncc": "LNCC", "folding": "folding %", "sdlogj": "SDlogJ",
-    "sdlogj_l2r": "SDlogJ L2R", "seconds": "s",
+    "tre": "TRE mm", "tre_median": "TRE median", "lncc": "LNCC", "inverse_consistency": "IC mm",
+    "folding": "folding %", "sdlogj": "SDlogJ", "sdlogj_l2r": "SDlogJ L2R", "seconds": "s",
 }  # fmt: skip
 IDENTITY = "Id"
 SAME = 1e-2  # voxels, by which a ddf may differ from that of its parameters: networks are computed again, on any device
@@ -115,6 +116,7 @@ class Evaluation:
         options: settings that matter beside the other arguments; kept and compared.
         read: further files that are read, by what errors call them.
         overwrite: replaces an evaluation of other pairs, weights or options; without it that raises an error.
+        both_ways: also registers each pair the other way round, for the inverse-consistency error.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Evaluation:
         options: Mapping[str, Any] | None = None,
         read: Mapping[str, str] | None = None,
         overwrite: bool = False,
+        both_ways: bool = False,
     ) -> None:
         self.dataset = dataset
         self.network = network
@@ -143,10 +146,12 @@ class Evaluation:
         self.provenance = dict(provenance or {})
         self.inspect = PairInspector(network, None if maps else soi_labels) if qa else None
         self.items = items
-        self.options = {"soi_labels": soi_labels, "qa": bool(qa), "maps": maps, **(options or {})}
+        own = {"soi_labels": soi_labels, "qa": bool(qa), "maps": maps, "both_ways": both_ways}
+        self.options: dict[str, Any] = own | dict(options or {})
         self.options["inferers"] = {name: described(inferer) for name, inferer in inferers.items()}
         self.read = dict(read or {})
         self.overwrite = checked_overwrite(overwrite)
+        self.both_ways = both_ways
 
     def run(self) -> dict[str, Any]:
         """Evaluates, writes the files, prints the table, and returns what the JSON holds; does nothing a second time.
@@ -246,20 +251,21 @@ class Evaluation:
             if key in POINT_KEYS and not is_points(str(pair[key])):
                 raise ValueError(f"{pair[key]} is no landmark file: give evaluated_labels, for it has no TRE")
         warn_of_landmarks(pair, number)
-        image = pair["image"].as_tensor()[None].to(self.device)
+        image, guidance = pair["image"].as_tensor()[None].to(self.device), batched(pair)
         files = {side: str(pair[f"{side}_image"].meta["filename_or_obj"]) for side in ("moving", "fixed")}
         nothing = torch.zeros(1, image.ndim - 2, *image.shape[2:])
         fields, results, seconds = {IDENTITY: nothing}, {IDENTITY: dict(pair)}, {IDENTITY: 0.0}
         for method, inferer in self.inferers.items():
             start = time.perf_counter()
-            with torch.no_grad():
-                pred = inferer(image, self.network, **guided_arguments(inferer, batched(pair)))
+            pred = self.registered(inferer, image, guidance)
             fields[method] = convert_to_tensor(pred, track_meta=False, device="cpu")
             seconds[method] = time.perf_counter() - start
             results[method] = self.represented(pair, pred)
+        backs = self.fields_back(*other_way(image, guidance)) | {IDENTITY: nothing} if self.both_ways else {}
         rows = [
             {"pair": number, **files, "method": method}
             | pair_metrics(pair, ddf, self.soi_labels, self.transform(results[method]))
+            | (inverse_consistency(ddf, backs[method], Grid.of(pair["image"]).spacing) if method in backs else {})
             | {"seconds": seconds[method]}
             for method, ddf in fields.items()
         ]
@@ -270,6 +276,16 @@ class Evaluation:
             for method, ddf in fields.items():
                 done.spread.setdefault(method, FieldSpread()).add(ddf)
         return rows
+
+    def registered(self, inferer: Inferer, image: Tensor, guidance: Guidance) -> Tensor:
+        """The ddf that an inferer makes of a batch."""
+        with torch.no_grad():
+            return inferer(image, self.network, **guided_arguments(inferer, guidance))
+
+    def fields_back(self, image: Tensor, guidance: Guidance) -> dict[str, Tensor]:
+        """The ddf of each method for a batch in which moving and fixed have changed places, on the CPU."""
+        found = {name: self.registered(inferer, image, guidance) for name, inferer in self.inferers.items()}
+        return {name: convert_to_tensor(pred, track_meta=False, device="cpu") for name, pred in found.items()}
 
     def represented(self, pair: Mapping[str, Any], pred: Tensor) -> dict[str, Any]:
         """A pair with the ddf ``(1, D, *S)`` that a method found, and the parameters of it, if the network has any."""
