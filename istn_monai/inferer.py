@@ -96,7 +96,8 @@ class RefineInferer(Inferer):
         refiner = self.refiner
         weights = "" if refiner.weights is None else f", weights={refiner.weights}"
         rate = f"learning_rate={refiner.learning_rate:g}"
-        return f"RefineInferer(steps={refiner.steps}, target={refiner.target}, {rate}{weights})"
+        levels = "" if refiner.levels is None else f", levels={refiner.levels}"
+        return f"RefineInferer(steps={refiner.steps}, target={refiner.target}, {rate}{weights}{levels})"
 
     def __call__(
         self, inputs: Tensor, network: nn.Module, *args: Any, guidance: Guidance | None = None, **kwargs: Any

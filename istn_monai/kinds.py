@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from istn_monai import refine_weights
+from istn_monai.levels import checked_levels
 
 Kind = Callable[[str, Any], Any]
 
@@ -191,6 +192,14 @@ def loss_weights(name: str, value: Any) -> Any:
     found = term_weights(name, value)
     if isinstance(found, dict):
         refine_weights.term_weights(found, name, refine_weights.LOSS_TERMS)
+    return found
+
+
+def levels(name: str, value: Any) -> Any:
+    """Stride and steps of the levels of a refinement."""
+    found = literal(value)
+    if found is not None:
+        checked_levels(found)
     return found
 
 

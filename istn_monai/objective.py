@@ -214,7 +214,7 @@ class PairObjective:
         """The fixed side at each ``stride``-th voxel, and the correlation with its image."""
         if stride not in self.targets:
             fixed = self.parts(strided(self.fixed, stride))
-            width = WIDTH // stride // 2 * 2 + 1
+            width = max(3, WIDTH // stride // 2 * 2 + 1)
             image = fixed.get("image", fixed["structures"])
             self.targets[stride] = fixed, LocalCorrelation(image, width) if "image" in self.weights else None
         return self.targets[stride]

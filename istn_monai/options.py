@@ -71,6 +71,7 @@ SETTINGS: dict[str, str] = {
     "evaluated_labels": "as soi_labels, of what evaluation compares; soi_labels by default",
     "evaluated_split": "part of the datalist to evaluate",
     "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
+    "refine_levels": "stride and steps of each level, coarse to fine: [[4,10],[2,25],[1,15]]; instead of refine_steps",
     "refine_weights": "what refinement minimizes: accurate, smooth, structures, or weights by name",
     "use_labels": "moving_label and fixed_label, or one of them, guide the refinement",
     "use_points": "the landmarks of both images guide the refinement",
@@ -127,6 +128,7 @@ KINDS: dict[str, Kind] = {
     "initial_alignment": choice("world", "center", "moments", "rigid"),
     "learning_rate": number(above=0, most=10),
     "refine_learning_rate": none_or(number(above=0, most=10)),
+    "refine_levels": none_or(kinds.levels),
     "refine_weights": none_or(kinds.term_weights),
     "loss_weights": none_or(kinds.loss_weights),
     "training_dtype": choice("float32", "bfloat16"),
@@ -148,11 +150,11 @@ OF_COMMAND = {
     "train": TRAINING | {"output_dir", "nifti_frame", "device", "spatial_size", "initial_alignment"},
     "evaluate": {
         "device", "seed", "spatial_size", "initial_alignment", "qa", "both_ways", "evaluated_labels", "evaluated_split",
-        "refine_learning_rate", "refine_weights", "cache_dir", "overwrite", "nifti_frame",
+        "refine_learning_rate", "refine_levels", "refine_weights", "cache_dir", "overwrite", "nifti_frame",
     },
     "register": {
-        "device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "refine_weights", "overwrite",
-        "nifti_frame", "moving_series", "fixed_series", "use_labels", "use_points",
+        "device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "refine_levels", "refine_weights",
+        "overwrite", "nifti_frame", "moving_series", "fixed_series", "use_labels", "use_points",
     },
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}

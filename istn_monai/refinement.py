@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from istn_monai.adam import Adam, cosine_to_zero
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.guidance import Guidance, check_both_labels
+from istn_monai.levels import checked_levels, default_levels, strides_of
 from istn_monai.networks import ISTN
 from istn_monai.objective import LossObjective, Objective, PairObjective
 from istn_monai.refine_weights import term_weights
 
 TARGETS = ("theta", "stn")
-LEARNING_RATES, COARSE_STEPS = {"theta": 0.05, "stn": 1e-3}, {"theta": 25, "stn": 0}
-COARSE_STRIDE = 2
+LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
 #: of Adam; of an objective with weights, larger: what hardly matters to it then stays where it is, not at its bound
 EPSILON, WEIGHTED_EPSILON = 1e-8, 1e-6
-COARSE_FRACTION = 0.7  # of the steps of an objective with weights, whose terms do not depend on the stride
 AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
 
 
@@ -105,6 +104,8 @@ class Refiner:
         patience: a pair stops after as many full steps without an improvement of at least ``tolerance``, relative.
         tolerance: see ``patience``.
         max_seconds: stop after so long; None for no limit.
+        levels: from coarse to fine the stride and the steps of each level, ``[[4, 10], [2, 25], [1, 15]]``: steps that
+            compare every fourth, every second and every voxel. Takes the place of ``steps`` and ``coarse_steps``.
 
     Example:
         >>> from istn_monai import AffineTransformation
@@ -129,6 +130,7 @@ class Refiner:
         tolerance: float = 1e-4,
         max_seconds: float | None = None,
         weights: str | Mapping[str, float] | None = None,
+        levels: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if target not in TARGETS:
             raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
@@ -141,17 +143,17 @@ class Refiner:
         if weights is not None and (similarity is not None or regularization is not None):
             raise ValueError("give weights, or similarity and regularization, not both")
         self.weights = None if weights is None else term_weights(weights)
-        wanted = COARSE_STEPS[target] if coarse_steps is None else coarse_steps
-        most = steps // 2 if weights is None else int(steps * COARSE_FRACTION)
-        most = 0 if "labels" in (self.weights or {}) else most  # sharp edges: every second voxel is not enough
-        wanted = most if weights is not None and coarse_steps is None and target == "theta" else wanted
-        self.coarse_steps = 0 if regularization is not None else min(wanted, most)
-        self.steps = steps
+        self.levels = None if levels is None else checked_levels(levels)
+        if levels is not None and not (coarse_steps is None and regularization is None):
+            raise ValueError("levels go with neither coarse_steps nor a regularization, which depends on the stride")
+        #: stride of the voxels that each step compares
+        coarse_steps = 0 if regularization is not None else coarse_steps
+        self.strides = strides_of(self.levels or default_levels(steps, coarse_steps, target, self.weights))
+        self.steps = len(self.strides)
         self.target = target
         self.learning_rate = LEARNING_RATES[target] if learning_rate is None else learning_rate
         self.similarity = nn.MSELoss() if similarity is None else similarity
-        self.regularization = regularization
-        self.regularization_weight = regularization_weight
+        self.regularization, self.regularization_weight = regularization, regularization_weight
         self.patience = patience
         self.tolerance = tolerance
         self.max_seconds = max_seconds
@@ -241,7 +243,7 @@ class Refiner:
         track = BestIterates(self.patience, self.tolerance, self.steps)
         for step in range(self.steps + 1):
             late = self.max_seconds is not None and time.perf_counter() - begin > self.max_seconds
-            stride = COARSE_STRIDE if 0 < step < self.coarse_steps and not late else 1
+            stride = self.strides[step] if 0 < step < self.steps and not late else 1
             theta = theta_of()
             ddf = transformation(theta, stride)
             values = objective(ddf, stride)

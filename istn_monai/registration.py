@@ -39,6 +39,8 @@ RESULTS = (
     "initial_alignment",
 )  # fmt: skip
 
+REFINING = ("refine_weights", "refine_levels", "refine_learning_rate")  # what a refinement alone reads
+
 
 def overlay(config: str | Path | None) -> list[str]:
     """Config files that come after the bundle's own: one, or none."""
@@ -84,6 +86,9 @@ class Registration:
         if model is not None:
             settings = {"checkpoint_file": str(find_weights(model))} | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
+        idle = [name for name in REFINING if not refine_steps and settings.get(name) is not None]
+        if idle:
+            raise ValueError(f"{idle[0]} counts in a refinement alone: give refine_steps above 0, or leave it out")
         self.arguments = (model, refine_steps, config, bundle_root, settings)
         folder = bundle_folder(bundle_root)
         names = ["inference", "refine"] if refine_steps else ["inference"]

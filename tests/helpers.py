@@ -106,6 +106,7 @@ def random_checkpoint(folder: Path, settings: dict) -> dict:
     described_by = NetworkSettings(**{name: value for name, value in settings.items() if name in names})
     torch.manual_seed(0)
     network = described_by.network()
+    torch.manual_seed(0)  # whatever the network has drawn
     for head in network.istn.stn.heads:
         for parameter in head.parameters():
             torch.nn.init.normal_(parameter, std=0.6)

@@ -130,11 +130,48 @@ def test_coarse_steps_are_cheaper_and_chosen_on_all_voxels(network, image, targe
 
 def test_coarse_steps_by_default():
     defaults = {
-        target: Refiner(steps=steps, target=target).coarse_steps for target, steps in [("theta", 50), ("stn", 50)]
+        target: Refiner(steps=steps, target=target).strides.count(2) for target, steps in [("theta", 50), ("stn", 50)]
     }
     assert defaults == {"theta": 25, "stn": 0}
-    assert Refiner(steps=9).coarse_steps == 4 and Refiner(steps=1000).coarse_steps == 25
-    assert Refiner(regularization=BendingEnergyLoss()).coarse_steps == 0
+    assert Refiner(steps=9).strides == [2] * 4 + [1] * 5 and Refiner(steps=1000).strides.count(2) == 25
+    assert Refiner(regularization=BendingEnergyLoss()).strides == [1] * 50
+
+
+def test_levels_are_strides_and_steps_from_coarse_to_fine(network, image):
+    refiner = Refiner(levels=[[4, 2], [2, 3], [1, 4]], weights="accurate", patience=99)
+    assert refiner.steps == 9 and refiner.strides == [4, 4, 2, 2, 2, 1, 1, 1, 1]
+    same = Refiner(steps=9, coarse_steps=5, weights="accurate", patience=99)
+    levels = Refiner(levels=((2, 5), (1, 4)), weights="accurate", patience=99)
+    assert torch.equal(levels(network, image).theta, same(network, image).theta)
+    assert not torch.equal(refiner(network, image).theta, same(network, image).theta)
+    seen = torch.tensor(refiner(network, image[:1]).reports[0].trace).isfinite()
+    assert seen.tolist() == [True, *[False] * 4, *[True] * 5]  # what is chosen is known on all voxels
+    assert "levels=[(4, 2), (2, 3), (1, 4)]" in repr(RefineInferer(refiner))
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        [],
+        [[2, 5]],
+        [[1, 5], [2, 5]],
+        [[2, 0], [1, 5]],
+        [[8, 5], [1, 5]],
+        [[2, 5], [2, 5], [1, 1]],
+        [[1, 2.0]],
+        [3],
+        "x",
+    ],
+)
+def test_levels_of_another_form_are_refused(levels):
+    with pytest.raises(ValueError, match="refine_levels must be stride and steps"):
+        Refiner(levels=levels)
+
+
+def test_levels_take_the_place_of_others():
+    for other in ({"coarse_steps": 3}, {"regularization": BendingEnergyLoss()}):
+        with pytest.raises(ValueError, match="levels go with neither coarse_steps nor a regularization"):
+            Refiner(levels=[[2, 5], [1, 5]], **other)
 
 
 def test_coarse_steps_do_the_work():

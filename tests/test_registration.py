@@ -312,7 +312,7 @@ REFUSED = {
     "training_dtype": "bfloat16", "val_interval": 2, "similarity": {"_target_": "MSELoss"}, "points_map": "distance",
     "regularization": {"_target_": "BendingEnergyLoss"}, "regularization_weight": 2, "points_width": 3, "seed": 3,
     "evaluated_labels": [[1]], "evaluated_split": "testing", "fixed_label": "f", "moving_mask": "m", "fixed_mask": "m",
-    "moving_points": "p", "fixed_points": "p",
+    "moving_points": "p", "fixed_points": "p", "loss_weights": "smooth", "both_ways": False,
 }  # fmt: skip
 
 
@@ -322,7 +322,7 @@ def test_a_setting_either_changes_the_registration_or_is_refused(tmp_path):
         files[f"{side}_points"] = str(write_points(Points(torch.tensor([[x, 54.0]]), ("a",)), tmp_path / f"{side}.csv"))
     changes = {
         "refine_steps": 2, "refine_learning_rate": 0.01, "refine_weights": "structures", "spatial_size": [40, 32],
-        "initial_alignment": "moments", "use_labels": True, "use_points": True,
+        "initial_alignment": "moments", "use_labels": True, "use_points": True, "refine_levels": [[4, 3], [1, 2]],
     }  # fmt: skip
     given = ({}, *({name: value} for name, value in changes.items()))
     found = [Registration(**{"refine_steps": 3} | settings | one)(files)["warped"].as_tensor() for one in given]
@@ -332,3 +332,6 @@ def test_a_setting_either_changes_the_registration_or_is_refused(tmp_path):
     for name, value in REFUSED.items():
         with pytest.raises(ValueError, match=f"register does not read the setting '{name}'"):
             Registration(**{name: value})
+    for name in ("refine_weights", "refine_levels", "refine_learning_rate"):
+        with pytest.raises(ValueError, match=f"{name} counts in a refinement alone"):
+            Registration(refine_steps=0, **{name: changes[name]})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from monai.inferers import SimpleInferer
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from istn_monai.levels import checked_levels
 from istn_monai.networks import ISTNOutput
 from istn_monai.refinement import LEARNING_RATES
 from istn_monai.transforms.keys import GUIDANCE
@@ -18,11 +19,12 @@ from istn_monai.transforms.keys import GUIDANCE
 BSPLINE_RATE, BSPLINE_STEPS = 0.2, 50
 
 
-def default_rate(transformation: str, steps: int) -> float:
+def default_rate(transformation: str, steps: int, levels: Sequence[Sequence[int]] | None = None) -> float:
     """The bundle's learning rate for the parameters of "affine" or "bspline".
 
     In fewer steps than usual B-splines take smaller ones: 10 at the full rate end where they began. No step is as one.
     """
+    steps = steps if levels is None else sum(number for _, number in checked_levels(levels))
     if transformation != "bspline":
         return LEARNING_RATES["theta"]
     return BSPLINE_RATE * min(1.0, max(1, steps) / BSPLINE_STEPS)
