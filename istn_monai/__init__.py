@@ -17,11 +17,12 @@ Where things are, in reading order: no module comes before one that it imports.
 - :mod:`istn_monai.layers`, :mod:`istn_monai.optical_flow`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN,
   and both joined, ISTN;
   :mod:`~istn_monai.transforms.keys` (of a pair), :mod:`istn_monai.refine_weights`,
-  :mod:`istn_monai.guidance` (labels, landmarks and masks of the pair in hand), :mod:`istn_monai.mind` and
-  :mod:`istn_monai.objective`: what a refinement minimizes; :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i;
-  :mod:`istn_monai.adam`; :mod:`istn_monai.levels` (coarse to fine); :mod:`istn_monai.refinement`:
-  test-time refinement for the one pair in hand; :mod:`istn_monai.inferer`: refinement as a MONAI inferer;
-  :mod:`istn_monai.alignment`: initial alignment; :mod:`istn_monai.metrics`
+  :mod:`istn_monai.guidance` (labels, landmarks and masks of the pair in hand), :mod:`istn_monai.mind`,
+  :mod:`istn_monai.mutual_information` and :mod:`istn_monai.objective`: what a refinement minimizes;
+  :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.adam`;
+  :mod:`istn_monai.levels` (coarse to fine); :mod:`istn_monai.refinement`: test-time refinement for the one pair in
+  hand; :mod:`istn_monai.inferer`: refinement as a MONAI inferer; :mod:`istn_monai.alignment`: initial alignment;
+  :mod:`istn_monai.metrics`
 - :mod:`istn_monai.io`: files in, files out.
   :mod:`~istn_monai.io.whole` (written to the end), :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.locks`,
   :mod:`~istn_monai.io.staging` (results that appear together), :mod:`~istn_monai.io.simple_itk`,

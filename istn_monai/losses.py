@@ -13,7 +13,7 @@ from istn_monai.geometry.sampling import warp
 from istn_monai.geometry.transformation import per_axis
 from istn_monai.mind import mind_ssc
 from istn_monai.networks import ISTNOutput
-from istn_monai.objective import LocalCorrelation, bending_energy, counted_mean
+from istn_monai.objective import bending_energy, counted_mean, image_terms
 from istn_monai.refine_weights import LOSS_TERMS, term_weights
 
 VARIANTS = ("u", "s", "e", "i")
@@ -44,8 +44,8 @@ class ISTNLoss(nn.Module):
         regularization: called with the ddf ``(B, D, *S)``, e.g. ``monai.losses.BendingEnergyLoss()``; None for none.
         regularization_weight: its factor.
         weights: of ``structures``, the variant's own terms, and of further ones, by name or as a preset: ``image``, 1 -
-            local correlation of the images, ``mind``, and ``bending``, of the ddf in mm; the terms and presets of a
-            refinement, see :class:`istn_monai.objective.PairObjective`. None for the variant's own alone.
+            local correlation of the images, ``mse``, ``nmi``, ``mind``, and ``bending``, of the ddf in mm; the terms
+            and presets of a refinement, see :class:`istn_monai.objective.PairObjective`. None for the variant's own.
         spacing: of the grid in mm, for ``bending``.
 
     Where a mask of a batch is 0, nothing counts: there is neither loss nor gradient.
@@ -120,9 +120,7 @@ class ISTNLoss(nn.Module):
         """What keeps the image and the regularity of the field."""
         moving, fixed = output.image.chunk(2, dim=1)
         both = None if counts.masks is None else counts.both.to(fixed)
-        terms: dict[str, Tensor] = {}
-        if "image" in self.weights:
-            terms["image"] = 1.0 - LocalCorrelation(fixed)(warp(moving, output.ddf), both)
+        terms = image_terms(self.weights, warp(moving, output.ddf), fixed, both)
         if "mind" in self.weights:
             terms["mind"] = counted_mean((warp(mind_ssc(moving), output.ddf) - mind_ssc(fixed)).square(), both)
         if "bending" in self.weights:

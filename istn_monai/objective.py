@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from istn_monai.geometry.sampling import sample_moved
 from istn_monai.guidance import Guidance, both_masks, checked_guidance, label_difference, landmark_difference
 from istn_monai.mind import mind_ssc
-from istn_monai.refine_weights import term_weights
+from istn_monai.mutual_information import normalized_mutual_information
+from istn_monai.refine_weights import IMAGE_TERMS, term_weights
 from istn_monai.transforms.keys import POINT_KEYS
 
 WIDTH = 9  # voxels of a window of local correlation (VoxelMorph's)
@@ -89,6 +90,32 @@ class LocalCorrelation:
         return counted_mean(covariance * covariance / (variance * fixed_variance), counts)
 
 
+def image_terms(
+    names: Container[str],
+    warped: Tensor,
+    fixed: Tensor,
+    counts: Tensor | None = None,
+    correlation: LocalCorrelation | None = None,
+) -> dict[str, Tensor]:
+    """Of ``image``, ``mse`` and ``nmi`` those that are named, ``(B,)`` each, see :class:`PairObjective`.
+
+    Args:
+        names: of terms.
+        warped: moving images ``(B, C, *S)``.
+        fixed: likewise.
+        counts: ``(B, 1, *S)``, by which voxels count; None if all do.
+        correlation: with ``fixed``, where it is known already.
+    """
+    terms: dict[str, Tensor] = {}
+    if "image" in names:
+        terms["image"] = 1.0 - (correlation or LocalCorrelation(fixed))(warped, counts)
+    if "mse" in names:
+        terms["mse"] = counted_mean((warped - fixed).square(), counts)
+    if "nmi" in names:
+        terms["nmi"] = 1.0 - normalized_mutual_information(warped, fixed, counts)
+    return terms
+
+
 def bending_energy(ddf: Tensor, spacing: Sequence[float], stride: int = 1) -> Tensor:
     """Mean squared second derivatives of a displacement in mm, in 1/mm^2, ``(B,)`` (Rueckert et al. 1999).
 
@@ -157,6 +184,8 @@ class PairObjective:
     - ``structures``: mean squared difference of the representations, as a fraction of their mean square: the paper's
       ``r`` (Sec. 2.3), whatever part of the grid the structures fill.
     - ``image``: 1 - :class:`LocalCorrelation` of the images.
+    - ``mse``: mean squared difference of the images.
+    - ``nmi``: 1 - :func:`istn_monai.mutual_information.normalized_mutual_information`, for different contrasts.
     - ``mind``: mean squared difference of :func:`istn_monai.mind.mind_ssc` of the images, for different contrasts.
     - ``bending``: :func:`bending_energy`.
     - ``labels``: :func:`label_difference` of labels of the pair; of one side alone, from the other's representation.
@@ -190,7 +219,7 @@ class PairObjective:
         guidance = checked_guidance(guidance or {}, self.weights, moving)
         self.points = [guidance[name] for name in POINT_KEYS] if "landmarks" in self.weights else []
         sides = {"structures": (moving, fixed)}
-        if images is not None and "image" in self.weights:
+        if images is not None and any(name in self.weights for name in IMAGE_TERMS):
             sides["image"] = (images[0], images[1])
         if "mind" in self.weights:
             sides["mind"] = tuple(map(mind_ssc, sides["structures"] if images is None else images[:2]))
@@ -229,8 +258,8 @@ class PairObjective:
         if "structures" in self.weights:
             difference = warped["structures"] - fixed["structures"]
             terms["structures"] = counted_mean(difference.square(), counts) / self.size
-        if correlation is not None:
-            terms["image"] = 1.0 - correlation(warped.get("image", warped["structures"]), counts)
+        moving_image, fixed_image = (side.get("image", side["structures"]) for side in (warped, fixed))
+        terms |= image_terms(self.weights, moving_image, fixed_image, counts, correlation)
         if "mind" in self.weights:
             terms["mind"] = counted_mean((warped["mind"] - fixed["mind"]).square(), counts)
         if "bending" in self.weights:

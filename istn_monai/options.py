@@ -34,7 +34,7 @@ SETTINGS: dict[str, str] = {
     "similarity": "MONAI loss that compares two images in all terms; none is the paper's mean squared error",
     "regularization": "MONAI loss of the ddf; none by default",
     "regularization_weight": "its factor",
-    "loss_weights": "of the loss's own terms (structures) and of image, mind and bending: weights by name, or a preset",
+    "loss_weights": "of the loss's own terms (structures) and of image, mse, nmi, mind, bending: by name, or a preset",
     "spatial_size": "voxels of the registration grid; at inference auto covers the fixed image",
     "spacing": "its voxel size in mm",
     "soi_labels": "groups of label values, one for each SoI channel; none takes labels as real-valued maps, [] none",

@@ -14,8 +14,9 @@ PRESETS: dict[str, dict[str, float]] = {
     "accurate": {"structures": 1.0, "image": 0.05, "bending": 2.0},
     "smooth": {"structures": 1.0, "image": 0.02, "bending": 7.0},
 }
-TERMS = ("structures", "image", "mind", "bending", "labels", "landmarks")
-LOSS_TERMS = TERMS[:4]  #: of training, whose labels and landmarks are the structures
+IMAGE_TERMS = ("image", "mse", "nmi", "mind")  #: that compare the images
+TERMS = ("structures", *IMAGE_TERMS, "bending", "labels", "landmarks")
+LOSS_TERMS = TERMS[:-2]  #: of training, whose labels and landmarks are the structures
 #: weights of what a pair brings along, where it shall count
 GUIDE_WEIGHTS = {"labels": 4.0, "landmarks": 0.01}
 

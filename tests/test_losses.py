@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 
 from istn_monai.losses import VARIANTS, DiceMSELoss, ISTNLoss
 from istn_monai.mind import mind_ssc
+from istn_monai.mutual_information import normalized_mutual_information
 from istn_monai.objective import LocalCorrelation, bending_energy
 
 ALL = (*VARIANTS, "r")
@@ -217,7 +218,7 @@ def test_dice_mse_is_zero_for_equal_masks_and_near_one_for_a_missed_small_struct
     assert DiceMSELoss()(torch.zeros_like(target), target) > 0.99
 
 
-WEIGHTS = {"structures": 0.5, "image": 2.0, "mind": 3.0, "bending": 4.0}
+WEIGHTS = {"structures": 0.5, "image": 2.0, "mse": 5.0, "nmi": 6.0, "mind": 3.0, "bending": 4.0}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -233,6 +234,8 @@ def test_weights_add_the_terms_of_a_refinement(variant, size):
     warp = Warp(mode="bilinear", padding_mode="border")
     expected = {name: 0.5 * value for name, value in plain.items()} | {
         "image": 2.0 * (1.0 - LocalCorrelation(fixed)(warp(moving, output.ddf)).mean()),
+        "mse": 5.0 * mse_loss(warp(moving, output.ddf), fixed),
+        "nmi": 6.0 * (1.0 - normalized_mutual_information(warp(moving, output.ddf), fixed).mean()),
         "mind": 3.0 * mse_loss(warp(mind_ssc(moving), output.ddf), mind_ssc(fixed)),
         "bending": 4.0 * bending_energy(output.ddf, spacing).mean(),
     }

@@ -159,10 +159,33 @@ def test_mind_is_that_of_its_paper_by_hand(size):
     np.testing.assert_allclose(mind_ssc(image, radius, dilation)[0], expected, atol=1e-10)
 
 
-def test_mind_aligns_what_has_another_contrast():
-    fixed = torch.nn.functional.interpolate(rand(1, 1, 8, 7), (40, 36), mode="bicubic")
-    moving = 1 - fixed.roll(2, 2).sqrt().nan_to_num()
-    refiner = Refiner(steps=60, weights={"mind": 1.0}, coarse_steps=0)
-    ddf = refiner.register(AffineTransformation((40, 36)), moving, fixed).ddf[0]
+@pytest.mark.parametrize("term, contrast", [("mind", True), ("nmi", True), ("mse", False), ("image", True)])
+@pytest.mark.parametrize("given", [False, True])
+def test_terms_of_the_images_align_them(term, contrast, given):
+    """Also those of another contrast; as the representations, or beside representations that say nothing."""
+    fixed = torch.nn.functional.interpolate(rand(1, 1, 8, 7), (40, 36), mode="bicubic").clamp(0, 1)
+    moving = fixed.roll(2, 2)
+    moving = 1 - moving.sqrt() if contrast else moving
+    refiner = Refiner(steps=60, weights={term: 1.0}, coarse_steps=0)
+    nothing = torch.zeros_like(fixed)
+    pair = (nothing, nothing, None, (moving, fixed)) if given else (moving, fixed)
+    result = refiner.register(AffineTransformation((40, 36)), *pair)
+    assert list(result.reports[0].terms) == [term]
+    ddf = result.ddf[0]
     assert ddf[0, 8:-8, 8:-8].mean().item() == pytest.approx(2, abs=0.3)
     assert ddf[1, 8:-8, 8:-8].abs().mean().item() < 0.3
+
+
+@pytest.mark.parametrize("term", ["image", "mse", "nmi"])
+def test_what_a_mask_leaves_out_changes_no_term_of_the_images(term):
+    moving, fixed = rand(1, 1, 20, 18, seed=1), rand(1, 1, 20, 18, seed=2)
+    mask = torch.ones_like(fixed)
+    mask[..., :6] = 0
+    ddf = torch.zeros(1, 2, 20, 18)
+    changed = torch.where(mask > 0, fixed, 0.9)
+    values = [
+        PairObjective({term: 1.0}, moving, image, (1.0, 1.0), guidance={"fixed_mask": mask})(ddf)
+        for image in (fixed, changed)
+    ]
+    assert torch.equal(*values)
+    assert not torch.equal(values[0], PairObjective({term: 1.0}, moving, fixed, (1.0, 1.0))(ddf))
