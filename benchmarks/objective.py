@@ -27,16 +27,19 @@ from istn_monai.registration import Registration
 from istn_monai.workflow.evaluation import Evaluation
 from istn_monai.workflow.inferers import default_rate
 
+STEPS = 50
+MIND = 0.5  # its weight, so that it is worth about as much as the local correlation is
 ACCURATE = PRESETS["accurate"]
 CANDIDATES: dict[str, Any] = {
     "one pass": 0,
     "the paper's r": None,
+    "the paper's r, of the STN": "stn",
     **PRESETS,
     "accurate without image": {name: ACCURATE[name] for name in ("structures", "bending")},
     "accurate without bending": {name: ACCURATE[name] for name in ("structures", "image")},
     "image and bending alone": {name: ACCURATE[name] for name in ("image", "bending")},
+    "mind in the place of image": {"mind": MIND} | {name: ACCURATE[name] for name in ("structures", "bending")},
 }
-STEPS = 50
 KEPT = ("dice_merged", "dice_labels", "lncc", "sdlogj", "folding")
 
 
@@ -60,11 +63,7 @@ def main(
         if not missing:
             continue
         evaluation.dataset = [registration.content("preprocessing")(item)]
-        refiners = {
-            name: Refiner(steps=0) if weights == 0 else Refiner(steps=STEPS, learning_rate=rate, weights=weights)
-            for name, weights in CANDIDATES.items()
-            if name in missing
-        }
+        refiners = {name: refiner_of(weights, rate) for name, weights in CANDIDATES.items() if name in missing}
         evaluation.inferers = {name: Timed(refiner) for name, refiner in refiners.items()}
         for row in evaluation.evaluate_pair(0)[1:]:
             rows.setdefault(row["method"], []).append({name: row[name] for name in (*KEPT, "seconds")})
@@ -73,6 +72,15 @@ def main(
             common.write(result, file)
     for name, own in result["summary"].items():
         print(f"{name:26}", "  ".join(f"{key} {value:.4f}" for key, value in own.items()))
+
+
+def refiner_of(weights: Any, rate: float) -> Refiner:
+    """Of weights by name, None for the paper's objective, "stn" for that on the STN's weights, or 0 for one pass."""
+    if weights == 0:
+        return Refiner(steps=0)
+    if weights == "stn":
+        return Refiner(steps=STEPS, target="stn")
+    return Refiner(steps=STEPS, learning_rate=rate, weights=weights)
 
 
 class Timed:
