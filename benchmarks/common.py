@@ -61,7 +61,9 @@ def commit(checkout: Path = ROOT) -> str:
     """The commit that is checked out, with "-dirty" where tracked files differ from it; "unknown" without git."""
     git = ["git", "-C", str(checkout)]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", check=True
+        ).stdout.strip()
         return head + ("-dirty" if subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

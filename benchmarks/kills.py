@@ -227,7 +227,7 @@ def start(command: list[str]) -> subprocess.Popen:
     """A command, once it says that it has loaded all that it needs."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(common.ROOT)}
     process = subprocess.Popen(
-        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
     assert process.stdout is not None
     while (line := process.stdout.readline()) and line != "ready\n":

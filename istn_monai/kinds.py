@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from istn_monai import refine_weights
@@ -178,21 +178,18 @@ def definition(name: str, value: Any) -> Any:
     return found
 
 
-def term_weights(name: str, value: Any) -> Any:
+def term_weights(name: str, value: Any, terms: Sequence[str] = refine_weights.TERMS) -> Any:
     """A preset of weights by its name, or weights by the names of terms."""
     found = literal(value)
     if found is None or (isinstance(found, str) and found in refine_weights.PRESETS):
         return found
-    refine_weights.term_weights(found, name)
+    refine_weights.term_weights(found, name, terms)
     return found  # with weights of 0, which say that a term shall not count
 
 
 def loss_weights(name: str, value: Any) -> Any:
     """As :func:`term_weights`, of the terms of training."""
-    found = term_weights(name, value)
-    if isinstance(found, dict):
-        refine_weights.term_weights(found, name, refine_weights.LOSS_TERMS)
-    return found
+    return term_weights(name, value, refine_weights.LOSS_TERMS)
 
 
 def levels(name: str, value: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
+from istn_monai.geometry.filling import filled
 from istn_monai.geometry.sampling import warp
 from istn_monai.geometry.transformation import per_axis
 from istn_monai.mind import mind_ssc
@@ -17,6 +18,7 @@ from istn_monai.objective import bending_energy, counted_mean, image_terms
 from istn_monai.refine_weights import LOSS_TERMS, term_weights
 
 VARIANTS = ("u", "s", "e", "i")
+WHOLE = 1 - 1e-4  # of an interpolated mask: all that a voxel is interpolated from counts
 Loss = Callable[[Tensor, Tensor], Tensor]
 #: SoI channels ``(B, 2K, *S)``; or a batch with these as ``label`` and, if there are masks, ``(B, 2, *S)`` as ``mask``
 Target: TypeAlias = Tensor | Mapping[str, Tensor]
@@ -96,29 +98,31 @@ class ISTNLoss(nn.Module):
     def structures(self, output: ISTNOutput, label: Tensor | None, counts: Counts) -> dict[str, Tensor]:
         """The variant's own terms."""
         d = self.similarity
-        moving, fixed = output.image.chunk(2, dim=1)
         if self.variant == "u":
+            moving, fixed = counts.images(output.image)
             return {"stn_u": d(*where(counts.both, warp(moving, output.ddf), fixed))}
-        moving, fixed = output.moving_representation, output.fixed_representation
+        warped, fixed = warp(counts.of_moving(output.moving_representation), output.ddf), output.fixed_representation
         if self.variant == "r":
-            return {"stn_r": d(*where(counts.both, warp(moving, output.ddf), fixed))}
+            return {"stn_r": d(*where(counts.both, warped, fixed))}
         moving_soi, fixed_soi = checked_label(label, output, self.variant)
         in_moving, in_fixed = annotated(moving_soi), annotated(fixed_soi)
         in_both = in_moving & in_fixed & counts.both
-        warped_soi = warp(moving_soi, output.ddf)
+        warped_soi = warp(counts.of_moving(moving_soi), output.ddf)
         terms = {"stn_s": d(*where(in_both, warped_soi, fixed_soi))}
         if self.variant == "e":
-            terms["itn_moving"] = d(*where(in_moving & counts.moving, moving, moving_soi))
+            terms["itn_moving"] = d(*where(in_moving & counts.moving, output.moving_representation, moving_soi))
             terms["itn_fixed"] = d(*where(in_fixed & counts.fixed, fixed, fixed_soi))
         elif self.variant == "i":
-            terms["stn_i_moving"] = d(*where(in_both, warp(moving, output.ddf), fixed_soi))
+            terms["stn_i_moving"] = d(*where(in_both, warped, fixed_soi))
             # the network's output comes first, the annotation second: asymmetric losses depend on it
             terms["stn_i_fixed"] = d(*where(in_both, fixed, warped_soi))
         return terms
 
     def further(self, output: ISTNOutput, counts: Counts) -> dict[str, Tensor]:
         """What keeps the image and the regularity of the field."""
-        moving, fixed = output.image.chunk(2, dim=1)
+        if not set(self.weights) - {"structures"}:
+            return {}
+        moving, fixed = counts.images(output.image)
         both = None if counts.masks is None else counts.both.to(fixed)
         terms = image_terms(self.weights, warp(moving, output.ddf), fixed, both)
         if "mind" in self.weights:
@@ -136,6 +140,8 @@ class ISTNLoss(nn.Module):
 class Counts:
     """Which voxels of a batch count, bool: ``moving``, ``fixed``, and ``both``, where the field finds one that counts.
 
+    A voxel counts if all that it is interpolated from does: what lies where a mask is 0 reaches none of them.
+
     Args:
         ddf: ``(B, D, *S)`` in voxels.
         masks: moving and fixed, ``(B, 2, *S)``, 0 where an image does not count; None if all counts.
@@ -146,9 +152,25 @@ class Counts:
         every = torch.ones(1, 1, *[1] * (ddf.ndim - 2), dtype=torch.bool, device=ddf.device)
         self.moving = self.fixed = self.both = every
         if masks is not None:
-            moving, fixed = masks.to(ddf).chunk(2, dim=1)
-            self.moving, self.fixed = moving > 0.5, fixed > 0.5
-            self.both = (warp(moving, ddf.detach()) > 0.5) & self.fixed
+            self.moving, self.fixed = (masks.to(ddf) > WHOLE).chunk(2, dim=1)
+            self.both = (warp(self.moving.to(ddf), ddf.detach()) > WHOLE) & self.fixed
+
+    def of_moving(self, moving: Tensor) -> Tensor:
+        """``(B, K, *S)``, 0 where it does not count, before it is warped."""
+        return moving if self.masks is None else torch.where(self.moving, moving, 0.0)
+
+    def images(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Moving and fixed image of ``(B, 2C, *S)``; what does not count is filled from what does."""
+        moving, fixed = image.chunk(2, dim=1)
+        if self.masks is None:
+            return moving, fixed
+        return all_filled(moving, self.moving), all_filled(fixed, self.fixed)
+
+
+def all_filled(images: Tensor, known: Tensor) -> Tensor:
+    """``(B, C, *S)``, see :func:`filled`; 0 where nothing is known."""
+    pairs = zip(images, known, strict=True)
+    return torch.stack([filled(image, own) if own.any() else torch.zeros_like(image) for image, own in pairs])
 
 
 def annotated(soi: Tensor) -> Tensor:

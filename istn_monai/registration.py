@@ -32,14 +32,12 @@ from istn_monai.workflow.distributed import process_device, world_size
 from istn_monai.workflow.pair_files import check_used, guides_of, pairs_of
 from istn_monai.workflow.provenance import weights_hash
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
-from istn_monai.workflow.settings import check_guides_count, check_settings
+from istn_monai.workflow.settings import check_guides_count, check_refining, check_settings
 
 RESULTS = (
     "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
     "initial_alignment",
 )  # fmt: skip
-
-REFINING = ("refine_weights", "refine_levels", "refine_learning_rate")  # what a refinement alone reads
 
 
 def overlay(config: str | Path | None) -> list[str]:
@@ -86,9 +84,7 @@ class Registration:
         if model is not None:
             settings = {"checkpoint_file": str(find_weights(model))} | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
-        idle = [name for name in REFINING if not refine_steps and settings.get(name) is not None]
-        if idle:
-            raise ValueError(f"{idle[0]} counts in a refinement alone: give refine_steps above 0, or leave it out")
+        check_refining(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
         folder = bundle_folder(bundle_root)
         names = ["inference", "refine"] if refine_steps else ["inference"]
@@ -331,6 +327,7 @@ def evaluate_datalist(
         config: JSON file with further settings.
         settings: overrides.
     """
+    check_refining(refine_steps, settings)
     names = ["train", "evaluate", *(["multi_gpu_evaluate"] if world_size() > 1 else [])]
     files = [str(bundle / "configs" / f"{name}.json") for name in names] + overlay(config)
     path = existing(datalist)

@@ -127,13 +127,19 @@ class PyramidSTN(nn.Module):
         skips = list(reversed(channels[:-1]))[: max(self.depths)]  # finer features than any head reads are not made
         self.decoder = nn.ModuleList(block(spatial_dims, deepest + skip, deepest, 1) for skip in skips)
         self.heads = nn.ModuleList(head(spatial_dims, deepest, shape, pool_size) for shape in shapes)
-        self.flow_heads: nn.ModuleList | None = None
-        if flow:
-            widths = [spatial_dims * min(SCALES, len(channels) - depth) for depth in self.depths]
-            self.flow_heads = nn.ModuleList(
-                head(spatial_dims, width, shape, pool_size, alike=True)
-                for width, shape in zip(widths, shapes, strict=True)
+        self.flow_heads = self.made_flow_heads(spatial_dims, in_channels, pool_size) if flow else None
+
+    def made_flow_heads(self, spatial_dims: int, in_channels: int, pool_size: int) -> nn.ModuleList:
+        """Heads that read the optical flow at each block's level."""
+        if in_channels % 2:
+            raise ValueError(
+                f"in_channels must be even, those of both representations, got {in_channels}; or give flow=False"
             )
+        widths = [spatial_dims * min(SCALES, len(self.encoder) - depth) for depth in self.depths]
+        shapes = self.transformation.parameter_shapes
+        return nn.ModuleList(
+            head(spatial_dims, width, shape, pool_size, alike=True) for width, shape in zip(widths, shapes, strict=True)
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, in_channels, *S)`` to theta ``(B, P)``."""

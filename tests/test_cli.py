@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 def istn_monai(*arguments: object, folder: Path = ROOT) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "istn_monai", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=folder, env=environment, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_an_error_in_the_bundle_ends_with_its_reason(tmp_path):
     config = Path(__file__).parents[1] / "bundle" / "configs" / "inference.json"
     command = [sys.executable, "-m", "monai.bundle", "run", "inference", "--config_file", str(config)]
     done = subprocess.run(
-        [*command, "--moving_imag", "a.nii.gz"], capture_output=True, text=True, cwd=tmp_path, check=False
+        [*command, "--moving_imag", "a.nii.gz"], capture_output=True, encoding="utf-8", cwd=tmp_path, check=False
     )
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
@@ -131,7 +131,7 @@ def test_whatever_fails_in_the_bundle_is_one_line_without_a_traceback(tmp_path, 
     config = {"training": "train", "inference": "inference"}[run]
     file = Path(__file__).parents[1] / "bundle" / "configs" / f"{config}.json"
     command = [sys.executable, "-m", "monai.bundle", "run", run, "--config_file", str(file), *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path, check=False)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("istn-monai: ") and reason in last and "Traceback" not in done.stdout + done.stderr
@@ -165,5 +165,5 @@ def test_from_a_folder_to_a_registration_without_any_setting(tmp_path):
 
 def test_the_package_imports_without_itk():
     code = "import sys; sys.modules['itk'] = None; import istn_monai, istn_monai.__main__"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr

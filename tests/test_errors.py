@@ -82,7 +82,7 @@ def test_a_signal_ends_with_one_line_that_says_how_to_go_on(number, code, word):
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env=environment,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # jobs in the background of a shell ignore SIGINT
     ) as process:
@@ -107,7 +107,12 @@ def test_a_disk_that_is_full_ends_with_one_line_and_no_crash(tmp_path):
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"here: cannot write {tmp_path}/a.h5: ")

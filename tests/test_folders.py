@@ -80,7 +80,7 @@ def test_help_and_version_load_neither_torch_nor_monai(arguments):
         "loaded = {'torch', 'monai', 'itk', 'SimpleITK', 'matplotlib', 'nibabel'} & set(sys.modules)\n"
         "assert not loaded, loaded"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, done.stderr
 
 

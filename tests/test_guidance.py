@@ -444,7 +444,7 @@ def test_a_weight_of_zero_says_that_a_term_shall_not_count(masked):
     for given in (weights, {"image": 1, "bending": 1, "labels": 0, "landmarks": 0}):
         registration = Registration(refine_steps=2, refine_weights=given, use_labels=True, use_points=True, **settings)
         assert registration.term_weights == {"image": 1.0, "bending": 1.0}
-    with pytest.raises(ValueError, match="labels count in a refinement alone"):
+    with pytest.raises(ValueError, match="refine_weights counts in a refinement alone"):
         Registration(refine_steps=0, refine_weights={"labels": 1}, **settings)
 
 

@@ -293,7 +293,7 @@ def test_simpleitk_resamples_whole_numbers_as_we_do_if_it_reads_them_as_real_one
 def run_without_itk(code):
     """Runs Python in which ``import itk`` fails."""
     command = [sys.executable, "-c", f"import sys; sys.modules['itk'] = None\n{code}"]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
 
 
 def test_files_are_written_and_read_without_itk(tmp_path):

@@ -257,26 +257,31 @@ def test_weights_of_a_loss_are_checked_and_a_weight_of_0_is_not_computed():
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("variant", ALL)
 def test_where_a_mask_is_0_nothing_counts(variant, size):
-    """Whatever lies there, in images, representations and labels, changes no term and has no gradient."""
+    """Whatever lies there in images, representations and labels: changes no term, by any field, and has no gradient."""
     output, label = random_output(size), rand(2, 2, *size, seed=9)
-    output = output._replace(ddf=torch.zeros_like(output.ddf))
     mask = torch.ones(2, 2, *size)
     mask[:, 0, 2:4, :3], mask[:, 1, -2:] = 0, 0
-    loss = ISTNLoss(variant, DiceMSELoss(), weights={"structures": 1, "image": 1, "bending": 1})
+    loss = ISTNLoss(variant, DiceMSELoss(), weights=dict.fromkeys(WEIGHTS, 1.0))
     channels = output.image.shape[1] // 2
     image_mask = mask.repeat_interleave(channels, 1)
     changed = output._replace(
         image=torch.where(image_mask > 0, output.image, 7.0),
-        moving_representation=torch.where(mask[:, :1] > 0, output.moving_representation, -3.0),
+        moving_representation=torch.where(mask[:, :1] > 0, output.moving_representation, -3.0).requires_grad_(),
         fixed_representation=torch.where(mask[:, 1:] > 0, output.fixed_representation, 5.0).requires_grad_(),
     )
     before = loss.terms(output, {"label": label, "mask": mask})
     after = loss.terms(changed, {"label": torch.where(mask > 0, label, 1.0), "mask": mask})
-    for name in before:
-        torch.testing.assert_close(after[name], before[name], msg=lambda m, name=name: f"{name}: {m}")
+    assert before and all(torch.equal(after[name], before[name]) for name in before)
     whole = loss.terms(output, label)
     assert any((value - whole[name]).abs() > 1e-4 for name, value in before.items())
     if variant in "ei":
         total = loss(changed, {"label": label, "mask": mask})
-        (gradient,) = torch.autograd.grad(total, changed.fixed_representation)
-        assert not gradient[mask[:, 1:] == 0].any() and gradient.any()
+        sides = changed.moving_representation, changed.fixed_representation
+        for gradient, own in zip(torch.autograd.grad(total, sides), mask.split(1, 1), strict=True):
+            assert not gradient[own == 0].any() and gradient.any()
+
+
+def test_a_mask_that_leaves_nothing_gives_no_loss_of_structures():
+    output, label = random_output(), rand(2, 2, 6, 7, seed=9)
+    terms = ISTNLoss("s", weights="accurate").terms(output, {"label": label, "mask": torch.zeros(2, 2, 6, 7)})
+    assert terms["stn_s"] == 0 and all(value.isfinite() for value in terms.values())

@@ -134,6 +134,23 @@ def test_a_datalist_in_the_folder_is_used_and_others_are_named(tmp_path, capsys)
     assert "pairs_100.json" in note and "dataset.json" not in note
 
 
+def test_masks_may_be_of_some_images_and_hide_what_may_be_nan(tmp_path):
+    folder = tmp_path / "mine"
+    files = write_subjects(folder, 4, SHAPE)
+    broken = nib.load(files[0]["image"])
+    values, mask = broken.get_fdata(), np.ones(SHAPE, np.uint8)
+    values[:3], mask[:3] = np.nan, 0
+    write_nifti(Path(files[0]["image"]), values.astype(np.float32), broken.affine)
+    write_nifti(tmp_path / "mask.nii.gz", mask, broken.affine)
+    masked = pair_of(files[0], files[1]) | {"moving_mask": str(tmp_path / "mask.nii.gz")}
+    pairs = {"training": [masked, pair_of(files[1], files[2])], "validation": [pair_of(files[2], files[3])]}
+    plan, _ = write_plan(Path(write_json(folder / "pairs.json", pairs)))
+    assert plan.settings["soi_labels"]
+    del masked["moving_mask"]
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        write_plan(Path(write_json(folder / "others.json", pairs)))
+
+
 def test_names_are_fit_for_files():
     assert name_of(Path("/a/my data (new)")) == "my_data_new"
     assert name_of(Path("/a/brains/pairs.json")) == "brains"

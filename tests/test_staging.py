@@ -142,7 +142,9 @@ with locked_folder(Path(sys.argv[1])):
 
 
 def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / ".work")], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / ".work")], stdout=subprocess.PIPE, encoding="utf-8"
+    )
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(InUse, match=f"another process is writing to {tmp_path}"):

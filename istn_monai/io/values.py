@@ -41,14 +41,14 @@ def check_finite(image: Tensor, name: str) -> None:
         )
 
 
-def check_whole(label: Tensor, name: str) -> None:
+def check_whole(label: Tensor, name: str, what: str = "label map") -> None:
     """ValueError unless values are whole numbers that are held exactly, as a label map's are."""
     values = plain(label)
     if values.is_floating_point():
         broken = int((values != values.round()).sum())
         if broken:
             raise ValueError(
-                f"{name} must be a label map of whole numbers, but {broken} voxels are not (a probability map?): "
+                f"{name} must be a {what} of whole numbers, but {broken} voxels are not (a probability map?): "
                 "threshold it first"
             )
     limit = EXACT if values.dtype in (torch.float32, torch.float16, torch.bfloat16) else EXACT_DOUBLE
@@ -92,11 +92,11 @@ def interpolation_of(image: Tensor) -> str | None:
     return LINEAR if len(present) > MANY and (equal < 0.25 or gradual >= 0.5) else None
 
 
-def check_labels(label: Tensor, name: str) -> None:
+def check_labels(label: Tensor, name: str, what: str = "label map") -> None:
     """ValueError if what is given as a label map has fractions, inexact values, or looks like an intensity image."""
-    check_whole(label, name)
+    check_whole(label, name, what)
     if interpolation_of(label) == LINEAR:
         raise ValueError(
-            f"{name} must be a label map, but its values change from voxel to voxel as an intensity image's do: give "
-            "the label map of that image"
+            f"{name} must be a {what}, but its values change from voxel to voxel as an intensity image's do: give "
+            f"the {what} of that image"
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from istn_monai.io.datalist import IMAGE_SUFFIXES, KINDS, SPLITS, Item, existing, read_datalist, read_json
+from istn_monai.io.datalist import IMAGE_SUFFIXES, SPLITS, Item, existing, read_datalist, read_json
 from istn_monai.io.landmarks import POINT_SUFFIXES
 from istn_monai.io.paths import check_output_dir
 from istn_monai.pairing import image_files, make_datalist
@@ -111,7 +111,7 @@ def data_set(source: Path, drawn: Path) -> DataSet:
 def common_kinds(items: dict[str, list[Item]], datalist: Path) -> tuple[str, ...]:
     """What all pairs have of labels and points; ValueError if that is nothing, or if only some have them."""
     kinds = []
-    for kind in KINDS[1:]:
+    for kind in ("label", "points"):  # a mask may be of some images alone
         keys = [f"{side}_{kind}" for side in SIDES]
         lacking = [
             f"{split}[{index}]"

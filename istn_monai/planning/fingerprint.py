@@ -214,9 +214,8 @@ def shift(alignment: str, moving: Subject, fixed: Subject) -> Tensor:
 
 def pair_files(item: Item, kinds: Sequence[str]) -> tuple[Files, Files]:
     """The files of the moving and of the fixed subject of a pair."""
-    known = {key: file for key, file in item.items() if key.endswith(("image", *kinds))}
-    moving, fixed = (Files(known[f"{side}_image"], known.get(f"{side}_label"), known.get(f"{side}_points"))
-                     for side in SIDES)  # fmt: skip
+    taken = [f"_{kind}" if kind in ("mask", *kinds) else "" for kind in Files._fields[1:]]
+    moving, fixed = (Files(item[f"{side}_image"], *(item.get(side + kind) for kind in taken)) for side in SIDES)
     return moving, fixed
 
 

@@ -20,10 +20,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from istn_monai.alignment import center_of_mass
+from istn_monai.geometry.filling import filled
 from istn_monai.geometry.grids import Grid, map_points, registration_grid
+from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.io.images import read_or_explain
 from istn_monai.io.landmarks import is_points, read_points
-from istn_monai.transforms.checks import check_image, check_label, plain
+from istn_monai.transforms.checks import check_image, check_label, check_mask, counting, plain
 from istn_monai.transforms.registration_grid import content_grid
 
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -39,6 +41,7 @@ class Files(NamedTuple):
     image: str
     label: str | None
     points: str | None
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,15 @@ def union(subject: Subject, keys: Sequence[Key]) -> Tensor | None:
     return torch.cat(corners, dim=1) if corners else None
 
 
+def checked_and_filled(image: MetaTensor, mask_file: str | None, nifti_frame: str | None) -> MetaTensor:
+    """An image that can be registered; what does not count by its mask, and may be NaN, is filled from what does."""
+    mask = None if mask_file is None else read_or_explain(mask_file, "mask", nifti_frame)
+    if mask is not None:
+        check_mask(mask, "mask", image)
+    check_image(image, "image", image.ndim - 1, mask=mask)
+    return image if mask is None else with_affine(filled(plain(image), counting(mask)), affine_of(image), image)
+
+
 def measured(
     files: Files, other: tuple[Files, Subject] | None, as_map: bool = False, nifti_frame: str | None = None
 ) -> Subject:
@@ -125,7 +137,7 @@ def measured(
             f"mixed channels: {files.image} has {len(image)}, {other[0].image} {other[1].channels}; a data set must "
             "have one number of channels"
         )
-    check_image(image, "image", dims)
+    image = checked_and_filled(image, files.mask, nifti_frame)
     structures: dict[Key, Structure] = {}
     labels, is_map = None, False
     if files.label is not None:

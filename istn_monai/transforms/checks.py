@@ -57,11 +57,15 @@ def check_mask(mask: Tensor, key: str, image: Tensor) -> None:
         key: what errors call it.
         image: ``(C, *S)``, the image it belongs to.
     """
-    check_label(mask, key, image, None, need_soi=False)
-    if (plain(mask) < 0).any():
-        raise ValueError(f"{source(mask, key)} has values below 0: a mask is 0 where its image does not count")
-    if not plain(mask).any():
-        raise ValueError(f"{source(mask, key)} is empty: a mask is not 0 where its image counts")
+    check_on_grid(mask, key, image, "mask")
+    name, values = source(mask, key), plain(mask)
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{name} has NaN or infinite voxels; repair the file first")
+    check_labels(values, name, "mask")
+    if (values < 0).any():
+        raise ValueError(f"{name} has values below 0: a mask is 0 where its image does not count")
+    if not values.any():
+        raise ValueError(f"{name} is empty: a mask is not 0 where its image counts")
 
 
 def counting(mask: Tensor) -> Tensor:
@@ -76,6 +80,26 @@ def corners_aside(label: MetaTensor, image: MetaTensor) -> float:
     return (Grid.of(image).voxels(own.corners()) - here).abs().max().item()
 
 
+def check_on_grid(label: Tensor, key: str, image: Tensor, what: str) -> None:
+    """Refuses a label or a mask (``what`` it is) that has several channels or lies on another grid than its image."""
+    name = source(label, key)
+    if label.shape[0] != 1:
+        raise ValueError(f"{name} must have one channel, a {what} map, got {label.shape[0]}")
+    of = f"its image {source(image, '')}".rstrip()
+    if label.shape[1:] != image.shape[1:]:
+        raise ValueError(
+            f"{name} has size {tuple(label.shape[1:])}, {of} {tuple(image.shape[1:])}: a {what} must be on the grid of "
+            "its image; resample it with nearest neighbor"
+        )
+    if isinstance(label, MetaTensor) and isinstance(image, MetaTensor):
+        aside = corners_aside(label, image)
+        if not aside < MOST_ASIDE:
+            raise ValueError(
+                f"{name} lies up to {aside:.3g} voxels beside {of}, at a corner: a {what} must be on the grid of its "
+                f"image; correct the header or resample the {what}"
+            )
+
+
 def check_label(
     label: Tensor, key: str, image: Tensor, soi_labels: Sequence[Sequence[int]] | None, need_soi: bool = True
 ) -> None:
@@ -88,21 +112,8 @@ def check_label(
         soi_labels: groups of label values that make up the SoI; None for a real-valued map.
         need_soi: whether an empty SoI is an error.
     """
+    check_on_grid(label, key, image, "label")
     name = source(label, key)
-    if label.shape[0] != 1:
-        raise ValueError(f"{name} must have one channel, a label map, got {label.shape[0]}")
-    if label.shape[1:] != image.shape[1:]:
-        raise ValueError(
-            f"{name} has size {tuple(label.shape[1:])}, its image {source(image, 'image')} {tuple(image.shape[1:])}: "
-            "a label must be on the grid of its image; resample it with nearest neighbor"
-        )
-    if isinstance(label, MetaTensor) and isinstance(image, MetaTensor):
-        aside = corners_aside(label, image)
-        if not aside < MOST_ASIDE:
-            raise ValueError(
-                f"{name} lies up to {aside:.3g} voxels beside its image {source(image, 'image')}, at a corner: a label "
-                "must be on the grid of its image; correct the header or resample the label"
-            )
     values = plain(label)
     if not torch.isfinite(values).all():
         raise ValueError(f"{name} has NaN or infinite voxels; repair the file first")

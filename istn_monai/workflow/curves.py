@@ -21,6 +21,7 @@ from istn_monai.workflow.training import TERM
 
 logger = logging.getLogger(__name__)
 CURVES, TABLE = "training.png", "training.csv"
+TERM_COLORS = ("#e8710a", "#159a57", "#9334e6", "#d93025", "#8a6d3b", "#5f6368", "#e52592", "#12b5cb", "#000000")
 COLUMNS = ("epoch", "loss", "validation")  # and the terms of the loss
 BEST_COLOR = "#d93025"  # of the best epoch
 Row = dict[str, float]
@@ -162,9 +163,11 @@ def draw_curves(rows: list[Row], file: Path) -> None:
     figure = Figure(figsize=(10, 3.6), dpi=100, layout="constrained")
     loss, dice = figure.subplots(1, 2, sharex=True)
     draw_curve(loss, *column(rows, "loss"), title="Training loss", color="#2f6fb5")
-    for name in dict.fromkeys(name for row in rows for name in row if name not in COLUMNS):
-        loss.plot(*column(rows, name), linewidth=1.0, label=name)
-    if loss.get_legend_handles_labels()[0]:
+    terms = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+    for name, color in zip(terms, TERM_COLORS, strict=False):
+        loss.plot(*column(rows, name), linewidth=1.0, color=color, label=name)
+    if terms:
+        loss.lines[0].set_label("sum")
         loss.legend(fontsize=8, frameon=False)
     epochs, values = column(rows, "validation")
     draw_curve(dice, epochs, values, title="Validation Dice", color="#159a57")

@@ -11,6 +11,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from istn_monai.levels import checked_levels
+from istn_monai.network_settings import none_or
 from istn_monai.networks import ISTNOutput
 from istn_monai.refinement import LEARNING_RATES
 from istn_monai.transforms.keys import GUIDANCE
@@ -24,6 +25,7 @@ def default_rate(transformation: str, steps: int, levels: Sequence[Sequence[int]
 
     In fewer steps than usual B-splines take smaller ones: 10 at the full rate end where they began. No step is as one.
     """
+    levels = none_or(levels)
     steps = steps if levels is None else sum(number for _, number in checked_levels(levels))
     if transformation != "bspline":
         return LEARNING_RATES["theta"]

@@ -37,6 +37,7 @@ MONAI_IDS = {
     "save_execute_config", "tracking_uri", "experiment_name", "_plan_",
 }  # fmt: skip
 NETWORK_SETTINGS = tuple(field.name for field in fields(NetworkSettings))
+REFINING = ("refine_weights", "refine_levels", "refine_learning_rate")  # what a refinement alone reads
 RUN_SUFFIX = re.compile(r"_[usei]_[a-z+]+")  # of a run's folder: its loss and its transformation
 
 
@@ -113,6 +114,13 @@ def check_guides_count(refine_steps: int, weights: Mapping[str, float] | None) -
             )
 
 
+def check_refining(refine_steps: int, settings: Mapping[str, Any]) -> None:
+    """ValueError if a setting is given that a refinement alone reads, and there is none."""
+    idle = [name for name in REFINING if not refine_steps and settings.get(name) is not None]
+    if idle:
+        raise ValueError(f"{idle[0]} counts in a refinement alone: give refine_steps above 0, or leave it out")
+
+
 def is_path(name: str) -> bool:
     """Whether a setting is a file or a folder."""
     return KINDS.get(name) in (path, KINDS["dataset_dir"])
@@ -175,7 +183,8 @@ def trained_settings(file: str) -> NetworkSettings:
     weights = read_weights(file) if Path(file).expanduser().is_file() else None
     settings = None if weights is None else weights.settings
     if weights is None or settings is None:
-        return NetworkSettings(**given | ({} if size == AUTO else {"spatial_size": size}))
+        flow = {} if weights is None else {"stn_flow": weights.have_flow}
+        return NetworkSettings(**given | ({} if size == AUTO else {"spatial_size": size}) | flow)
     if weights.description.get("format") == 1:  # which did not say the networks' definitions
         definitions = {name: given.pop(name) for name in ("itn_def", "stn_def") if name in given}
         settings = replace(settings, **definitions)

@@ -31,7 +31,7 @@ from istn_monai.workflow.host_training import publish
 from istn_monai.workflow.pair_files import check_used
 from istn_monai.workflow.results import SavePairHandler, already, check_pair_files, pair_folder
 from istn_monai.workflow.run_lock import hold, released_on_error
-from istn_monai.workflow.settings import check_guides_count, check_settings, given, running
+from istn_monai.workflow.settings import check_guides_count, check_refining, check_settings, given, running
 
 SMALLEST = 4  # voxels of a grid that a network is trained on
 DEFAULT_DATALIST = "pairs.json"  # of train.json
@@ -142,6 +142,7 @@ def check_inference() -> None:
         check_moved_points({key: files[key] for key in POINT_KEYS if key in files}, settings.spatial_dims)
         refiner = getattr(value("inferer"), "refiner", None)
         check_guides_count(getattr(refiner, "steps", 0), value("term_weights"))
+        check_refining(value("refine_steps"), {"refine_levels": none_or(value("refine_levels"))})
         check_apart(pair_folder(value("output_dir")).files, [("checkpoint_file", value("checkpoint_file"))])
         value("evaluator")
 

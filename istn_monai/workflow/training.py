@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class TrainingLoss(ISTNLoss):
 
     def __init__(self, variant: str, similarity: Any = None, regularization: Any = None, **options: Any) -> None:
         super().__init__(variant, none_or(similarity), none_or(regularization), **options)
+        if "structures" not in self.weights:
+            warnings.warn(f"loss_weights {self.weights} have no structures: labels teach nothing", stacklevel=2)
         #: of the last batch, without gradients
         self.latest: dict[str, Tensor] = {}
 

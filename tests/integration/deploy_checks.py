@@ -50,7 +50,9 @@ def run_app(folder: Path, output: Path, *options: str | Path, **variables: str |
     command = [sys.executable, APP, "-i", folder, "-o", output, *options]
     environment = os.environ | {name: str(value) for name, value in variables.items()}
     start = time.monotonic()
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=folder.parent)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, encoding="utf-8", env=environment, cwd=folder.parent
+    )
     print(f"     app.py on {folder.name}: exit code {done.returncode}, {time.monotonic() - start:.0f} s", flush=True)
     (folder.parent / f"{folder.name}.log").write_text(done.stdout + done.stderr)
     return done
