@@ -370,13 +370,29 @@ def test_the_bundle_refuses_before_any_work_what_would_not_count(masked, tmp_pat
             "use_labels: labels count in a refinement",
         ),
         (chosen(files) | {"moving_points": files["moving_mask"]}, {}, "moving_points: .* is no landmark file"),
+        (chosen(files), {"refine_steps": 0, "refine_levels": [[1, 2]]}, "refine_levels counts in a refinement alone"),
+        (chosen(files), {"refine_levels": [[1, 2]], "run_id": "inference"}, "refine_levels counts in a refinement"),
     ):
+        names = ["inference"] if options.get("run_id") else ["inference", "refine"]
         with pytest.raises((ValueError, RuntimeError)) as error:
             run(
-                run_id="refinement", config_file=config("inference", "refine"), output_dir=str(tmp_path / "out"),
-                **settings, **given, **options,
+                config_file=config(*names), output_dir=str(tmp_path / "out"), **settings, **given,
+                **{"run_id": "refinement"} | options,
             )  # fmt: skip
         assert re.search(message, str(foreseen_cause(error.value)))
+        assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_the_word_none_stands_for_no_levels(masked, tmp_path):
+    files, _, settings = masked
+    options = {"output_dir": str(tmp_path / "out"), "refine_steps": 2, "qa": False}
+    run(run_id="refinement", config_file=config("inference", "refine"), refine_levels="none", **options, **settings,
+        **chosen(files))  # fmt: skip
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    found = Registration(refine_steps=2, refine_levels="none", **settings)(chosen(files))
+    assert report["refinement"]["objective_end"] == pytest.approx(
+        float(found["pred"].meta["refinement"]["objective_end"]), rel=1e-5
+    )
 
 
 def test_masks_and_guides_that_make_no_sense_are_named(masked, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from helpers import ball, random_checkpoint, write_json, write_nifti
+from helpers import BUNDLE, ball, random_checkpoint, write_json, write_nifti
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged
 from oracles import oblique_affine, smooth_image
@@ -23,6 +23,7 @@ from istn_monai.registration import (
     RESULTS,
     RegisterISTNd,
     Registration,
+    evaluate_datalist,
     register_datalist,
     register_files,
     represent_file,
@@ -335,3 +336,5 @@ def test_a_setting_either_changes_the_registration_or_is_refused(tmp_path):
     for name in ("refine_weights", "refine_levels", "refine_learning_rate"):
         with pytest.raises(ValueError, match=f"{name} counts in a refinement alone"):
             Registration(refine_steps=0, **{name: changes[name]})
+        with pytest.raises(ValueError, match=f"{name} counts in a refinement alone"):
+            evaluate_datalist(BUNDLE, "pairs.json", tmp_path, "model.pt", refine_steps=0, **{name: changes[name]})

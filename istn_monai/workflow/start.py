@@ -141,8 +141,9 @@ def check_inference() -> None:
         check_used(files, value("term_weights"))
         check_moved_points({key: files[key] for key in POINT_KEYS if key in files}, settings.spatial_dims)
         refiner = getattr(value("inferer"), "refiner", None)
-        check_guides_count(getattr(refiner, "steps", 0), value("term_weights"))
-        check_refining(value("refine_steps"), {"refine_levels": none_or(value("refine_levels"))})
+        steps = getattr(refiner, "steps", 0)
+        check_guides_count(steps, value("term_weights"))
+        check_refining(value("refine_steps") and steps, {"refine_levels": none_or(given("refine_levels"))})
         check_apart(pair_folder(value("output_dir")).files, [("checkpoint_file", value("checkpoint_file"))])
         value("evaluator")
 
