@@ -59,7 +59,6 @@ class NetworkSettings:
             refer to ``@spatial_dims``, ``@in_channels`` and ``@soi_channels``.
         stn_def: likewise of another STN than :class:`istn_monai.PyramidSTN`; may refer to ``@spatial_dims``,
             ``@stn_channels``, ``@transformation`` and ``@transformation_def``.
-        stn_flow: whether the default STN reads the optical flow, as it does since there is this setting.
 
     Raises:
         ValueError: naming the setting, what was expected and what came.
@@ -82,7 +81,6 @@ class NetworkSettings:
     initial_alignment: str = "center"
     itn_def: Mapping[str, Any] | None = None
     stn_def: Mapping[str, Any] | None = None
-    stn_flow: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -144,7 +142,7 @@ class NetworkSettings:
         if itn is not None:
             itn = with_central_statistics(itn, self.in_channels, self.spatial_size)
         stn = self.built(self.stn_def, transformation) if self.stn_def else None
-        stn = PyramidSTN(dims, self.stn_channels, transformation, flow=self.stn_flow) if stn is None else stn
+        stn = PyramidSTN(dims, self.stn_channels, transformation) if stn is None else stn
         stn = with_central_statistics(stn, self.stn_channels, self.spatial_size)
         return DisplacementNetwork(ISTN(itn, stn, transformation), self.in_channels)
 
@@ -192,7 +190,7 @@ class NetworkSettings:
             )
         for name in ("itn_def", "stn_def"):
             check_definition(state.get(name), name)
-        return cls(**{"stn_flow": False} | dict(state))
+        return cls(**state)
 
     def overridden(self, given: Mapping[str, Any], file: str) -> NetworkSettings:
         """These settings with those that a user gave at inference.

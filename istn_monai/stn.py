@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.blocks import Convolution
@@ -140,6 +141,14 @@ class PyramidSTN(nn.Module):
         return nn.ModuleList(
             head(spatial_dims, width, shape, pool_size, alike=True) for width, shape in zip(widths, shapes, strict=True)
         )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """As PyTorch; heads of the optical flow that older weights do not have give 0."""
+        own = f"{prefix}flow_heads."
+        if self.flow_heads is not None and not any(name.startswith(own) for name in state_dict):
+            zeros = {own + name: torch.zeros_like(value) for name, value in self.flow_heads.state_dict().items()}
+            state_dict |= zeros
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, in_channels, *S)`` to theta ``(B, P)``."""

@@ -60,11 +60,6 @@ class Weights:
             raise ValueError(f"{self.file}: {error}") from error
 
     @property
-    def have_flow(self) -> bool:
-        """Whether they are of an STN that reads the optical flow."""
-        return any(".flow_heads." in name for name in self.state)
-
-    @property
     def validation(self) -> float | None:
         """Best validation Dice, if the file says."""
         return self.description.get("result", {}).get("validation_dice")
@@ -186,8 +181,7 @@ def information(weights: Weights) -> str:
     itn = "none" if not settings.has_itn else (settings.itn_def or {}).get("_target_", "BasicUNet")
     levels = f", control spacing {settings.control_spacing} mm" if settings.transformation == "bspline" else ""
     training, result = weights.description.get("training", {}), weights.description.get("result", {})
-    stn = (settings.stn_def or {}).get("_target_", "PyramidSTN" + (", optical flow" if settings.stn_flow else ""))
-    lines["network"] = f"loss {settings.loss}, ITN {itn}, STN {stn}"
+    lines["network"] = f"loss {settings.loss}, ITN {itn}, STN {(settings.stn_def or {}).get('_target_', 'PyramidSTN')}"
     lines["transformation"] = f"{settings.transformation}{levels}"
     lines["grid"] = f"{settings.spacing} mm; trained on {'x'.join(map(str, settings.spatial_size))} voxels"
     points = "" if settings.soi_points is None else f", landmarks {settings.soi_points}"

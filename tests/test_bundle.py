@@ -226,7 +226,7 @@ def test_the_training_config_has_the_defaults_of_the_settings_and_the_shipped_we
     parser.read_config(config("train"))
     assert parser.get_parsed_content("settings") == NetworkSettings()
     shipped = read_weights(CONFIGS.parent / "models" / "model.pt").settings
-    assert replace(shipped, loss="i", stn_flow=True) == NetworkSettings()
+    assert replace(shipped, loss="i") == NetworkSettings()
 
 
 def test_monai_loads_all_variables_and_writes_nothing(tmp_path, monkeypatch):

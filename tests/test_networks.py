@@ -237,6 +237,21 @@ def test_the_optical_flow_needs_two_representations():
     assert PyramidSTN(2, 3, AffineTransformation((24, 20)), flow=False)(rand(1, 3, 24, 20)).shape == (1, 6)
 
 
+def test_weights_without_the_optical_flow_are_loaded_and_give_the_same():
+    transformation = BSplineTransformation((24, 20), control_spacing=(12, 6))
+    old = perturb(PyramidSTN(2, 2, transformation, flow=False))
+    network = nn.Sequential(perturb(PyramidSTN(2, 2, transformation)))  # as a part of another, with weights of its own
+    state = {f"0.{name}": value for name, value in old.state_dict().items()}
+    network.load_state_dict(state)
+    image = rand(1, 2, 24, 20)
+    assert torch.equal(network(image), old(image)) and old(image).abs().max() > 1e-3
+    assert not any("flow" in name for name in state)
+    whole = network.state_dict()
+    del whole["0.flow_heads.1.layer.bias"]
+    with pytest.raises(RuntimeError, match="flow_heads.1.layer.bias"):
+        network.load_state_dict(whole)
+
+
 def test_an_stn_that_reads_the_optical_flow_learns_in_few_steps():
     """Squares that have moved: without the flow 30 steps teach next to nothing."""
     size = (32, 32)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,17 +168,21 @@ def test_processes_take_turns(tmp_path):
         child = os.fork()
         if child == 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
+            code = 1
             try:
                 for _ in range(20):
                     with locked_folder(tmp_path / ".work"):
                         number = int((tmp_path / "number").read_text(encoding="utf-8"))
                         time.sleep(0.0005)
                         (tmp_path / "number").write_text(str(number + 1), encoding="utf-8")
+                code = 0
+            except BaseException:
+                (tmp_path / f"error{os.getpid()}").write_text(traceback.format_exc(), encoding="utf-8")
             finally:
-                os._exit(0)
+                os._exit(code)
         children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
+    ends = [os.waitpid(child, 0)[1] for child in children]
+    assert ends == [0] * 4, [file.read_text(encoding="utf-8") for file in tmp_path.glob("error*")]
     assert (tmp_path / "number").read_text(encoding="utf-8") == "80"
 
 

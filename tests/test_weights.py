@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +60,7 @@ def test_a_plain_state_dictionary_has_no_description(tmp_path):
 
 def test_checkpoints_of_the_first_format_say_the_same(tmp_path):
     old = {
-        "model": replace(SETTINGS, stn_flow=False).network().state_dict(),
+        "model": SETTINGS.network().state_dict(),
         "settings": {
             "network": {
                 "representation": "itn", "transformation": "bspline", "control_spacing": 8, "max_displacement": 0.4,

@@ -68,10 +68,10 @@ def take(folder: Path, wait: bool) -> int:
         try:
             folder.mkdir(exist_ok=True)
             number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            if not folder.parent.is_dir():
+        except (FileNotFoundError, FileExistsError):
+            if not folder.parent.is_dir() or (folder.exists() and not folder.is_dir()):
                 raise
-            continue  # removed by the one that held it, between the two lines
+            continue  # removed by the one that held it, between two looks at it
         if not acquired(number, wait=False):
             if not wait:
                 os.close(number)

@@ -183,8 +183,7 @@ def trained_settings(file: str) -> NetworkSettings:
     weights = read_weights(file) if Path(file).expanduser().is_file() else None
     settings = None if weights is None else weights.settings
     if weights is None or settings is None:
-        flow = {} if weights is None else {"stn_flow": weights.have_flow}
-        return NetworkSettings(**given | ({} if size == AUTO else {"spatial_size": size}) | flow)
+        return NetworkSettings(**given | ({} if size == AUTO else {"spatial_size": size}))
     if weights.description.get("format") == 1:  # which did not say the networks' definitions
         definitions = {name: given.pop(name) for name in ("itn_def", "stn_def") if name in given}
         settings = replace(settings, **definitions)

@@ -64,6 +64,8 @@ def make_studies(folder: Path, pairs: list[tuple[str, str]], final: int = 4) -> 
 def dice(result: np.ndarray, name: str) -> float:
     """Mean Dice of both labels against a case's own."""
     truth = np.asarray(nib.load(DATA / "labelsTr" / (name + SUFFIX)).dataobj)
+    if result.shape != truth.shape:  # of a request that failed
+        return 0.0
     scores = [2 * ((result == k) & (truth == k)).sum() / ((result == k).sum() + (truth == k).sum()) for k in (1, 2)]
     return float(np.mean(scores))
 
