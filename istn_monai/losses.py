@@ -101,19 +101,19 @@ class ISTNLoss(nn.Module):
         if self.variant == "u":
             moving, fixed = counts.images(output.image)
             return {"stn_u": d(*where(counts.both, warp(moving, output.ddf), fixed))}
-        warped, fixed = warp(counts.of_moving(output.moving_representation), output.ddf), output.fixed_representation
+        moving, fixed = output.moving_representation, output.fixed_representation
         if self.variant == "r":
-            return {"stn_r": d(*where(counts.both, warped, fixed))}
+            return {"stn_r": d(*where(counts.both, warp(counts.of_moving(moving), output.ddf), fixed))}
         moving_soi, fixed_soi = checked_label(label, output, self.variant)
         in_moving, in_fixed = annotated(moving_soi), annotated(fixed_soi)
         in_both = in_moving & in_fixed & counts.both
         warped_soi = warp(counts.of_moving(moving_soi), output.ddf)
         terms = {"stn_s": d(*where(in_both, warped_soi, fixed_soi))}
         if self.variant == "e":
-            terms["itn_moving"] = d(*where(in_moving & counts.moving, output.moving_representation, moving_soi))
+            terms["itn_moving"] = d(*where(in_moving & counts.moving, moving, moving_soi))
             terms["itn_fixed"] = d(*where(in_fixed & counts.fixed, fixed, fixed_soi))
         elif self.variant == "i":
-            terms["stn_i_moving"] = d(*where(in_both, warped, fixed_soi))
+            terms["stn_i_moving"] = d(*where(in_both, warp(counts.of_moving(moving), output.ddf), fixed_soi))
             # the network's output comes first, the annotation second: asymmetric losses depend on it
             terms["stn_i_fixed"] = d(*where(in_both, fixed, warped_soi))
         return terms

@@ -143,10 +143,14 @@ def write_rows(rows: list[Row], file: Path) -> None:
     """Writes them, whole numbers as such."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part, part.open("w", newline="") as lines:
-        terms = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
-        writer = csv.DictWriter(lines, [*COLUMNS, *terms])
+        writer = csv.DictWriter(lines, [*COLUMNS, *terms_in(rows)])
         writer.writeheader()
         writer.writerows(row | {"epoch": int(row["epoch"])} for row in rows)
+
+
+def terms_in(rows: list[Row]) -> list[str]:
+    """Names of the terms of the loss, in their order."""
+    return list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
 
 
 def column(rows: list[Row], name: str) -> tuple[list[float], list[float]]:
@@ -163,7 +167,7 @@ def draw_curves(rows: list[Row], file: Path) -> None:
     figure = Figure(figsize=(10, 3.6), dpi=100, layout="constrained")
     loss, dice = figure.subplots(1, 2, sharex=True)
     draw_curve(loss, *column(rows, "loss"), title="Training loss", color="#2f6fb5")
-    terms = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+    terms = terms_in(rows)
     for name, color in zip(terms, TERM_COLORS, strict=False):
         loss.plot(*column(rows, name), linewidth=1.0, color=color, label=name)
     if terms:

@@ -78,7 +78,7 @@ class TermsHandler:
 
     def __init__(self, loss: nn.Module) -> None:
         self.loss = loss
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, Tensor] = {}
         self.batches = 0
 
     def attach(self, engine: Engine) -> None:
@@ -94,12 +94,12 @@ class TermsHandler:
     def add(self) -> None:
         """Takes in a batch."""
         for name, value in getattr(self.loss, "latest", {}).items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+            self.sums[name] = self.sums.get(name, 0.0) + value
         self.batches += 1
 
     def report(self, engine: Engine) -> None:
         """Adds the means, over all processes, to the trainer's metrics, as ``train_NAME``."""
-        everyone = gathered((self.sums, self.batches))
+        everyone = gathered(({name: value.item() for name, value in self.sums.items()}, self.batches))
         batches = sum(number for _, number in everyone)
         if len(self.sums) > 1:
             for name in self.sums:
