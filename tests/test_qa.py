@@ -179,7 +179,7 @@ def test_a_page_of_every_kind(size, kind, refined):
     pair = pair if refined else replace(pair, refinement=None)
     begin = time.process_time()
     page = page_picture(pair, traffic_light(measure(pair)))
-    assert time.process_time() - begin < 5  # about 1 second; machines differ
+    assert time.process_time() - begin < 20  # about 1 second; machines differ, and how busy they are
     assert page.width == 1800 and 600 < page.height < 1600
     assert len(planes_of(pair)) == (1 if len(size) == 2 else 3)
     assert len(np.unique(np.asarray(page).reshape(-1, 3), axis=0)) > 500
