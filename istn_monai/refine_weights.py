@@ -8,12 +8,16 @@ from typing import Any
 
 from istn_monai.transforms.keys import LABEL_KEYS, POINT_KEYS
 
-#: presets, found on validation pairs of the hippocampus data: what it costs the structures to keep the rest
+#: presets, found on validation pairs of the hippocampus data: what it costs the structures to keep the rest; the last
+#: one is without any network, of whole brains
 PRESETS: dict[str, dict[str, float]] = {
     "structures": {"structures": 1.0},
     "accurate": {"structures": 1.0, "image": 0.05, "bending": 2.0},
     "smooth": {"structures": 1.0, "image": 0.02, "bending": 7.0},
+    "intensities": {"image": 1.0, "bending": 0.5},
 }
+#: see :func:`damping_of`; of structures, and of images alone
+DAMPING, IMAGE_DAMPING = 0.03, 2.0
 IMAGE_TERMS = ("image", "mse", "nmi", "mind")  #: that compare the images
 TERMS = ("structures", *IMAGE_TERMS, "bending", "labels", "landmarks")
 LOSS_TERMS = TERMS[:-2]  #: of training, whose labels and landmarks are the structures
@@ -49,6 +53,14 @@ def term_weights(weights: Any, name: str = "refine_weights", terms: Sequence[str
     if not any(weights.get(term) for term in terms if term != "bending"):
         raise ValueError(f"{name} must have another weight than bending above 0, got {dict(weights)!r}")
     return {term: float(value) for term, value in weights.items() if value}
+
+
+def damping_of(weights: Container[str]) -> float:
+    """How much slower moves what hardly matters to an objective: as a fraction of the mean gradient.
+
+    Of images alone more, which have even regions all over; a structure is even everywhere but at its edge.
+    """
+    return DAMPING if "structures" in weights or "labels" in weights else IMAGE_DAMPING
 
 
 def guided_weights(weights: Any, use_labels: bool = False, use_points: bool = False) -> dict[str, float] | None:

@@ -32,7 +32,7 @@ from istn_monai.workflow.distributed import process_device, world_size
 from istn_monai.workflow.pair_files import check_used, guides_of, pairs_of
 from istn_monai.workflow.provenance import weights_hash
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
-from istn_monai.workflow.settings import check_guides_count, check_refining, check_settings
+from istn_monai.workflow.settings import REFINING, check_guides_count, check_refining, check_settings
 
 RESULTS = (
     "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
@@ -52,13 +52,20 @@ def overlay(config: str | Path | None) -> list[str]:
     return [str(path)]
 
 
+def own_refinement(file: Path) -> dict[str, Any]:
+    """How the weights in a file say that they are refined, by the names of settings; nothing if they do not."""
+    found = read_weights(file).description.get("refinement", {})
+    return {name: found[name] for name in REFINING if name in found}
+
+
 class Registration:
     """The bundle's registration, loaded once, for any number of pairs.
 
     The weights know the settings that they were trained with; none of these need be given.
 
     Args:
-        model: folder of a training run or of a bundle, or a checkpoint; None for the shipped weights.
+        model: folder of a training run or of a bundle, or a checkpoint; None for the shipped weights; "intensities" for
+            no network at all: affine and B-splines from the images themselves, in 3-D.
         refine_steps: number of steps of test-time refinement; 0 takes the network's one-pass prediction.
         config: JSON file with further settings.
         bundle_root: folder of the bundle whose configs are used; None for that of ``model``, or else the package's.
@@ -82,7 +89,8 @@ class Registration:
         if settings.pop("refine_steps") is None:
             raise ValueError("refine_steps must be a whole number of at least 0, got None")
         if model is not None:
-            settings = {"checkpoint_file": str(find_weights(model))} | settings
+            file = find_weights(model)
+            settings = {"checkpoint_file": str(file)} | (own_refinement(file) if refine_steps else {}) | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
         check_refining(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
