@@ -239,7 +239,7 @@ class Ours(Method):
     """This project.
 
     Args:
-        model: "none" registers the intensities, without a network; None takes the shipped weights.
+        model: "intensities" registers these, without a network; None takes the shipped weights.
         steps: of refinement; None for the default.
         arguments: those of :class:`Method`.
     """
@@ -286,7 +286,7 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     "elastix": ("itk-elastix", Elastix),
     "convexAdam": ("convexAdam", ConvexAdam),
     "fireants": ("fireants", FireAnts),
-    "ours_intensities": ("istn-monai", lambda *a: Ours("none", None, *a)),
+    "ours_intensities": ("istn-monai", lambda *a: Ours("intensities", None, *a)),
     "ours_one_pass": ("istn-monai", lambda *a: Ours(None, 0, *a)),
     "ours_refined": ("istn-monai", lambda *a: Ours(None, 50, *a)),
 }
