@@ -98,6 +98,8 @@ class Descent:
             theta = theta_of()
             ddf, values = evaluate(theta, stride)
             check_finite_step(step, values.detach(), ddf.detach())
+            if step == 0:
+                track.ddf_start = ddf.detach()
             if stride == finest:
                 track.update(step, theta.detach(), values.detach())
             if step == steps or late or not track.active.any():
@@ -147,6 +149,8 @@ def check_finite_step(step: int, values: Tensor, ddf: Tensor) -> None:
 
 class BestIterates:
     """The best theta of each pair so far, whether the pair still improves, and the objectives up to ``last_step``."""
+
+    ddf_start: Tensor
 
     def __init__(self, patience: int, tolerance: float, last_step: int) -> None:
         self.patience = patience

@@ -146,7 +146,9 @@ class PairObjective:
         guidance = checked_guidance(guidance or {}, self.weights, moving)
         self.points = [guidance[name] for name in POINT_KEYS] if "landmarks" in self.weights else []
         images = (moving, fixed) if images is None else (images[0], images[1])
-        sides = {"structures": (moving, fixed)} if "structures" in self.weights else {}
+        sides = {}
+        if "structures" in self.weights or not set(self.weights) & {*IMAGE_TERMS, "labels"}:
+            sides["structures"] = (moving, fixed)
         if any(name in self.weights for name in IMAGE_TERMS):
             sides["image"] = images
         if "mind" in self.weights:

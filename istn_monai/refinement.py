@@ -228,7 +228,7 @@ class Refiner:
         track = self.descent(begin)(evaluate, theta_of, parameters, self.strides, self.learning_rate)
         with torch.no_grad():
             ddf = transformation(track.theta)
-            starts, ends = objective.terms(transformation(track.theta_start)), objective.terms(ddf)
+            starts, ends = objective.terms(track.ddf_start), objective.terms(ddf)
             terms = {name: (own, ends[name]) for name, own in starts.items()}
         reports = track.reports(time.perf_counter() - begin)
         reports = [replace(report, terms=own) for report, own in zip(reports, by_pair(terms, len(ddf)), strict=True)]

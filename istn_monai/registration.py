@@ -52,10 +52,10 @@ def overlay(config: str | Path | None) -> list[str]:
     return [str(path)]
 
 
-def own_refinement(file: Path) -> dict[str, Any]:
-    """How the weights in a file say that they are refined, by the names of settings; nothing if they do not."""
-    found = read_weights(file).description.get("refinement", {})
-    return {name: found[name] for name in REFINING if name in found}
+def own_settings(file: Path, refined: bool) -> dict[str, Any]:
+    """How the weights in a file say that they are used, by the names of settings; nothing if they do not."""
+    found = read_weights(file).description.get("inference", {})
+    return {name: found[name] for name in ("spatial_size", *(REFINING if refined else ())) if name in found}
 
 
 class Registration:
@@ -90,7 +90,7 @@ class Registration:
             raise ValueError("refine_steps must be a whole number of at least 0, got None")
         if model is not None:
             file = find_weights(model)
-            settings = {"checkpoint_file": str(file)} | (own_refinement(file) if refine_steps else {}) | settings
+            settings = {"checkpoint_file": str(file)} | own_settings(file, bool(refine_steps)) | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
         check_refining(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)

@@ -13,7 +13,9 @@ from scipy.ndimage import uniform_filter
 from istn_monai import AffineTransformation, BSplineTransformation, Refiner
 from istn_monai.geometry.sampling import warp
 from istn_monai.mind import mind_ssc
-from istn_monai.objective import LocalCorrelation, PairObjective, bending_energy, window_means, window_weights
+from istn_monai.geometry.separable import along_axes, area_weights, averaged
+from istn_monai.local_correlation import Moments, window_weights
+from istn_monai.objective import LocalCorrelation, PairObjective, bending_energy
 from istn_monai.refine_weights import PRESETS, term_weights
 
 SIZES = [(11, 14), (9, 12, 10)]
@@ -23,7 +25,7 @@ SIZES = [(11, 14), (9, 12, 10)]
 @pytest.mark.parametrize("width", [3, 5, 9])
 def test_window_means_are_those_of_scipy_and_of_what_is_inside_at_the_border(size, width):
     image = rand(1, 2, *size)
-    means = window_means(image, window_weights(size, width, image))
+    means = along_axes(image, window_weights(size, width, image))
     inner = (slice(None), slice(None), *[slice(width // 2, n - width // 2) for n in size])
     expected = uniform_filter(image.numpy(), [0, 0, *[width] * len(size)])
     np.testing.assert_allclose(means[inner], expected[inner], atol=1e-6)

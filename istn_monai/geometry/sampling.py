@@ -152,9 +152,10 @@ def sample_moved(
     image: Tensor, ddf: Tensor, stride: int = 1, mode: str = "bilinear", padding_mode: str = "border"
 ) -> Tensor:
     """``image(x + ddf(x))`` at each ``stride``-th voxel x, where the ddf is known: :func:`warp` for a stride of 1."""
-    with torch.autocast(image.device.type, enabled=False):
-        grid = MovedGrid.apply(at_least_float32(ddf), tuple(image.shape[2:]), stride)
-    return sample_normalized(image, grid, mode, padding_mode)
+    ddf, size = at_least_float32(ddf), tuple(image.shape[2:])
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return sample(image, voxel_grid(size, ddf, stride) + ddf, mode, padding_mode)
+    return sample_normalized(image, MovedGrid.apply(ddf, size, stride), mode, padding_mode)
 
 
 def resample(
