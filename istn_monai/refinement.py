@@ -115,10 +115,7 @@ class Refiner:
     ) -> None:
         if target not in TARGETS:
             raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
-        if coarse_steps is not None and (not isinstance(coarse_steps, int) or coarse_steps < 0):
-            raise ValueError(f"coarse_steps must be a whole number of at least 0, or None, got {coarse_steps!r}")
+        check_steps(steps, coarse_steps)
         if learning_rate is not None and not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a finite number above 0, or None, got {learning_rate!r}")
         if weights is not None and (similarity is not None or regularization is not None):
@@ -300,6 +297,14 @@ class Refiner:
                 )
             return LossObjective(*pair, self.similarity, self.regularization, self.regularization_weight)
         return PairObjective(self.weights, *pair, spacing, images, guidance)
+
+
+def check_steps(steps: Any, coarse_steps: Any) -> None:
+    """ValueError unless both are numbers of steps."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
+    if coarse_steps is not None and (not isinstance(coarse_steps, int) or coarse_steps < 0):
+        raise ValueError(f"coarse_steps must be a whole number of at least 0, or None, got {coarse_steps!r}")
 
 
 def by_pair(terms: Mapping[str, tuple[Tensor, Tensor]], count: int) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequenc
         fixed: ``(C, *S)``.
         spacing: voxel size of the grid in mm.
         at_least: smallest size of the grid.
-        whole: covers the image, not its content alone.
+        whole: covers the image, not its content alone, with no voxel too many.
 
     Raises:
         ValueError: if the grid would have more than ``MOST_VOXELS``.
@@ -104,11 +104,11 @@ def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequenc
     least = registration_grid(Grid.of(fixed), at_least, spacing)
     if covers(least, Grid.of(fixed)):
         return least
-    content = Grid.of(fixed) if whole else content_grid(fixed)
+    content, multiple = (Grid.of(fixed), 1) if whole else (content_grid(fixed), STEP)
     corners = registration_grid(content, at_least, spacing).voxels(content.corners())
     steps = (corners.amax(1) - corners.amin(1)).tolist()  # from the first voxel's center to the last one's
     size = [
-        n if step <= n - 1 else math.ceil((step + 1 - 1e-6) / STEP) * STEP
+        n if step <= n - 1 else math.ceil((step + 1 - 1e-6) / multiple) * multiple
         for step, n in zip(steps, at_least, strict=True)
     ]
     if math.prod(size) > MOST_VOXELS:
