@@ -261,12 +261,13 @@ class Ours(Method):
         self.registration = Registration(self.model, initial_alignment="world", device="cpu", qa=False, **self.options)
 
     def register(self) -> None:
-        self.result = self.registration(self.pair)
+        self.registered = self.registration.registered(self.pair)
 
     def write_field(self, file: str) -> None:
         import SimpleITK as sitk
 
-        field = self.result["displacement"].float()  # RAS, (3, x, y, z)
+        result = self.registration.content("postprocessing")(self.registered)
+        field = result["displacement"].float()  # RAS, (3, x, y, z)
         field = (field * field.new_tensor([-1, -1, 1]).view(3, 1, 1, 1)).permute(3, 2, 1, 0).contiguous()
         image = sitk.GetImageFromArray(field.cpu().numpy(), isVector=True)
         image.CopyInformation(sitk.ReadImage(self.files["fixed"]))

@@ -25,14 +25,14 @@ from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import PAIR_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
-from istn_monai.weights import read_weights, warn_if_untrained
+from istn_monai.weights import own_settings, read_weights, warn_if_untrained
 from istn_monai.workflow.cohorts import Cohort
 from istn_monai.workflow.datasets import pair_item
 from istn_monai.workflow.distributed import process_device, world_size
 from istn_monai.workflow.pair_files import check_used, guides_of, pairs_of
 from istn_monai.workflow.provenance import weights_hash
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
-from istn_monai.workflow.settings import REFINING, check_guides_count, check_refining, check_settings
+from istn_monai.workflow.settings import check_guides_count, check_refining, check_settings
 
 RESULTS = (
     "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
@@ -50,12 +50,6 @@ def overlay(config: str | Path | None) -> list[str]:
     if path.suffix == ".json":
         read_json(path, "config", "a JSON object of settings")
     return [str(path)]
-
-
-def own_settings(file: Path, refined: bool) -> dict[str, Any]:
-    """How the weights in a file say that they are used, by the names of settings; nothing if they do not."""
-    found = read_weights(file).description.get("inference", {})
-    return {name: found[name] for name in ("spatial_size", *(REFINING if refined else ())) if name in found}
 
 
 class Registration:
@@ -137,12 +131,17 @@ class Registration:
             All that the bundle's pre- and postprocessing made of it: ``warped``, ``pred``, ``theta`` ...
         """
         with torch.inference_mode(False), torch.no_grad():  # refinement differentiates what is made here
+            return self.content("postprocessing")(self.registered(pair))
+
+    def registered(self, pair: Mapping[str, Any]) -> dict[str, Any]:
+        """As :meth:`__call__`, without the postprocessing: the pair on its registration grid, and ``pred``."""
+        with torch.inference_mode(False), torch.no_grad():
             data = self.content("preprocessing")(pair)
             image = convert_to_tensor(data["image"], track_meta=False)[None].to(self.device)
             inferer = self.content("inferer")
             guided = guided_arguments(inferer, batched(data))
             pred = inferer(image.clone() if image.is_inference() else image, self.network, **guided)
-            return self.content("postprocessing")(data | {"pred": decollate_batch(pred)[0]})
+            return data | {"pred": decollate_batch(pred)[0]}
 
     @property
     def guides(self) -> tuple[str, ...]:

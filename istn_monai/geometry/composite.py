@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -66,7 +67,8 @@ class CompositeTransformation(Transformation):
         """As :meth:`forward`, without a gradient; components that are the identity take no time."""
         with torch.no_grad():
             total = self.between(self.split(theta), 0, len(self.components), stride)
-            return self(theta, stride) if total is None else total
+        size = (math.ceil(n / stride) for n in self.spatial_size)
+        return theta.new_zeros(len(theta), self.spatial_dims, *size) if total is None else total
 
     def between(self, blocks: Sequence[Tensor], first: int, end: int, stride: int = 1) -> Tensor | None:
         """The ddf ``(B, D, *S)`` of some components alone; None for none, or if all of them are the identity.

@@ -96,7 +96,7 @@ def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequenc
         fixed: ``(C, *S)``.
         spacing: voxel size of the grid in mm.
         at_least: smallest size of the grid.
-        whole: covers the image, not its content alone, with no voxel too many.
+        whole: covers the image, not its content alone, and a voxel around it: beyond the grid a B-spline moves nothing.
 
     Raises:
         ValueError: if the grid would have more than ``MOST_VOXELS``.
@@ -104,11 +104,11 @@ def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequenc
     least = registration_grid(Grid.of(fixed), at_least, spacing)
     if covers(least, Grid.of(fixed)):
         return least
-    content, multiple = (Grid.of(fixed), 1) if whole else (content_grid(fixed), STEP)
+    content, multiple, around = (Grid.of(fixed), 1, 2) if whole else (content_grid(fixed), STEP, 0)
     corners = registration_grid(content, at_least, spacing).voxels(content.corners())
     steps = (corners.amax(1) - corners.amin(1)).tolist()  # from the first voxel's center to the last one's
     size = [
-        n if step <= n - 1 else math.ceil((step + 1 - 1e-6) / multiple) * multiple
+        n if step <= n - 1 else math.ceil((step + 1 - 1e-6) / multiple) * multiple + around
         for step, n in zip(steps, at_least, strict=True)
     ]
     if math.prod(size) > MOST_VOXELS:
