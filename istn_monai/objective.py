@@ -13,13 +13,14 @@ from istn_monai.geometry.bending import bending_energy
 from istn_monai.geometry.sampling import compose, sample_moved, warp
 from istn_monai.geometry.separable import averaged
 from istn_monai.guidance import Guidance, both_masks, checked_guidance, label_difference, landmark_difference
-from istn_monai.local_correlation import WIDTH, LocalCorrelation, counted_mean, strided
+from istn_monai.local_correlation import LocalCorrelation, counted_mean, strided
 from istn_monai.mind import mind_ssc
 from istn_monai.mutual_information import normalized_mutual_information
 from istn_monai.refine_weights import IMAGE_TERMS, term_weights
 from istn_monai.transforms.keys import POINT_KEYS
 
 TINY = 1e-8
+WINDOW, EVERY = 5, 2  # voxels of a window of local correlation, at any resolution; there is one about every second
 Loss = Callable[..., Tensor]
 
 
@@ -175,9 +176,7 @@ class PairObjective:
         if stride not in self.resolutions:
             moving, fixed = (self.reduced(joined, stride) for joined in (self.moving, self.fixed))
             parts = self.parts(fixed)
-            width = max(3, WIDTH // stride // 2 * 2 + 1)
-            counted = "image" in self.weights
-            correlation = LocalCorrelation(parts["image"], width, 2 if width > 3 else 1) if counted else None
+            correlation = LocalCorrelation(parts["image"], WINDOW, EVERY) if "image" in self.weights else None
             self.resolutions[stride] = Resolution(moving, parts, correlation)
         return self.resolutions[stride]
 

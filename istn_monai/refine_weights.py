@@ -17,7 +17,7 @@ PRESETS: dict[str, dict[str, float]] = {
     "intensities": {"image": 1.0, "bending": 0.5},
 }
 #: see :func:`damping_of`; of structures, and of images alone
-DAMPING, IMAGE_DAMPING = 0.03, 2.0
+DAMPING, IMAGE_DAMPING = 0.03, 4.0
 IMAGE_TERMS = ("image", "mse", "nmi", "mind")  #: that compare the images
 TERMS = ("structures", *IMAGE_TERMS, "bending", "labels", "landmarks")
 LOSS_TERMS = TERMS[:-2]  #: of training, whose labels and landmarks are the structures
