@@ -213,7 +213,7 @@ class IdentitySTN(nn.Module):
     def __init__(self, transformation: Transformation) -> None:
         super().__init__()
         self.transformation = transformation
-        self.register_buffer("theta", torch.zeros(1))  # a checkpoint holds something
+        self.theta = nn.Parameter(torch.zeros(1))  # so that a checkpoint holds something, and a network has a device
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, C, *S)`` to ``(B, P)``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from helpers import rand
 from monai.data import MetaTensor
@@ -107,3 +108,18 @@ def test_a_grid_of_the_image_covers_all_of_it(spacing):
     assert all(n < m for n, m in zip(grids["auto"].spatial_size, grids["image"].spatial_size, strict=True))
     with pytest.raises(ValueError, match='spatial_size "image" needs at_least'):
         RegistrationGridd("image")
+
+
+def test_results_are_written_and_simpleitk_has_the_same_points(pair, tmp_path):
+    registration = Registration("intensities", device="cpu", qa=True, refine_levels=[[4, 5, 0], [2, 5, 2]])
+    result = registration(pair)
+    registration.save(result, tmp_path / "out")
+    assert (tmp_path / "out" / "qa.png").is_file()
+    transform = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))
+    points = Grid.of(pair["fixed_image"]).points()
+    displacement = result["displacement"].as_tensor().double()
+    lps = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
+    for place in ((20, 18, 16), (9, 31, 22), (0, 0, 0), (43, 39, 35)):
+        point, moved = points[(slice(None), *place)], displacement[(slice(None), *place)]
+        found = torch.tensor(transform.TransformPoint((point * lps).tolist()), dtype=torch.float64) * lps
+        torch.testing.assert_close(found, point + moved, rtol=0, atol=1e-4)
