@@ -98,7 +98,7 @@ def test_a_pair_needs_little_more_memory_than_its_results(monkeypatch):
     peaks = [peak_mb(lambda: WarpPaird(AffineTransformation((16, 16, 16)))(data), "cpu") for _ in range(3)]
     if None in peaks:
         pytest.skip("this system does not tell the peak of memory")
-    assert min(peaks) * 2**20 / image.numel() < 40  # what the system keeps for later only adds to it
+    assert min(peaks) * 2**20 / image.numel() < 60  # what the system keeps for later only adds to it
 
 
 def test_warped_label_has_the_labels_own_values_alone():
