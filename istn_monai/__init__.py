@@ -4,6 +4,7 @@ Where things are, in reading order: no module comes before one that it imports.
 
 - :mod:`istn_monai.geometry`: maps and sampling.
   :mod:`~istn_monai.geometry.sampling` (Warp, the only file that calls ``grid_sample``),
+  :mod:`~istn_monai.geometry.separable` (linear maps along each axis), :mod:`~istn_monai.geometry.bending`,
   :mod:`~istn_monai.geometry.transformation` (theta to displacement field: what all transformations share),
   :mod:`~istn_monai.geometry.affine`, :mod:`~istn_monai.geometry.bspline`, :mod:`~istn_monai.geometry.dense`,
   :mod:`~istn_monai.geometry.composite`, :mod:`~istn_monai.geometry.grids` (registration grid),
@@ -17,12 +18,14 @@ Where things are, in reading order: no module comes before one that it imports.
 - :mod:`istn_monai.layers`, :mod:`istn_monai.optical_flow`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN,
   and both joined, ISTN;
   :mod:`~istn_monai.transforms.keys` (of a pair), :mod:`istn_monai.refine_weights`,
-  :mod:`istn_monai.guidance` (labels, landmarks and masks of the pair in hand), :mod:`istn_monai.mind`,
-  :mod:`istn_monai.mutual_information` and :mod:`istn_monai.objective`: what a refinement minimizes;
+  :mod:`istn_monai.guidance` (labels, landmarks and masks of the pair in hand),
+  :mod:`istn_monai.local_correlation`, :mod:`istn_monai.mind`, :mod:`istn_monai.mutual_information` and
+  :mod:`istn_monai.objective`: what a refinement minimizes;
   :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.adam`;
-  :mod:`istn_monai.levels` (coarse to fine); :mod:`istn_monai.refinement`: test-time refinement for the one pair in
-  hand; :mod:`istn_monai.inferer`: refinement as a MONAI inferer; :mod:`istn_monai.alignment`: initial alignment;
-  :mod:`istn_monai.metrics`
+  :mod:`istn_monai.levels` (coarse to fine), :mod:`istn_monai.descent` (steps, of which the best counts),
+  :mod:`istn_monai.turns` (one component after the other); :mod:`istn_monai.refinement`: test-time refinement for the
+  one pair in hand; :mod:`istn_monai.inferer`: refinement as a MONAI inferer; :mod:`istn_monai.alignment`: initial
+  alignment; :mod:`istn_monai.metrics`
 - :mod:`istn_monai.io`: files in, files out.
   :mod:`~istn_monai.io.whole` (written to the end), :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.locks`,
   :mod:`~istn_monai.io.staging` (results that appear together), :mod:`~istn_monai.io.simple_itk`,

@@ -13,11 +13,17 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from istn_monai.guidance import Guidance
+from istn_monai.levels import Levels
 from istn_monai.refinement import RefinementReport, Refiner
 
 logger = logging.getLogger(__name__)
 #: of a report: numbers, or a list of them
 NUMBERS = tuple(field.name for field in fields(RefinementReport) if field.name != "terms")
+
+
+def shown(levels: Levels) -> list[tuple[int, ...]]:
+    """Levels without what they leave open."""
+    return [tuple(number for number in level if number is not None) for level in levels]
 
 
 class PairRefinement(NamedTuple):
@@ -96,7 +102,7 @@ class RefineInferer(Inferer):
         refiner = self.refiner
         weights = "" if refiner.weights is None else f", weights={refiner.weights}"
         rate = f"learning_rate={refiner.learning_rate:g}"
-        levels = "" if refiner.levels is None else f", levels={refiner.levels}"
+        levels = "" if refiner.levels is None else f", levels={shown(refiner.levels)}"
         return f"RefineInferer(steps={refiner.steps}, target={refiner.target}, {rate}{weights}{levels})"
 
     def __call__(

@@ -113,13 +113,13 @@ def numbers(kind: Kind, counts: tuple[int, ...] = ()) -> Kind:
 
 
 def size(name: str, value: Any) -> Any:
-    """Voxels: two or three whole numbers, or auto."""
+    """Voxels: two or three whole numbers, auto or image."""
     found = literal(value)
-    if found is None or found == "auto":
+    if found is None or found in ("auto", "image"):
         return found
     fits = isinstance(found, (list, tuple)) and len(found) in (2, 3)
     if not fits or not all(type(single) is int and single > 0 for single in found):
-        raise wrong(name, value, 'two or three whole numbers of at least 1, such as "[48,64,48]", or auto')
+        raise wrong(name, value, 'two or three whole numbers of at least 1, such as "[48,64,48]", auto or image')
     return list(found)
 
 

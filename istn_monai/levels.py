@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-COARSE_STRIDE, MAX_STRIDE = 2, 4
+COARSE_STRIDE, MAX_STRIDE = 2, 8
+SMALL, MOST_COMPARED = 2**15, 2**21  # voxels of a grid of which all are compared; in a step of a large one
 COARSE_STEPS = {"theta": 25, "stn": 0}  # by what is optimized, without weights
 COARSE_FRACTION = 0.7  # of the steps of an objective with weights, whose terms do not depend on the stride
-Levels = Sequence[tuple[int, int]]
+
+
+class Level(NamedTuple):
+    """Some steps of a refinement.
+
+    Attributes:
+        stride: of the voxels that are compared, along each axis.
+        steps: their number.
+        component: of a composite transformation, the number of the one that moves; None for all at once.
+    """
+
+    stride: int
+    steps: int
+    component: int | None = None
+
+
+Levels = Sequence[Level]
 
 
 def default_levels(steps: int, wanted: int | None, target: str, weights: Container[str] | None) -> Levels:
@@ -27,36 +46,84 @@ def default_levels(steps: int, wanted: int | None, target: str, weights: Contain
     if wanted is None:
         wanted = most if weights is not None and target == "theta" else COARSE_STEPS[target]
     coarse = min(wanted, most)
-    return [(COARSE_STRIDE, coarse), (1, steps - coarse)]
+    return [Level(COARSE_STRIDE, coarse), Level(1, steps - coarse)]
+
+
+def levels_in_turn(steps: int, components: int, spatial_size: Sequence[int]) -> Levels:
+    """Levels of components that move one after the other, coarse to fine: half of the steps are the finest one's.
+
+    They compare every second voxel along each axis, all of a small grid and fewer of a large one: a step then takes
+    some 0.2 s, however large it is.
+
+    Example:
+        >>> [tuple(level) for level in levels_in_turn(50, 3, (48, 64, 48))]
+        [(2, 12, 0), (2, 13, 1), (2, 25, 2)]
+    """
+    stride = 1 if math.prod(spatial_size) <= SMALL else COARSE_STRIDE
+    while stride < MAX_STRIDE and math.prod(math.ceil(n / stride) for n in spatial_size) > MOST_COMPARED:
+        stride *= 2
+    others = components - 1
+    coarse = steps // 2 if others else 0
+    ends = [coarse * number // max(others, 1) for number in range(components)]
+    shares = [*(after - before for before, after in pairwise(ends)), steps - coarse]
+    return [Level(stride, share, number) for number, share in enumerate(shares) if share]
 
 
 def checked_levels(levels: Any) -> Levels:
-    """Levels as a user gave them, as pairs of stride and steps.
+    """Levels as a user gave them: stride, steps and, of a level that is of one component alone, its number.
 
     Raises:
-        ValueError: if they are of another form, or do not end with all voxels.
+        ValueError: if they are of another form, become coarser again for the same component, or, without components, do
+            not end with all voxels.
 
     Example:
-        >>> checked_levels([[4, 10], [2, 25], [1, 15]])
-        [(4, 10), (2, 25), (1, 15)]
+        >>> checked_levels([[4, 10], [2, 25], [1, 15]])[1]
+        Level(stride=2, steps=25, component=None)
+        >>> checked_levels([[4, 40, 0], [4, 40, 1], [2, 40, 2]])[1]
+        Level(stride=4, steps=40, component=1)
     """
-    pairs = list(levels) if isinstance(levels, (list, tuple)) else []
-    whole = all(isinstance(pair, (list, tuple)) and [type(number) for number in pair] == [int, int] for pair in pairs)
-    strides = [pair[0] for pair in pairs] if whole else []
-    falling = strides == sorted(set(strides), reverse=True) and strides[-1:] == [1] and strides[0] <= MAX_STRIDE
-    if not falling or any(number < 1 for _, number in pairs):
+    rows = list(levels) if isinstance(levels, (list, tuple)) else []
+    whole = all(isinstance(row, (list, tuple)) and [type(n) for n in row] in ([int] * 2, [int] * 3) for row in rows)
+    found = [Level(*row) for row in rows] if whole else []
+    counted = all(1 <= level.stride <= MAX_STRIDE and level.steps >= 1 for level in found)
+    if not found or not counted or not ordered(found):
         raise ValueError(
             "refine_levels must be stride and steps of each level, coarse to fine, the last of stride 1 and none above "
-            f"{MAX_STRIDE}, such as [[4,10],[2,25],[1,15]], got {levels!r}"
+            f"{MAX_STRIDE}, such as [[4,10],[2,25],[1,15]], or of one component of the transformation each, by its "
+            f"number from 0, such as [[4,40,0],[4,40,1],[2,40,2]], got {levels!r}"
         )
-    return [(stride, number) for stride, number in pairs]
+    return found
+
+
+def ordered(levels: Levels) -> bool:
+    """Whether levels become finer: to all voxels where no component has its own."""
+    strides = [level.stride for level in levels]
+    if any(level.component is not None for level in levels):
+        numbers = {level.component for level in levels}
+        each = [[level.stride for level in levels if level.component == number] for number in numbers]
+        return all(own == sorted(own, reverse=True) for own in each) and min(n for n in numbers if n is not None) >= 0
+    return strides == sorted(set(strides), reverse=True) and strides[-1] == 1
+
+
+def check_components(levels: Levels, components: int) -> None:
+    """ValueError if a level is of a component that there is not."""
+    odd = [level.component for level in levels if level.component is not None and level.component >= components]
+    if odd:
+        raise ValueError(
+            f"refine_levels: there is no component {odd[0]}, the transformation has {components}, numbered from 0"
+        )
+
+
+def in_turn(levels: Levels) -> bool:
+    """Whether components move one after the other."""
+    return any(level.component is not None for level in levels)
 
 
 def strides_of(levels: Levels) -> list[int]:
     """The stride of each step.
 
     Example:
-        >>> strides_of([(2, 3), (1, 1)])
+        >>> strides_of([Level(2, 3), Level(1, 1)])
         [2, 2, 2, 1]
     """
-    return [stride for stride, number in levels for _ in range(number)]
+    return [level.stride for level in levels for _ in range(level.steps)]

@@ -2,92 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from istn_monai.geometry.sampling import sample_moved
+from istn_monai.geometry.bending import bending_energy
+from istn_monai.geometry.sampling import compose, sample_moved, warp
+from istn_monai.geometry.separable import averaged
 from istn_monai.guidance import Guidance, both_masks, checked_guidance, label_difference, landmark_difference
+from istn_monai.local_correlation import LocalCorrelation, counted_mean, strided
 from istn_monai.mind import mind_ssc
 from istn_monai.mutual_information import normalized_mutual_information
 from istn_monai.refine_weights import IMAGE_TERMS, term_weights
 from istn_monai.transforms.keys import POINT_KEYS
 
-WIDTH = 9  # voxels of a window of local correlation (VoxelMorph's)
-FLAT = 1e-5  # variance of intensities in [0, 1] below which a window tells nothing
 TINY = 1e-8
+WINDOW, EVERY = 5, 2  # voxels of a window of local correlation, at any resolution; there is one about every second
 Loss = Callable[..., Tensor]
-
-
-def window_weights(spatial_size: Sequence[int], width: int, like: Tensor) -> list[Tensor]:
-    """For each axis of n voxels the ``(n, n)`` matrix of means over windows, as far as they lie in the image."""
-    places = [torch.arange(n, device=like.device) for n in spatial_size]
-    bands = [((place[:, None] - place).abs() <= width // 2).to(like) for place in places]
-    return [band / band.sum(dim=1, keepdim=True) for band in bands]
-
-
-def window_means(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Means of ``(B, C, *S)`` over windows, by :func:`window_weights`.
-
-    A product with one banded matrix for each axis: on CPUs much faster than a convolution, whose sums GPUs may round
-    as TF32 besides.
-    """
-    for axis, means in enumerate(weights[:-1], 2):
-        images = (means @ images.flatten(axis + 1)).view(images.shape)
-    return images @ weights[-1].T
-
-
-def strided(image: Tensor, stride: int) -> Tensor:
-    """Each ``stride``-th voxel of ``(B, C, *S)``."""
-    return image[(..., *[slice(None, None, stride)] * (image.ndim - 2))]
-
-
-def counted_mean(values: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Means ``(B,)`` of ``(B, C, *S)`` over the voxels that count, by ``(B, 1, *S)``; over all for None."""
-    if counts is None:
-        return values.flatten(1).mean(1)
-    return (values * counts).flatten(1).sum(1) / (counts.flatten(1).sum(1) * values.shape[1]).clamp_min(TINY)
-
-
-class LocalCorrelation:
-    r"""Squared local correlation with a fixed image, averaged over windows (Avants et al. 2008; VoxelMorph).
-
-    In each window :math:`(E[mf] - E[m] E[f])^2 / (\mathrm{Var}[m] \mathrm{Var}[f])`; 1 is a linear relation everywhere.
-
-    Args:
-        fixed: ``(B, C, *S)``, intensities in [0, 1] or so.
-        width: of a window in voxels.
-
-    Example:
-        >>> image = torch.rand(1, 1, 32, 34)
-        >>> correlation = LocalCorrelation(image)
-        >>> correlation(1.0 - 0.5 * image).item() > 0.99 > 0.2 > correlation(torch.rand(1, 1, 32, 34)).item()
-        True
-    """
-
-    def __init__(self, fixed: Tensor, width: int = WIDTH) -> None:
-        self.fixed, self.windows = fixed, window_weights(fixed.shape[2:], width, fixed)
-        self.mean, square = window_means(torch.cat([fixed, fixed * fixed], 1), self.windows).chunk(2, 1)
-        self.variance = (square - self.mean * self.mean).clamp_min(FLAT)
-
-    def __call__(self, moving: Tensor, counts: Tensor | None = None) -> Tensor:
-        """``(B, C, *S)`` to ``(B,)``; of the voxels alone that count, by ``(B, 1, *S)``, within windows too."""
-        products = torch.cat([moving, moving * moving, moving * self.fixed], 1)
-        if counts is None:
-            mean, square, product = window_means(products, self.windows).chunk(3, 1)
-            fixed_mean, fixed_variance = self.mean, self.variance
-        else:
-            parts = torch.cat([products, self.fixed, self.fixed * self.fixed], 1)
-            share = window_means(counts, self.windows).clamp_min(TINY)
-            mean, square, product, fixed_mean, fixed_square = (
-                window_means(parts * counts, self.windows) / share
-            ).chunk(5, 1)
-            fixed_variance = (fixed_square - fixed_mean * fixed_mean).clamp_min(FLAT)
-        variance = (square - mean * mean).clamp_min(FLAT)
-        covariance = product - mean * fixed_mean
-        return counted_mean(covariance * covariance / (variance * fixed_variance), counts)
 
 
 def image_terms(
@@ -114,26 +48,6 @@ def image_terms(
     if "nmi" in names:
         terms["nmi"] = 1.0 - normalized_mutual_information(warped, fixed, counts)
     return terms
-
-
-def bending_energy(ddf: Tensor, spacing: Sequence[float], stride: int = 1) -> Tensor:
-    """Mean squared second derivatives of a displacement in mm, in 1/mm^2, ``(B,)`` (Rueckert et al. 1999).
-
-    Args:
-        ddf: ``(B, D, *S)`` in voxels, at each ``stride``-th voxel.
-        spacing: of a voxel in mm, along each axis.
-        stride: see ``ddf``.
-    """
-    dims = len(spacing)
-    displacement = ddf * ddf.new_tensor(spacing).view(-1, *[1] * dims)
-    total = ddf.new_zeros(len(ddf))
-    for i in range(dims):
-        first = displacement.diff(dim=2 + i)
-        for j in range(i, dims):
-            second = first.diff(dim=2 + j) / (stride * stride * spacing[i] * spacing[j])
-            if second.numel():
-                total = total + (1.0 if i == j else 2.0) * second.square().flatten(2).mean(2).sum(1)
-    return total
 
 
 class Objective(Protocol):
@@ -178,6 +92,20 @@ class LossObjective:
         return value if self.regularization is None else value + self.weight * self.regularization(ddf)
 
 
+class Resolution(NamedTuple):
+    """A pair at each so-and-so-many-th voxel.
+
+    Attributes:
+        moving: all that is warped, ``(B, C, *S)``.
+        fixed: what it is compared with, by name.
+        correlation: with the fixed image, if that counts.
+    """
+
+    moving: Tensor
+    fixed: dict[str, Tensor]
+    correlation: LocalCorrelation | None
+
+
 class PairObjective:
     """The objective of pairs in hand, a weighted sum of terms.
 
@@ -218,11 +146,14 @@ class PairObjective:
         self.spacing = spacing
         guidance = checked_guidance(guidance or {}, self.weights, moving)
         self.points = [guidance[name] for name in POINT_KEYS] if "landmarks" in self.weights else []
-        sides = {"structures": (moving, fixed)}
-        if images is not None and any(name in self.weights for name in IMAGE_TERMS):
-            sides["image"] = (images[0], images[1])
+        images = (moving, fixed) if images is None else (images[0], images[1])
+        sides = {}
+        if "structures" in self.weights or not set(self.weights) & {*IMAGE_TERMS, "labels"}:
+            sides["structures"] = (moving, fixed)
+        if any(name in self.weights for name in IMAGE_TERMS):
+            sides["image"] = images
         if "mind" in self.weights:
-            sides["mind"] = tuple(map(mind_ssc, sides["structures"] if images is None else images[:2]))
+            sides["mind"] = (mind_ssc(images[0]), mind_ssc(images[1]))
         if "labels" in self.weights:
             sides["labels"] = (guidance.get("moving_label", moving), guidance.get("fixed_label", fixed))
         if (both := both_masks(guidance, moving)) is not None:
@@ -233,43 +164,65 @@ class PairObjective:
         masks = sides.get("mask", (None, None))
         size = sum(counted_mean(side.square(), mask) for side, mask in zip((moving, fixed), masks, strict=True)) / 2
         self.size = size.clamp_min(TINY)
-        self.targets: dict[int, tuple[dict[str, Tensor], LocalCorrelation | None]] = {}
+        self.resolutions: dict[int, Resolution] = {}
+        self.outer: Tensor | None = None
 
     def parts(self, joined: Tensor) -> dict[str, Tensor]:
         """What was joined along the channels, by name."""
         return dict(zip(self.names, joined.split(self.channels, 1), strict=True))
 
-    def target(self, stride: int) -> tuple[dict[str, Tensor], LocalCorrelation | None]:
-        """The fixed side at each ``stride``-th voxel, and the correlation with its image."""
-        if stride not in self.targets:
-            fixed = self.parts(strided(self.fixed, stride))
-            width = max(3, WIDTH // stride // 2 * 2 + 1)
-            image = fixed.get("image", fixed["structures"])
-            self.targets[stride] = fixed, LocalCorrelation(image, width) if "image" in self.weights else None
-        return self.targets[stride]
+    def at(self, stride: int) -> Resolution:
+        """Both sides at each ``stride``-th voxel."""
+        if stride not in self.resolutions:
+            moving, fixed = (self.reduced(joined, stride) for joined in (self.moving, self.fixed))
+            parts = self.parts(fixed)
+            correlation = LocalCorrelation(parts["image"], WINDOW, EVERY) if "image" in self.weights else None
+            self.resolutions[stride] = Resolution(moving, parts, correlation)
+        return self.resolutions[stride]
 
-    def terms(self, ddf: Tensor, stride: int = 1) -> dict[str, Tensor]:
-        """The weighted terms by name, ``(B,)`` each, of a ddf ``(B, D, *S)`` known at each ``stride``-th voxel."""
-        fixed, correlation = self.target(stride)
-        warped = self.parts(sample_moved(self.moving, ddf, stride))
+    def after(self, ddf: Tensor, stride: int) -> PairObjective:
+        """The objective of what moves fixed points before a ddf does, known at each ``stride``-th voxel: of the moving
+        side as that ddf warped it, at this stride alone."""
+        moving, fixed, correlation = self.at(stride)
+        other = copy.copy(self)
+        other.outer = ddf
+        other.resolutions = {stride: Resolution(warp(moving, ddf / stride), fixed, correlation)}
+        return other
+
+    def reduced(self, joined: Tensor, stride: int) -> Tensor:
+        """One side, averaged at each ``stride``-th voxel: over what counts alone, where there is a mask."""
+        if "mask" not in self.names or stride == 1:
+            return averaged(joined, stride)
+        values, mask = joined[:, :-1], joined[:, -1:]
+        share = averaged(mask, stride)
+        return torch.cat([averaged(values * mask, stride) / share.clamp_min(TINY), share], 1)
+
+    def terms(self, ddf: Tensor, stride: int = 1, bending: Tensor | None = None) -> dict[str, Tensor]:
+        """The weighted terms by name, ``(B,)`` each, of a ddf ``(B, D, *S)`` known at each ``stride``-th voxel.
+
+        ``bending`` ``(B,)`` is its bending energy, where that is known already.
+        """
+        moving, fixed, correlation = self.at(stride)
+        warped = self.parts(warp(moving, ddf / stride))
         # which voxels count is no reason to move: the terms would fall if the masks were moved apart
         counts = warped["mask"].detach() * fixed["mask"] if "mask" in fixed else None
         terms: dict[str, Tensor] = {}
         if "structures" in self.weights:
             difference = warped["structures"] - fixed["structures"]
             terms["structures"] = counted_mean(difference.square(), counts) / self.size
-        moving_image, fixed_image = (side.get("image", side["structures"]) for side in (warped, fixed))
-        terms |= image_terms(self.weights, moving_image, fixed_image, counts, correlation)
+        if "image" in fixed:
+            terms |= image_terms(self.weights, warped["image"], fixed["image"], counts, correlation)
         if "mind" in self.weights:
             terms["mind"] = counted_mean((warped["mind"] - fixed["mind"]).square(), counts)
         if "bending" in self.weights:
-            terms["bending"] = bending_energy(ddf, self.spacing, stride)
+            terms["bending"] = bending_energy(ddf, self.spacing, stride) if bending is None else bending
         if "labels" in self.weights:
             terms["labels"] = label_difference(warped["labels"], fixed["labels"])
         if "landmarks" in self.weights:
-            terms["landmarks"] = landmark_difference(ddf, self.points, self.spacing, stride)
+            whole = ddf if self.outer is None else compose(self.outer, ddf, stride)
+            terms["landmarks"] = landmark_difference(whole, self.points, self.spacing, stride)
         return {name: self.weights[name] * value for name, value in terms.items()}
 
-    def __call__(self, ddf: Tensor, stride: int = 1) -> Tensor:
+    def __call__(self, ddf: Tensor, stride: int = 1, bending: Tensor | None = None) -> Tensor:
         """The sum of the terms, ``(B,)``."""
-        return torch.stack(list(self.terms(ddf, stride).values())).sum(0)
+        return torch.stack(list(self.terms(ddf, stride, bending).values())).sum(0)

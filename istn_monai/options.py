@@ -35,7 +35,7 @@ SETTINGS: dict[str, str] = {
     "regularization": "MONAI loss of the ddf; none by default",
     "regularization_weight": "its factor",
     "loss_weights": "of the loss's own terms (structures) and of image, mse, nmi, mind, bending: by name, or a preset",
-    "spatial_size": "voxels of the registration grid; at inference auto covers the fixed image",
+    "spatial_size": "voxels of the registration grid; at inference auto covers what the fixed image shows, image all",
     "spacing": "its voxel size in mm",
     "soi_labels": "groups of label values, one for each SoI channel; none takes labels as real-valued maps, [] none",
     "soi_points": "groups of landmark names, one for each further SoI channel; [['*']] is all in one; none for none",

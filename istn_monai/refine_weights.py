@@ -8,12 +8,16 @@ from typing import Any
 
 from istn_monai.transforms.keys import LABEL_KEYS, POINT_KEYS
 
-#: presets, found on validation pairs of the hippocampus data: what it costs the structures to keep the rest
+#: presets, found on validation pairs of the hippocampus data: what it costs the structures to keep the rest; the last
+#: one is without any network, of whole brains
 PRESETS: dict[str, dict[str, float]] = {
     "structures": {"structures": 1.0},
-    "accurate": {"structures": 1.0, "image": 0.05, "bending": 2.0},
-    "smooth": {"structures": 1.0, "image": 0.02, "bending": 7.0},
+    "accurate": {"structures": 1.0, "image": 0.05, "bending": 1.5},
+    "smooth": {"structures": 1.0, "image": 0.02, "bending": 5.0},
+    "intensities": {"image": 1.0, "bending": 0.3},
 }
+#: see :func:`damping_of`; of structures, and of images alone
+DAMPING, IMAGE_DAMPING = 0.03, 4.0
 IMAGE_TERMS = ("image", "mse", "nmi", "mind")  #: that compare the images
 TERMS = ("structures", *IMAGE_TERMS, "bending", "labels", "landmarks")
 LOSS_TERMS = TERMS[:-2]  #: of training, whose labels and landmarks are the structures
@@ -33,7 +37,7 @@ def term_weights(weights: Any, name: str = "refine_weights", terms: Sequence[str
         ValueError: naming the preset or the term, if it is unknown, or if a weight is no number of at least 0.
 
     Example:
-        >>> term_weights("smooth") == term_weights({"structures": 1, "image": 0.02, "bending": 7})
+        >>> term_weights("smooth") == term_weights({"structures": 1, "image": 0.02, "bending": 5})
         True
     """
     if isinstance(weights, str) and weights in PRESETS:
@@ -51,6 +55,14 @@ def term_weights(weights: Any, name: str = "refine_weights", terms: Sequence[str
     return {term: float(value) for term, value in weights.items() if value}
 
 
+def damping_of(weights: Container[str]) -> float:
+    """How much slower moves what hardly matters to an objective: as a fraction of the mean gradient.
+
+    Of images alone more, which have even regions all over; a structure is even everywhere but at its edge.
+    """
+    return DAMPING if "structures" in weights or "labels" in weights else IMAGE_DAMPING
+
+
 def guided_weights(weights: Any, use_labels: bool = False, use_points: bool = False) -> dict[str, float] | None:
     """Weights by the names of terms, with those of ``GUIDE_WEIGHTS`` for what shall count of a pair; None for none.
 
@@ -61,7 +73,7 @@ def guided_weights(weights: Any, use_labels: bool = False, use_points: bool = Fa
 
     Example:
         >>> guided_weights("smooth", use_labels=True)
-        {'image': 0.02, 'bending': 7.0, 'labels': 4.0}
+        {'image': 0.02, 'bending': 5.0, 'labels': 4.0}
     """
     used = [term for term, use in zip(GUIDE_WEIGHTS, (use_labels, use_points), strict=True) if use]
     if weights is None or weights == "none":

@@ -6,57 +6,34 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from istn_monai.adam import Adam, cosine_to_zero
+from istn_monai.descent import Descent, RefinementReport, joined_reports, whole
+from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.guidance import Guidance, check_both_labels
-from istn_monai.levels import checked_levels, default_levels, strides_of
+from istn_monai.levels import (
+    Levels,
+    check_components,
+    checked_levels,
+    default_levels,
+    in_turn,
+    levels_in_turn,
+    strides_of,
+)
 from istn_monai.networks import ISTN
 from istn_monai.objective import LossObjective, Objective, PairObjective
-from istn_monai.refine_weights import term_weights
+from istn_monai.refine_weights import damping_of, term_weights
+from istn_monai.turns import refine_in_turn
 
 TARGETS = ("theta", "stn")
 LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
 #: of Adam; of an objective with weights, larger: what hardly matters to it then stays where it is, not at its bound
 EPSILON, WEIGHTED_EPSILON = 1e-8, 1e-6
-AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
-
-
-@dataclass(frozen=True)
-class RefinementReport:
-    """What a refinement did, for one pair.
-
-    Attributes:
-        steps: iterations until the best one was found; 0 keeps the start.
-        seconds: time of all steps, for all pairs of the batch.
-        objective_start: similarity (and regularization) before.
-        objective_end: and after; never above it.
-        at_bound: fraction of the parameters within 1 % of their bound.
-        trace: the objective at each step from 0 on; nan where it was not evaluated on all voxels.
-        terms: of an objective with weights, its terms by name, each weighted, before and after.
-    """
-
-    steps: int
-    seconds: float
-    objective_start: float
-    objective_end: float
-    at_bound: float
-    trace: tuple[float, ...]
-    terms: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    @property
-    def refined(self) -> bool:
-        """Whether anything was tried: a refinement of 0 steps keeps its start."""
-        return len(self.trace) > 1
-
-    def numbers(self) -> dict[str, float]:
-        """All but trace and terms, by name."""
-        return {name: value for name, value in asdict(self).items() if name not in ("trace", "terms")}
 
 
 class Refinement(NamedTuple):
@@ -86,7 +63,9 @@ class Refiner:
     and it works under ``no_grad`` and ``inference_mode``.
 
     Args:
-        steps: number of steps of Adam; 0 returns the start.
+        steps: number of steps of Adam; 0 returns the start. With weights the components of a composite transformation
+            move one after the other, coarse to fine, on every second voxel of all but a small grid, see
+            :func:`istn_monai.levels.levels_in_turn`.
         target: what is optimized. "theta": the parameters of the transformation, from their one-pass prediction.
             "stn": the weights of a private copy of the STN (the paper).
         learning_rate: rate of Adam at the start, which falls to 0 along a cosine; None is 0.05 for theta and 0.001 for
@@ -96,16 +75,18 @@ class Refiner:
         similarity: without weights, loss of two images ``(1, K, *S)``; None is the paper's mean squared error.
         regularization: without weights, loss of the ddf ``(1, D, *S)``; None for none.
         regularization_weight: its factor.
-        coarse_steps: so many steps compare every second voxel along each axis alone: an eighth of the work in 3-D. The
-            start and the best iterate are chosen on all voxels. At most 70 % of all with weights, none where labels
-            guide, whose edges are sharp, else half of them, and none with a regularization, whose scale depends on the
-            grid. None is the most, of theta up to 25 without
-            weights, and 0 for the STN.
+        coarse_steps: where all components move at once, so many steps compare every second voxel along each axis
+            alone: an eighth of the work in 3-D. The start and the best iterate are chosen on all voxels. At most 70 %
+            of all with weights, none where labels guide, whose edges are sharp, else half of them, and none with a
+            regularization, whose scale depends on the grid. A number makes all components move at once; None is the
+            most, of theta up to 25 without weights, and 0 for the STN.
         patience: a pair stops after as many full steps without an improvement of at least ``tolerance``, relative.
         tolerance: see ``patience``.
         max_seconds: stop after so long; None for no limit.
         levels: from coarse to fine the stride and the steps of each level, ``[[4, 10], [2, 25], [1, 15]]``: steps that
-            compare every fourth, every second and every voxel. Takes the place of ``steps`` and ``coarse_steps``.
+            compare every fourth, every second and every voxel. With a third number a level is of that component of a
+            composite transformation alone, see :mod:`istn_monai.turns`; start and best iterate are then compared at the
+            finest of the strides. Takes the place of ``steps`` and ``coarse_steps``.
 
     Example:
         >>> from istn_monai import AffineTransformation
@@ -134,10 +115,7 @@ class Refiner:
     ) -> None:
         if target not in TARGETS:
             raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
-        if coarse_steps is not None and (not isinstance(coarse_steps, int) or coarse_steps < 0):
-            raise ValueError(f"coarse_steps must be a whole number of at least 0, or None, got {coarse_steps!r}")
+        check_steps(steps, coarse_steps)
         if learning_rate is not None and not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a finite number above 0, or None, got {learning_rate!r}")
         if weights is not None and (similarity is not None or regularization is not None):
@@ -148,6 +126,8 @@ class Refiner:
             raise ValueError("levels go with neither coarse_steps nor a regularization, which depends on the stride")
         #: stride of the voxels that each step compares
         coarse_steps = 0 if regularization is not None else coarse_steps
+        #: whether the components of a composite transformation move one after the other
+        self.by_components = target == "theta" and coarse_steps is None and "labels" not in (self.weights or {"labels"})
         self.strides = strides_of(self.levels or default_levels(steps, coarse_steps, target, self.weights))
         self.steps = len(self.strides)
         self.target = target
@@ -215,6 +195,8 @@ class Refiner:
             parameter = start.detach().clone().float().requires_grad_()
             pair = moving.clone(), fixed.clone()
             objective = self.objective_of(pair, transformation.spacing, images, guidance)
+            if levels := self.levels_in_turn(transformation):
+                return self.refine_in_turn(transformation, parameter.detach(), pair, objective, levels)
             return self.minimize(transformation, lambda: parameter, [parameter], pair, objective)
 
     def refine_stn(
@@ -239,29 +221,65 @@ class Refiner:
     ) -> Refinement:
         """Adam on ``parameters``, which ``theta_of`` turns into theta ``(B, P)``."""
         begin = time.perf_counter()
-        optimizer = Adam(parameters, EPSILON if self.weights is None else WEIGHTED_EPSILON)
-        track = BestIterates(self.patience, self.tolerance, self.steps)
-        for step in range(self.steps + 1):
-            late = self.max_seconds is not None and time.perf_counter() - begin > self.max_seconds
-            stride = self.strides[step] if 0 < step < self.steps and not late else 1
-            theta = theta_of()
-            ddf = transformation(theta, stride)
-            values = objective(ddf, stride)
-            check_finite_step(step, values.detach(), ddf.detach())
-            if step == 0:
-                ddf_start = ddf.detach()
-            if stride == 1:
-                track.update(step, theta.detach(), values.detach())
-            if step == self.steps or late or not track.active.any():
-                break
-            gradients = torch.autograd.grad(values.sum(), parameters)
-            optimizer.step(gradients, self.learning_rate * cosine_to_zero(step, self.steps))
+        evaluate = whole(transformation, objective)
+        track = self.descent(begin)(evaluate, theta_of, parameters, self.strides, self.learning_rate)
         with torch.no_grad():
             ddf = transformation(track.theta)
-            terms = terms_of(objective, ddf_start, ddf)
-        seconds = time.perf_counter() - begin
-        reports = [replace(report, terms=own) for report, own in zip(track.reports(seconds), terms, strict=True)]
+            starts, ends = objective.terms(track.ddf_start), objective.terms(ddf)
+            terms = {name: (own, ends[name]) for name, own in starts.items()}
+        reports = track.reports(time.perf_counter() - begin)
+        reports = [replace(report, terms=own) for report, own in zip(reports, by_pair(terms, len(ddf)), strict=True)]
         return Refinement(track.theta, ddf, reports, track.theta_start, *pair)
+
+    def refine_in_turn(
+        self,
+        transformation: Transformation,
+        start: Tensor,
+        pair: tuple[Tensor, Tensor],
+        objective: Objective,
+        levels: Levels,
+    ) -> Refinement:
+        """One component after the other, see :mod:`istn_monai.turns`; the start is kept if nothing is better."""
+        if not isinstance(transformation, CompositeTransformation) or not isinstance(objective, PairObjective):
+            raise ValueError(
+                "refine_levels of components need a transformation that has some, and refine_weights, got "
+                f"{type(transformation).__name__} and weights {self.weights}"
+            )
+        check_components(levels, len(transformation.components))
+        begin = time.perf_counter()
+        theta, tracks = refine_in_turn(
+            transformation, start, objective, levels, self.descent(begin), self.learning_rate
+        )
+        with torch.no_grad():
+            finest = min(level.stride for level in levels)
+            ddfs = [transformation.whole(parameters, finest) for parameters in (start, theta)]
+            terms = [objective.terms(ddf, finest) for ddf in ddfs]
+            before, after = (torch.stack(list(own.values())).sum(0) for own in terms)
+            better = after < before
+            theta = torch.where(better[:, None], theta, start)
+            ends = {name: (own, torch.where(better, terms[1][name], own)) for name, own in terms[0].items()}
+            chosen = torch.where(better.view(-1, *[1] * (ddfs[0].ndim - 1)), *ddfs[::-1])
+            ddf = chosen if finest == 1 else transformation(theta)
+        reports = joined_reports(tracks, before, torch.minimum(before, after), time.perf_counter() - begin)
+        reports = [replace(report, terms=own) for report, own in zip(reports, by_pair(ends, len(ddf)), strict=True)]
+        return Refinement(theta, ddf, reports, start, *pair)
+
+    def levels_in_turn(self, transformation: Transformation) -> Levels:
+        """Levels of one component after the other: those that were given, or the default; none if all move at once."""
+        if self.levels is not None:
+            return self.levels if in_turn(self.levels) else ()
+        if not self.by_components or not isinstance(transformation, CompositeTransformation) or not self.steps:
+            return ()
+        return levels_in_turn(self.steps, len(transformation.components), transformation.spatial_size)
+
+    def descent(self, begin: float) -> Descent:
+        """How to descend, from a time on."""
+        if self.weights is None or self.target != "theta":
+            epsilon, relative = EPSILON if self.weights is None else WEIGHTED_EPSILON, False
+        else:
+            epsilon, relative = damping_of(self.weights), True
+        deadline = None if self.max_seconds is None else begin + self.max_seconds
+        return Descent(epsilon, relative, self.patience, self.tolerance, deadline)
 
     def objective_of(
         self,
@@ -281,57 +299,15 @@ class Refiner:
         return PairObjective(self.weights, *pair, spacing, images, guidance)
 
 
-def terms_of(objective: Objective, start: Tensor, end: Tensor) -> list[dict[str, Any]]:
-    """Of each pair the terms of its objective by name, at two ddfs."""
-    both = zip(objective.terms(start).items(), objective.terms(end).values(), strict=True)
-    values = {name: list(zip(one.tolist(), other.tolist(), strict=True)) for (name, one), other in both}
-    return [{name: pairs[number] for name, pairs in values.items()} for number in range(len(start))]
+def check_steps(steps: Any, coarse_steps: Any) -> None:
+    """ValueError unless both are numbers of steps."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
+    if coarse_steps is not None and (not isinstance(coarse_steps, int) or coarse_steps < 0):
+        raise ValueError(f"coarse_steps must be a whole number of at least 0, or None, got {coarse_steps!r}")
 
 
-def check_finite_step(step: int, values: Tensor, ddf: Tensor) -> None:
-    """ValueError before gradients are taken of what is not finite, which ends the whole process in 2-D."""
-    what = "objective" if not torch.isfinite(values).all() else "displacement field"
-    if what == "displacement field" and torch.isfinite(ddf.sum()):
-        return
-    raise ValueError(
-        f"refinement: the {what} is NaN or infinite at step {step}: check that images and weights are finite, or "
-        "choose a lower refine_learning_rate or another similarity"
-    )
-
-
-class BestIterates:
-    """The best theta of each pair so far, whether the pair still improves, and the objectives up to ``last_step``."""
-
-    def __init__(self, patience: int, tolerance: float, last_step: int) -> None:
-        self.patience = patience
-        self.tolerance = tolerance
-        self.last_step = last_step
-
-    def update(self, step: int, theta: Tensor, values: Tensor) -> None:
-        """Takes in an iterate, theta ``(B, P)`` and objectives ``(B,)``."""
-        if step == 0:
-            self.theta, self.start, self.best = theta.clone(), values.clone(), values.clone()
-            self.theta_start = theta.clone()
-            self.trace = values.new_full((len(values), self.last_step + 1), torch.nan)
-            self.trace[:, 0] = values
-            self.steps, self.marked, self.seen = torch.zeros(len(values)), torch.zeros(len(values)), 0
-            self.mark, self.active = values.clone(), torch.ones(len(values), dtype=torch.bool)
-            return
-        self.seen += 1
-        self.trace[self.active, step] = values[self.active]
-        better = (values < self.best).cpu() & self.active
-        self.theta[better] = theta[better]
-        self.best[better] = values[better]
-        self.steps[better] = step
-        # update the reference only on a relative improvement of `tolerance`, so slow drift still stops
-        moved = (values < self.mark - self.tolerance * self.mark.abs()).cpu()
-        self.mark[moved] = values[moved]
-        self.marked[moved] = self.seen
-        self.active &= self.seen - self.marked < self.patience
-
-    def reports(self, seconds: float) -> list[RefinementReport]:
-        """One for each pair."""
-        at_bound = (self.theta.abs() > AT_BOUND).float().mean(1)
-        columns = (self.steps, self.start, self.best, at_bound, self.trace)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [RefinementReport(int(s), seconds, start, end, bound, tuple(t)) for s, start, end, bound, t in rows]
+def by_pair(terms: Mapping[str, tuple[Tensor, Tensor]], count: int) -> list[dict[str, Any]]:
+    """Of each of so many pairs the terms by name, before and after, of ``(B,)`` each."""
+    values = {name: list(zip(*(own.tolist() for own in both), strict=True)) for name, both in terms.items()}
+    return [{name: pairs[number] for name, pairs in values.items()} for number in range(count)]

@@ -25,7 +25,7 @@ from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import PAIR_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
-from istn_monai.weights import read_weights, warn_if_untrained
+from istn_monai.weights import own_settings, read_weights, warn_if_untrained
 from istn_monai.workflow.cohorts import Cohort
 from istn_monai.workflow.datasets import pair_item
 from istn_monai.workflow.distributed import process_device, world_size
@@ -58,7 +58,8 @@ class Registration:
     The weights know the settings that they were trained with; none of these need be given.
 
     Args:
-        model: folder of a training run or of a bundle, or a checkpoint; None for the shipped weights.
+        model: folder of a training run or of a bundle, or a checkpoint; None for the shipped weights; "intensities" for
+            no network at all: affine and B-splines from the images themselves, in 3-D.
         refine_steps: number of steps of test-time refinement; 0 takes the network's one-pass prediction.
         config: JSON file with further settings.
         bundle_root: folder of the bundle whose configs are used; None for that of ``model``, or else the package's.
@@ -82,7 +83,8 @@ class Registration:
         if settings.pop("refine_steps") is None:
             raise ValueError("refine_steps must be a whole number of at least 0, got None")
         if model is not None:
-            settings = {"checkpoint_file": str(find_weights(model))} | settings
+            file = find_weights(model)
+            settings = {"checkpoint_file": str(file)} | own_settings(file, bool(refine_steps)) | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
         check_refining(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
@@ -129,12 +131,17 @@ class Registration:
             All that the bundle's pre- and postprocessing made of it: ``warped``, ``pred``, ``theta`` ...
         """
         with torch.inference_mode(False), torch.no_grad():  # refinement differentiates what is made here
+            return self.content("postprocessing")(self.registered(pair))
+
+    def registered(self, pair: Mapping[str, Any]) -> dict[str, Any]:
+        """As :meth:`__call__`, without the postprocessing: the pair on its registration grid, and ``pred``."""
+        with torch.inference_mode(False), torch.no_grad():
             data = self.content("preprocessing")(pair)
             image = convert_to_tensor(data["image"], track_meta=False)[None].to(self.device)
             inferer = self.content("inferer")
             guided = guided_arguments(inferer, batched(data))
             pred = inferer(image.clone() if image.is_inference() else image, self.network, **guided)
-            return self.content("postprocessing")(data | {"pred": decollate_batch(pred)[0]})
+            return data | {"pred": decollate_batch(pred)[0]}
 
     @property
     def guides(self) -> tuple[str, ...]:

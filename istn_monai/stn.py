@@ -198,6 +198,29 @@ def head(spatial_dims: int, inputs: int, shape: Sequence[int], pool_size: int, a
     return nn.Sequential(AdaptiveAveragePool(pool_size), nn.Flatten(), Scaled(linear))
 
 
+class IdentitySTN(nn.Module):
+    """No network: the identity for any pair, from which a refinement starts.
+
+    Args:
+        transformation: whose parameters are 0.
+
+    Example:
+        >>> from istn_monai import AffineTransformation
+        >>> IdentitySTN(AffineTransformation((24, 30)))(torch.rand(1, 2, 24, 30)).tolist()
+        [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, transformation: Transformation) -> None:
+        super().__init__()
+        self.transformation = transformation
+        self.theta = nn.Parameter(torch.zeros(1))  # so that a checkpoint holds something, and a network has a device
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, C, *S)`` to ``(B, P)``."""
+        transformation = self.transformation.resized(image.shape[2:])
+        return self.theta.expand(len(image), transformation.num_parameters)
+
+
 def block(spatial_dims: int, inputs: int, outputs: int, strides: int) -> nn.Module:
     """Convolution, norm and activation."""
     return Convolution(spatial_dims, inputs, outputs, strides=strides, act="LEAKYRELU", norm="INSTANCE")

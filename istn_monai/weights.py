@@ -120,6 +120,12 @@ def read_weights(file: str | os.PathLike, device: Any = "cpu") -> Weights:
     return Weights(path, state, description_of(content, state, path), progress if state is not content else {})
 
 
+def own_settings(file: str | os.PathLike, refined: bool) -> dict[str, Any]:
+    """How weights say that they are used unless a user says otherwise, by the names of settings; nothing as a rule."""
+    found = read_weights(file).description.get("inference", {})
+    return {name: value for name, value in found.items() if refined or not name.startswith("refine_")}
+
+
 def warn_if_untrained(weights: Weights) -> None:
     """Says in one line that weights are those of a network that has learned nothing."""
     if weights.untrained:

@@ -61,7 +61,9 @@ def test_torchscript(case, use_trace):
     options = {"use_trace": True, "input_shape": shape_of(settings)} if use_trace else {}
     module = torch.jit.load(exported(ckpt_export, bundle, settings, "model.ts", **options))
     with torch.no_grad():
-        assert (module(image) - expected).abs().max() < 1e-5
+        assert (
+            module(image) - expected
+        ).abs().max() < 1e-4  # voxels; without a gradient convolutions sum in another order
 
 
 def test_onnx(case):
@@ -76,7 +78,7 @@ def test_onnx(case):
 def test_torch_export_of_the_network_and_of_the_itn_alone(case, tmp_path):
     _, _, network, image, expected = case
     program = torch.export.export(network, (torch.zeros_like(image),))
-    assert (program.module()(image) - expected).abs().max() < 1e-5
+    assert (program.module()(image) - expected).abs().max() < 1e-4
     one = image.chunk(2, dim=1)[0]
     torch.export.save(torch.export.export(network.istn.itn, (torch.zeros_like(one),)), tmp_path / "itn.pt2")
     with torch.no_grad():

@@ -93,7 +93,7 @@ def test_auto_in_the_transform_and_wrong_sizes():
     assert result["fixed_image"].shape == result["moving_image"].shape == (1, 80, 64, 48)
     with pytest.raises(ValueError, match="needs at_least"):
         RegistrationGridd("auto", 1.0)
-    with pytest.raises(ValueError, match="numbers of voxels or \"auto\", got 'large'"):
+    with pytest.raises(ValueError, match='numbers of voxels, "auto" or "image", got \'large\''):
         RegistrationGridd("large", 1.0, at_least=AT_LEAST)
 
 

@@ -26,8 +26,10 @@ from oracles import (
 from scipy.ndimage import map_coordinates
 
 from istn_monai.geometry.affine import AffineTransformation
+from istn_monai.geometry.bending import bending_energy
 from istn_monai.geometry.bspline import BSplineTransformation, cubic_bspline
-from istn_monai.geometry.composite import TRANSFORMATIONS, CompositeTransformation, spatial_transformation
+from istn_monai.geometry.composite import CompositeTransformation, spatial_transformation
+from istn_monai.geometry.dense import DenseTransformation
 from istn_monai.metrics import jacobian_determinant
 
 quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -620,11 +622,71 @@ def test_traces_to_the_same_function(dims, kind):
 
 
 @pytest.mark.parametrize("dims", DIMS)
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("name", ["affine", "bspline"])
 @pytest.mark.parametrize("stride", [2, 3])
 def test_a_stride_gives_every_so_many_voxels_of_the_same_field(dims, name, stride):
-    size = (13, 10, 9)[:dims]
-    transformation = spatial_transformation(name, size, (1.0, 2.0, 0.5)[:dims], control_spacing=(12.0, 6.0))
+    size, spacing = (13, 10, 9)[:dims], (1.0, 2.0, 0.5)[:dims]
+    transformation = spatial_transformation(name, size, spacing, control_spacing=12.0)
     theta = torch.randn(2, transformation.num_parameters, generator=torch.Generator().manual_seed(0)).double()
     expected = transformation(theta)[(..., *[slice(None, None, stride)] * dims)]
     assert max_abs(transformation(theta, stride), expected) < 1e-12
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_the_components_of_a_composite_are_known_at_the_voxels_of_a_stride(dims, stride):
+    """SciPy's linear interpolation of the affine's field, at those voxels, where the B-spline moves them."""
+    composite = spatial_transformation("affine_bspline", (13, 10, 9)[:dims], (1.0, 2.0, 0.5)[:dims], 12.0)
+    theta = 0.3 * torch.randn(1, composite.num_parameters, generator=torch.Generator().manual_seed(0)).double()
+    outer, inner = (
+        part(own, stride)[0] for part, own in zip(composite.components, composite.split(theta), strict=True)
+    )
+    places = np.indices(inner.shape[1:]) + inner.numpy() / stride
+    moved = [map_coordinates(component, places, order=1, mode="nearest") for component in outer.numpy()]
+    assert max_abs(composite(theta, stride)[0], inner.numpy() + np.stack(moved)) < 1e-10
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_components_between_others_alone(dims):
+    composite = spatial_transformation("affine_bspline", (13, 10, 9)[:dims], 1.0, (12.0, 6.0))
+    theta = torch.randn(2, composite.num_parameters, generator=torch.Generator().manual_seed(0)).double()
+    blocks = list(composite.split(theta))
+    assert torch.equal(composite.between(blocks, 0, 3), composite(theta))
+    assert torch.equal(composite.between(blocks, 1, 2), composite.components[1](blocks[1]))
+    assert composite.between(blocks, 1, 1) is None
+    blocks[1] = torch.zeros_like(blocks[1])
+    assert composite.between(blocks, 1, 2) is None
+    assert torch.equal(composite.between(blocks, 1, 3), composite.components[2](blocks[2]))
+    assert max_abs(composite.whole(torch.cat(blocks, 1)), composite(torch.cat(blocks, 1))) < 1e-12
+    assert not composite.whole(torch.zeros_like(theta)).any()
+
+
+@pytest.mark.parametrize("spacing, control_spacing", [((1.0, 2.0), 7.0), ((1.0, 0.7, 1.5), (6.0, 9.0, 7.5))])
+def test_the_bending_energy_of_a_lattice_is_that_of_a_parabola_without_its_field(spacing, control_spacing):
+    """Control points on a x^2 + b x y, in mm, make a spline with the second derivatives 2 a and b everywhere."""
+    bspline = BSplineTransformation((21, 17, 19)[: len(spacing)], spacing, control_spacing, max_displacement=None)
+    axes = [
+        torch.arange(n, dtype=torch.float64) * c
+        for n, c in zip(bspline.control_shape, bspline.control_spacing, strict=True)
+    ]
+    x, y = torch.meshgrid(*axes, indexing="ij")[:2]
+    a, b = 0.003, 0.002
+    lattice = torch.zeros(1, *bspline.parameter_shapes[0], dtype=torch.float64)
+    lattice[:, 1] = (a * x**2 + b * x * y) / bspline.control_spacing[1]
+    for stride in (1, 2):
+        energy = bspline.bending_energy(lattice.flatten(1), stride)
+        assert energy.item() == pytest.approx(4 * a**2 + 2 * b**2, rel=1e-4)
+    assert AffineTransformation((9, 8))(torch.ones(1, 6)).any() and AffineTransformation((9, 8)).bending_energy(
+        torch.ones(1, 6)
+    ).tolist() == [0.0]
+
+
+def test_the_bending_energy_of_a_lattice_is_about_that_of_differences_of_its_field():
+    bspline = BSplineTransformation((40, 44, 36), 0.5, 8.0)
+    theta = torch.randn(2, bspline.num_parameters, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        bspline.bending_energy(theta), bending_energy(bspline(theta), (0.5,) * 3), rtol=0.02, atol=0
+    )
+    dense = DenseTransformation((9, 8))
+    ddf = torch.rand(1, dense.num_parameters)
+    torch.testing.assert_close(dense.bending_energy(ddf), bending_energy(dense(ddf), (1.0, 1.0)))

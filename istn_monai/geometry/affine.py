@@ -9,7 +9,6 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from istn_monai.geometry.sampling import voxel_grid
 from istn_monai.geometry.transformation import Transformation
 
 
@@ -106,10 +105,18 @@ class AffineTransformation(Transformation):
         matrix = self.matrix(theta)
         voxel_size = self.voxel_size.to(theta.dtype)
         identity = torch.eye(self.spatial_dims, dtype=theta.dtype, device=theta.device)
-        center = torch.tensor([(size - 1) / 2 for size in self.spatial_size], dtype=theta.dtype, device=theta.device)
-        grid = voxel_grid(self.spatial_size, theta, stride)
-        points = grid.flatten(1) - center[:, None]  # (D, N) voxels about the center
         # A - 1 rather than A x - x, so that theta = 0 gives 0 to the last bit
         per_voxel = (matrix[:, :-1, :-1] - identity) * voxel_size / voxel_size[:, None]
         shift = matrix[:, :-1, -1:] / voxel_size[:, None]
-        return (per_voxel @ points + shift).unflatten(2, grid.shape[1:])
+        total = shift.view(*shift.shape[:2], *[1] * self.spatial_dims)
+        for axis, size in enumerate(self.spatial_size):  # a sum of one term for each axis needs no grid of coordinates
+            about_center = torch.arange(0, size, stride, dtype=theta.dtype, device=theta.device) - (size - 1) / 2
+            term = per_voxel[:, :, axis, None] * about_center
+            total = total + term.view(
+                *shift.shape[:2], *(-1 if other == axis else 1 for other in range(self.spatial_dims))
+            )
+        return total
+
+    def bending_energy(self, theta: Tensor, stride: int = 1) -> Tensor:
+        """None: it is linear."""
+        return theta.new_zeros(len(theta))

@@ -9,7 +9,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from istn_monai.geometry.bending import lattice_bending_energy
 from istn_monai.geometry.sampling import column, sample_normalized
+from istn_monai.geometry.separable import along_axes
 from istn_monai.geometry.transformation import Transformation, per_axis
 
 
@@ -19,6 +21,20 @@ def cubic_bspline(t: Tensor) -> Tensor:
     near = 2.0 / 3.0 - t**2 + t**3 / 2
     far = (2 - t).clamp(min=0) ** 3 / 6
     return torch.where(t < 1, near, far)
+
+
+def first_derivative(t: Tensor) -> Tensor:
+    """Of :func:`cubic_bspline`."""
+    away = t.abs()
+    near = 1.5 * away**2 - 2 * away
+    far = -((2 - away).clamp(min=0) ** 2) / 2
+    return t.sign() * torch.where(away < 1, near, far)
+
+
+def second_derivative(t: Tensor) -> Tensor:
+    """Of :func:`cubic_bspline`."""
+    t = t.abs()
+    return torch.where(t < 1, 3 * t - 2, (2 - t).clamp(min=0))
 
 
 def sample_cubic_bspline(lattice: Tensor, index: Tensor) -> Tensor:
@@ -108,18 +124,34 @@ class BSplineTransformation(Transformation):
         )
         for axis in range(self.spatial_dims):
             self.constant(f"weights_{axis}", self.axis_weights(axis))
+            self.constant(f"products_{axis}", self.derivative_products(axis))
         self.constant("voxels_per_cell", [c / h for c, h in zip(self.control_spacing, self.spacing, strict=True)])
 
     def on_size(self, spatial_size: Sequence[int]) -> BSplineTransformation:
         """See :meth:`Transformation.resized`."""
         return BSplineTransformation(spatial_size, self.spacing, self.control_spacing, self.max_displacement)
 
-    def axis_weights(self, axis: int) -> Tensor:
-        """``(S[axis], control_shape[axis])``: the weight of each control point at each voxel of an axis."""
+    def offsets(self, axis: int) -> Tensor:
+        """``(S[axis], control_shape[axis])``: distances of voxels from control points, in control spacings, float64."""
         voxels = torch.arange(self.spatial_size[axis], dtype=torch.float64) * self.spacing[axis]
         cells = (voxels - self.domain_origin[axis]) / self.control_spacing[axis]
         control_points = torch.arange(self.control_shape[axis], dtype=torch.float64) - 1
-        return cubic_bspline(cells[:, None] - control_points)
+        return cells[:, None] - control_points
+
+    def axis_weights(self, axis: int) -> Tensor:
+        """``(S[axis], control_shape[axis])``: the weight of each control point at each voxel of an axis."""
+        return cubic_bspline(self.offsets(axis))
+
+    def derivative_products(self, axis: int) -> Tensor:
+        """``(3, control_shape[axis], control_shape[axis])``, see :func:`lattice_bending_energy`."""
+        offsets, step = self.offsets(axis), self.control_spacing[axis]
+        orders = cubic_bspline(offsets), first_derivative(offsets) / step, second_derivative(offsets) / step**2
+        return torch.stack([weights.T @ weights / len(weights) for weights in orders])
+
+    def bending_energy(self, theta: Tensor, stride: int = 1) -> Tensor:
+        """See :meth:`Transformation.bending_energy`; of the exact derivatives at all voxels, whatever the stride."""
+        products = [getattr(self, f"products_{axis}").to(theta.dtype) for axis in range(self.spatial_dims)]
+        return lattice_bending_energy(self.control_displacements(theta), products)
 
     def control_displacements(self, theta: Tensor) -> Tensor:
         """``theta`` ``(B, P)`` to the control points' displacements ``(B, D, *control_shape)`` in mm."""
@@ -135,10 +167,5 @@ class BSplineTransformation(Transformation):
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``."""
         voxels_per_cell = self.voxels_per_cell.to(theta.dtype).view(-1, *[1] * self.spatial_dims)
-        field = self.in_cells(theta) * voxels_per_cell
-        for axis in reversed(range(self.spatial_dims)):
-            weights = getattr(self, f"weights_{axis}")[::stride].to(theta.dtype)
-            before, after = field.shape[: axis + 2], field.shape[axis + 3 :]
-            moved = weights @ field.reshape(math.prod(before), weights.shape[1], math.prod(after))
-            field = moved.reshape(*before, weights.shape[0], *after)
-        return field
+        weights = [getattr(self, f"weights_{axis}")[::stride].to(theta.dtype) for axis in range(self.spatial_dims)]
+        return along_axes(self.in_cells(theta) * voxels_per_cell, weights)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from istn_monai.geometry.affine import AffineTransformation
@@ -11,7 +13,7 @@ from istn_monai.geometry.bspline import BSplineTransformation
 from istn_monai.geometry.sampling import compose
 from istn_monai.geometry.transformation import Transformation
 
-TRANSFORMATIONS = ("affine", "bspline")
+TRANSFORMATIONS = ("affine", "bspline", "affine_bspline")
 
 
 class CompositeTransformation(Transformation):
@@ -53,11 +55,49 @@ class CompositeTransformation(Transformation):
         return self.checked(theta).split([part.num_parameters for part in self.components], dim=1)
 
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
-        """The ddf of a checked ``theta``."""
+        """The ddf of a checked ``theta``; with a stride the fields of all components are known at those voxels alone,
+        and are linear between them."""
         parameters = self.split(theta)
         total = self.components[-1](parameters[-1], stride)
         for part, block in zip(reversed(self.components[:-1]), reversed(parameters[:-1]), strict=True):
-            total = compose(outer=part(block), inner=total, stride=stride)
+            total = compose(outer=part(block, stride), inner=total, stride=stride)
+        return total
+
+    def whole(self, theta: Tensor, stride: int = 1) -> Tensor:
+        """As :meth:`forward`, without a gradient; components that are the identity take no time."""
+        with torch.no_grad():
+            total = self.between(self.split(theta), 0, len(self.components), stride)
+        return self.resting(theta, stride) if total is None else total
+
+    def total(self, blocks: Sequence[Tensor], stride: int = 1) -> Tensor:
+        """The sum of the components' fields, each where it is, without a gradient.
+
+        Args:
+            blocks: parameters ``(B, P_i)`` of all components; those that are the identity take no time.
+            stride: see :meth:`forward`.
+        """
+        with torch.no_grad():
+            moved = [part(block, stride) for part, block in zip(self.components, blocks, strict=True) if block.any()]
+            return sum(moved, self.resting(blocks[0], stride))
+
+    def resting(self, like: Tensor, stride: int) -> Tensor:
+        """The ddf of the identity for parameters ``(B, ...)``."""
+        return like.new_zeros(len(like), self.spatial_dims, *(math.ceil(n / stride) for n in self.spatial_size))
+
+    def between(self, blocks: Sequence[Tensor], first: int, end: int, stride: int = 1) -> Tensor | None:
+        """The ddf ``(B, D, *S)`` of some components alone; None for none, or if all of them are the identity.
+
+        Args:
+            blocks: parameters ``(B, P_i)`` of all components.
+            first: number of the first one.
+            end: number of the one after the last.
+            stride: see :meth:`forward`.
+        """
+        total = None
+        for number in reversed(range(first, end)):
+            if bool(blocks[number].any()):
+                ddf = self.components[number](blocks[number], stride)
+                total = ddf if total is None else compose(outer=ddf, inner=total, stride=stride)
         return total
 
 
@@ -71,7 +111,8 @@ def spatial_transformation(
     """The transformation that a config names.
 
     Args:
-        name: "affine", or "bspline": composed cubic B-splines, one for each number in ``control_spacing``.
+        name: "affine"; "bspline": composed cubic B-splines, one for each number in ``control_spacing``; or
+            "affine_bspline": an affine transformation before these.
         spatial_size: registration grid ``*S``.
         spacing: its voxel size in mm.
         control_spacing: of "bspline", in mm, coarse to fine; a single number is a single level.
@@ -83,9 +124,9 @@ def spatial_transformation(
     """
     if name == "affine":
         return AffineTransformation(spatial_size, spacing)
-    if name == "bspline":
-        levels = control_spacing if isinstance(control_spacing, Sequence) else [control_spacing]
-        return CompositeTransformation(
-            [BSplineTransformation(spatial_size, spacing, level, max_displacement) for level in levels]
-        )
+    if name in TRANSFORMATIONS:
+        spacings = control_spacing if isinstance(control_spacing, Sequence) else [control_spacing]
+        levels = [BSplineTransformation(spatial_size, spacing, level, max_displacement) for level in spacings]
+        first = [AffineTransformation(spatial_size, spacing)] if name == "affine_bspline" else []
+        return CompositeTransformation([*first, *levels])
     raise ValueError(f"transformation must be one of {TRANSFORMATIONS}, got {name!r}")

@@ -9,6 +9,7 @@ Convention:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,46 @@ def sample_normalized(image: Tensor, grid: Tensor, mode: str = "bilinear", paddi
         return values if chunks == 1 else values.movedim(0, 1).flatten(1, 2)[None]
 
 
+class MovedGrid(torch.autograd.Function):
+    """A ddf ``(B, D, *T)``, at each ``stride``-th voxel of a grid, to the moved voxels ``(B, *T, D)`` in
+    ``grid_sample``'s own frame.
+
+    Written by hand since of whole brains the many small operations would take longer than the sampling.
+    """
+
+    @staticmethod
+    def forward(ddf: Tensor, spatial_size: tuple[int, ...], stride: int) -> Tensor:
+        """Each component in place, in the order of operations that is MONAI's to the last bit."""
+        dims = len(spatial_size)
+        moved = torch.empty_like(ddf, memory_format=torch.contiguous_format)
+        for axis, size in enumerate(spatial_size):
+            voxel = torch.arange(0, size, stride, device=ddf.device, dtype=ddf.dtype)
+            own = moved[:, dims - 1 - axis]
+            torch.add(ddf[:, axis], voxel.view(-1, *[1] * (dims - 1 - axis)), out=own)
+            own.div_(half_extent(size)).sub_(1)
+        return moved.movedim(1, -1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """What the gradient needs."""
+        ctx.spatial_size = inputs[1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """Of the ddf."""
+        dims = len(ctx.spatial_size)
+        result = gradient.new_empty(len(gradient), dims, *gradient.shape[1:-1])
+        for axis, size in enumerate(ctx.spatial_size):
+            torch.div(gradient[..., dims - 1 - axis], half_extent(size), out=result[:, axis])
+        return result, None, None
+
+
+def half_extent(size: int) -> float:
+    """Half of the steps between the first and the last of so many voxels; of a single one there are none."""
+    return max(size - 1, 1) / 2
+
+
 def cpu_chunks(grid: Tensor) -> int:
     """Into how many equal chunks to split the points ``(1, *T, D)`` of one image: threads on the CPU, 1 elsewhere.
 
@@ -96,22 +137,25 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
             f"image and ddf must share one grid and batch: image (B, C, *S) is {tuple(image.shape)}, so ddf (B, D, *S) "
             f"must be {expected}, got {tuple(ddf.shape)}; resample the image onto the registration grid first"
         )
-    ddf = at_least_float32(ddf)
-    return sample(image, voxel_grid(ddf.shape[2:], ddf) + ddf, mode, padding_mode)
+    return sample_moved(image, ddf, 1, mode, padding_mode)
 
 
 def compose(outer: Tensor, inner: Tensor, stride: int = 1) -> Tensor:
     """Displacement field of ``(id + outer) o (id + inner)``: ``inner`` moves the point first.
 
-    Both are ``(B, D, *S)`` in voxels of one grid; ``outer`` is interpolated linearly between its voxels. With a
-    ``stride``, ``inner`` and the result are known at each ``stride``-th voxel alone.
+    Both are ``(B, D, *S)`` in voxels of one grid, known at each ``stride``-th voxel; ``outer`` is linear between them.
     """
-    return inner + sample_moved(outer, inner, stride)
+    return inner + sample_moved(outer, inner if stride == 1 else inner / stride)
 
 
-def sample_moved(image: Tensor, ddf: Tensor, stride: int = 1) -> Tensor:
+def sample_moved(
+    image: Tensor, ddf: Tensor, stride: int = 1, mode: str = "bilinear", padding_mode: str = "border"
+) -> Tensor:
     """``image(x + ddf(x))`` at each ``stride``-th voxel x, where the ddf is known: :func:`warp` for a stride of 1."""
-    return sample(image, voxel_grid(image.shape[2:], ddf, stride) + ddf)
+    ddf, size = at_least_float32(ddf), tuple(image.shape[2:])
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return sample(image, voxel_grid(size, ddf, stride) + ddf, mode, padding_mode)
+    return sample_normalized(image, MovedGrid.apply(ddf, size, stride), mode, padding_mode)
 
 
 def resample(

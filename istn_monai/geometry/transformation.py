@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from istn_monai.geometry.bending import bending_energy
 from istn_monai.geometry.sampling import at_least_float32
 
 
@@ -93,6 +94,11 @@ class Transformation(nn.Module):
         theta = self.checked(theta)
         with torch.autocast(theta.device.type, enabled=False):
             return self.displacement(theta, stride)
+
+    def bending_energy(self, theta: Tensor, stride: int = 1) -> Tensor:
+        """Of ``theta`` ``(B, P)`` in 1/mm^2, ``(B,)``; by finite differences at each ``stride``-th voxel, unless a
+        subclass knows it without its field."""
+        return bending_energy(self(theta, stride), self.spacing, stride)
 
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``; what a subclass computes."""

@@ -18,7 +18,7 @@ from istn_monai.transforms.checks import counting, source
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, Pair
 
-AUTO = "auto"
+AUTO, IMAGE = "auto", "image"
 STEP = 16  # the default ITN halves an image four times
 MOST_VOXELS, MEMORY = 2**23, 8
 LIMIT = 2**26  # voxels of a grid that is given in numbers, some 60 GB
@@ -32,8 +32,8 @@ class RegistrationGridd(NotInvertible):
     half is an error: nothing could be learned from it.
 
     Args:
-        spatial_size: number of voxels of the grid along each axis; "auto" covers the fixed image, see
-            :func:`covering_grid`.
+        spatial_size: number of voxels of the grid along each axis; "auto" covers what the fixed image shows, see
+            :func:`covering_grid`; "image" all of it, also what is empty around that.
         spacing: voxel size of the grid in mm.
         keys: what to resample in place; those that are absent are skipped.
         at_least: smallest size of "auto", that of the grid in training.
@@ -52,10 +52,12 @@ class RegistrationGridd(NotInvertible):
         at_least: Sequence[int] | None = None,
     ) -> None:
         spatial_size = spatial_size.lower() if isinstance(spatial_size, str) else spatial_size
-        if not isinstance(spatial_size, Sequence) or (isinstance(spatial_size, str) and spatial_size != AUTO):
-            raise ValueError(f'spatial_size must be numbers of voxels or "{AUTO}", got {spatial_size!r}')
-        if spatial_size == AUTO and at_least is None:
-            raise ValueError(f'spatial_size "{AUTO}" needs at_least, the size of the grid in training')
+        word = spatial_size if isinstance(spatial_size, str) else None
+        if not isinstance(spatial_size, Sequence) or word not in (None, AUTO, IMAGE):
+            raise ValueError(f'spatial_size must be numbers of voxels, "{AUTO}" or "{IMAGE}", got {spatial_size!r}')
+        if word and at_least is None:
+            raise ValueError(f'spatial_size "{word}" needs at_least, the size of the grid in training')
+        self.whole = word == IMAGE
         self.spatial_size = None if isinstance(spatial_size, str) else checked_size(spatial_size)
         self.at_least = checked_size(self.spatial_size or at_least or ())
         if at_least is not None and len(self.at_least) != len(at_least):
@@ -70,7 +72,7 @@ class RegistrationGridd(NotInvertible):
         fixed = data[IMAGE_KEYS[1]]
         check_resolved(fixed, self.spacing)
         if self.spatial_size is None:
-            grid = covering_grid(fixed, self.spacing, self.at_least)
+            grid = covering_grid(fixed, self.spacing, self.at_least, self.whole)
         else:
             grid = registration_grid(Grid.of(fixed), self.spatial_size, self.spacing)
         for key in self.keys:
@@ -84,7 +86,7 @@ class RegistrationGridd(NotInvertible):
         return result
 
 
-def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequence[int]) -> Grid:
+def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequence[int], whole: bool = False) -> Grid:
     """The registration grid that covers a fixed image.
 
     A grid of the size ``at_least`` about the image's center if it covers the image; else one that covers the image's
@@ -94,19 +96,20 @@ def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequenc
         fixed: ``(C, *S)``.
         spacing: voxel size of the grid in mm.
         at_least: smallest size of the grid.
+        whole: covers the image, not its content alone, and a voxel around it: beyond the grid a B-spline moves nothing.
 
     Raises:
         ValueError: if the grid would have more than ``MOST_VOXELS``.
     """
-    whole = registration_grid(Grid.of(fixed), at_least, spacing)
-    if covers(whole, Grid.of(fixed)):
-        return whole
-    content = content_grid(fixed)
+    least = registration_grid(Grid.of(fixed), at_least, spacing)
+    if covers(least, Grid.of(fixed)):
+        return least
+    content, multiple, around = (Grid.of(fixed), 1, 2) if whole else (content_grid(fixed), STEP, 0)
     corners = registration_grid(content, at_least, spacing).voxels(content.corners())
     steps = (corners.amax(1) - corners.amin(1)).tolist()  # from the first voxel's center to the last one's
     size = [
-        least if step <= least - 1 else math.ceil((step + 1 - 1e-6) / STEP) * STEP
-        for step, least in zip(steps, at_least, strict=True)
+        n if step <= n - 1 else math.ceil((step + 1 - 1e-6) / multiple) * multiple + around
+        for step, n in zip(steps, at_least, strict=True)
     ]
     if math.prod(size) > MOST_VOXELS:
         raise ValueError(

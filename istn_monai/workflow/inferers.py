@@ -26,7 +26,7 @@ def default_rate(transformation: str, steps: int, levels: Sequence[Sequence[int]
     In fewer steps than usual B-splines take smaller ones: 10 at the full rate end where they began. No step is as one.
     """
     levels = none_or(levels)
-    steps = steps if levels is None else sum(number for _, number in checked_levels(levels))
+    steps = steps if levels is None else sum(level.steps for level in checked_levels(levels))
     if transformation != "bspline":
         return LEARNING_RATES["theta"]
     return BSPLINE_RATE * min(1.0, max(1, steps) / BSPLINE_STEPS)

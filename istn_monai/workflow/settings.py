@@ -25,7 +25,7 @@ from istn_monai.kinds import path
 from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.options import KINDS, SETTINGS, typed, unknown
 from istn_monai.refine_weights import guided_weights  # noqa: F401 - for the configs
-from istn_monai.transforms.registration_grid import AUTO
+from istn_monai.transforms.registration_grid import AUTO, IMAGE
 from istn_monai.weights import read_weights
 from istn_monai.workflow.errors import runs_monai_bundle
 
@@ -183,7 +183,7 @@ def trained_settings(file: str) -> NetworkSettings:
     weights = read_weights(file) if Path(file).expanduser().is_file() else None
     settings = None if weights is None else weights.settings
     if weights is None or settings is None:
-        return NetworkSettings(**given | ({} if size == AUTO else {"spatial_size": size}))
+        return NetworkSettings(**given | ({} if size in (AUTO, IMAGE) else {"spatial_size": size}))
     if weights.description.get("format") == 1:  # which did not say the networks' definitions
         definitions = {name: given.pop(name) for name in ("itn_def", "stn_def") if name in given}
         settings = replace(settings, **definitions)

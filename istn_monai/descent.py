@@ -1,0 +1,201 @@
+"""Gradient descent of a refinement: steps of Adam, of which each pair keeps the best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from istn_monai.adam import Adam, cosine_to_zero
+from istn_monai.geometry.transformation import Transformation
+from istn_monai.objective import Objective
+
+AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
+#: theta ``(B, P)`` and a stride to the ddf ``(B, D, *S)`` at each ``stride``-th voxel, and its objective ``(B,)``
+Evaluate = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class RefinementReport:
+    """What a refinement did, for one pair.
+
+    Attributes:
+        steps: iterations until the best one was found; 0 keeps the start.
+        seconds: time of all steps, for all pairs of the batch.
+        objective_start: similarity (and regularization) before.
+        objective_end: and after; never above it.
+        at_bound: fraction of the parameters within 1 % of their bound.
+        trace: the objective at each step from 0 on; nan where it was not evaluated on all voxels.
+        terms: of an objective with weights, its terms by name, each weighted, before and after.
+    """
+
+    steps: int
+    seconds: float
+    objective_start: float
+    objective_end: float
+    at_bound: float
+    trace: tuple[float, ...]
+    terms: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def refined(self) -> bool:
+        """Whether anything was tried: a refinement of 0 steps keeps its start."""
+        return len(self.trace) > 1
+
+    def numbers(self) -> dict[str, float]:
+        """All but trace and terms, by name."""
+        return {name: value for name, value in asdict(self).items() if name not in ("trace", "terms")}
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How to descend.
+
+    Attributes:
+        epsilon: of Adam. The larger it is, the less moves what hardly matters to the objective.
+        relative: epsilon is a fraction of the root of the mean square of each pair's first gradient, so that it serves
+            any grid and objective; for ``theta`` ``(B, P)`` alone.
+        patience: a pair stops after as many full steps without an improvement of at least ``tolerance``, relative.
+        tolerance: see ``patience``.
+        deadline: on the clock ``time.perf_counter``; None for none.
+    """
+
+    epsilon: float
+    relative: bool
+    patience: int
+    tolerance: float
+    deadline: float | None = None
+
+    def __call__(
+        self,
+        evaluate: Evaluate,
+        theta_of: Callable[[], Tensor],
+        parameters: list[Tensor],
+        strides: Sequence[int],
+        learning_rate: float,
+        finest: int = 1,
+    ) -> BestIterates:
+        """Steps on ``parameters``, which ``theta_of`` turns into theta ``(B, P)``.
+
+        Args:
+            evaluate: what is minimized.
+            theta_of: the transformation's parameters.
+            parameters: what is optimized, in place.
+            strides: of the voxels that each step compares.
+            learning_rate: at the start; it falls to 0 along a cosine.
+            finest: stride at which the start, the best iterate and the last one are compared.
+        """
+        optimizer = Adam(parameters, self.epsilon)
+        steps = len(strides)
+        track = BestIterates(self.patience, self.tolerance, steps)
+        scales: list[Tensor | float] = [1.0] * len(parameters)
+        for step in range(steps + 1):
+            late = self.deadline is not None and time.perf_counter() > self.deadline
+            stride = strides[step] if 0 < step < steps and not late else finest
+            theta = theta_of()
+            ddf, values = evaluate(theta, stride)
+            check_finite_step(step, values.detach(), ddf.detach())
+            if step == 0:
+                track.ddf_start = ddf.detach()
+            if stride == finest:
+                track.update(step, theta.detach(), values.detach())
+            if step == steps or late or not track.active.any():
+                break
+            gradients: Sequence[Tensor] = torch.autograd.grad(values.sum(), parameters)
+            if self.relative and step == 0:
+                scales = [gradient_scale(gradient) for gradient in gradients]
+            gradients = [gradient * scale for gradient, scale in zip(gradients, scales, strict=True)]
+            optimizer.step(gradients, learning_rate * cosine_to_zero(step, steps))
+        return track
+
+    def at_stride(
+        self, start: Tensor, evaluate: Evaluate, stride: int, steps: int, learning_rate: float
+    ) -> BestIterates:
+        """Steps on theta ``(B, P)`` itself, all at one stride, from a start."""
+        theta = start.detach().clone().requires_grad_()
+        return self(evaluate, lambda: theta, [theta], [stride] * steps, learning_rate, stride)
+
+
+def whole(transformation: Transformation, objective: Objective) -> Evaluate:
+    """Of a transformation all at once."""
+
+    def evaluate(theta: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+        """See ``Evaluate``."""
+        ddf = transformation(theta, stride)
+        return ddf, objective(ddf, stride)
+
+    return evaluate
+
+
+def gradient_scale(gradient: Tensor) -> Tensor:
+    """``(B, 1)``: what makes the root of the mean square of each pair's gradient ``(B, P)`` 1; 1 where it is 0."""
+    size = gradient.square().mean(1, keepdim=True).sqrt()
+    return torch.where(size > 0, 1 / size.clamp_min(torch.finfo(size.dtype).tiny), 1.0)
+
+
+def check_finite_step(step: int, values: Tensor, ddf: Tensor) -> None:
+    """ValueError before gradients are taken of what is not finite, which ends the whole process in 2-D."""
+    what = "objective" if not torch.isfinite(values).all() else "displacement field"
+    if what == "displacement field" and torch.isfinite(ddf.sum()):
+        return
+    raise ValueError(
+        f"refinement: the {what} is NaN or infinite at step {step}: check that images and weights are finite, or "
+        "choose a lower refine_learning_rate or another similarity"
+    )
+
+
+class BestIterates:
+    """The best theta of each pair so far, whether the pair still improves, and the objectives up to ``last_step``."""
+
+    ddf_start: Tensor
+
+    def __init__(self, patience: int, tolerance: float, last_step: int) -> None:
+        self.patience = patience
+        self.tolerance = tolerance
+        self.last_step = last_step
+
+    def update(self, step: int, theta: Tensor, values: Tensor) -> None:
+        """Takes in an iterate, theta ``(B, P)`` and objectives ``(B,)``."""
+        if step == 0:
+            self.theta, self.start, self.best = theta.clone(), values.clone(), values.clone()
+            self.theta_start = theta.clone()
+            self.trace = values.new_full((len(values), self.last_step + 1), torch.nan)
+            self.trace[:, 0] = values
+            self.steps, self.marked, self.seen = torch.zeros(len(values)), torch.zeros(len(values)), 0
+            self.mark, self.active = values.clone(), torch.ones(len(values), dtype=torch.bool)
+            return
+        self.seen += 1
+        self.trace[self.active, step] = values[self.active]
+        better = (values < self.best).cpu() & self.active
+        self.theta[better] = theta[better]
+        self.best[better] = values[better]
+        self.steps[better] = step
+        # update the reference only on a relative improvement of `tolerance`, so slow drift still stops
+        moved = (values < self.mark - self.tolerance * self.mark.abs()).cpu()
+        self.mark[moved] = values[moved]
+        self.marked[moved] = self.seen
+        self.active &= self.seen - self.marked < self.patience
+
+    def reports(self, seconds: float) -> list[RefinementReport]:
+        """One for each pair."""
+        at_bound = (self.theta.abs() > AT_BOUND).float().mean(1)
+        columns = (self.steps, self.start, self.best, at_bound, self.trace)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [RefinementReport(int(s), seconds, start, end, bound, tuple(t)) for s, start, end, bound, t in rows]
+
+
+def joined_reports(
+    tracks: Sequence[BestIterates], start: Tensor, end: Tensor, seconds: float
+) -> list[RefinementReport]:
+    """One for each pair, of several descents one after the other, with the objective ``(B,)`` before and after all."""
+    reports = []
+    for number, (before, after) in enumerate(zip(start.tolist(), end.tolist(), strict=True)):
+        traces = [track.trace[number].tolist() for track in tracks]
+        trace = (before, *(value for own in traces for value in own[1:]))
+        steps = int(sum(track.steps[number] for track in tracks))
+        at_bound = torch.cat([(track.theta[number].abs() > AT_BOUND).float() for track in tracks]).mean().item()
+        reports.append(RefinementReport(steps, seconds, before, after, at_bound, trace))
+    return reports
