@@ -1,6 +1,9 @@
-"""What ``speed.py`` times, on a GPU, with training, a large pair, and the GPU's results against the CPU's.
+"""What ``speed.py`` times, on a GPU, with training, large pairs, and the GPU's results against the CPU's.
 
     python benchmarks/gpu.py [--repeats 7] [--output FILE]
+
+Of the refinement alone of large pairs, one and several at a time, it also gives the share of the bandwidth of a copy
+that their steps achieve, were all that they must move read and written once. Takes some minutes.
 
 Everything is in true float32 (TF32 off) where nothing else is said. Writes
 ``benchmarks/results/gpu_<name of the GPU>.json``, ends with a short table, and fails if a result was wrong. Without a
@@ -11,6 +14,7 @@ without one.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -26,7 +30,10 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from istn_monai import BSplineTransformation, DiceMSELoss, ISTNLoss, Warp
+from istn_monai.folders import INTENSITIES, find_weights
+from istn_monai.levels import Levels
 from istn_monai.refinement import Refiner
+from istn_monai.weights import own_settings, read_weights
 
 NO_GPU = "no CUDA device: nothing to measure (benchmarks/speed.py measures the CPU)"
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -103,6 +110,59 @@ def time_large_pair(size: Sequence[int], repeats: int, steps: int, device: str) 
     return speed.time_registration(network, speed.smooth_pair(size).to(device), steps, repeats, device)
 
 
+def bytes_moved(levels: Levels, size: Sequence[int], channels: int) -> int:
+    """What the steps of a refinement of one pair move at least, in float32: if field, warp and similarity are one
+    kernel each, and each tensor between them is written once and read once, forward and backward.
+
+    Args:
+        levels: of the refinement.
+        size: of the grid.
+        channels: of all that is warped.
+    """
+    numbers = 2 * len(size) + 4 * channels  # field: written, read; moving: read; warped: written, read; fixed: read
+    voxels = sum(level.steps * math.prod(math.ceil(n / level.stride) for n in size) for level in levels)
+    return 4 * 2 * numbers * voxels
+
+
+def bandwidth(device: str, repeats: int, megabytes: int = 256) -> float:
+    """Bytes per second that a copy moves, reading and writing."""
+    source = torch.zeros(megabytes * 2**18, device=device)
+    target = torch.empty_like(source)
+    seconds = common.measure({"copy": lambda: target.copy_(source)}, repeats, device)["copy"]["median"]
+    return 2 * 4 * source.numel() / seconds
+
+
+def refiners(steps: int) -> dict[str, tuple[Path, Refiner]]:
+    """By preset the weights whose transformation is refined, and how: the shipped ones, and those without a network."""
+    shipped, intensities = find_weights(common.ROOT / "bundle"), find_weights(INTENSITIES)
+    own = own_settings(intensities, refined=True)
+    without = Refiner(weights=INTENSITIES, learning_rate=own["refine_learning_rate"], levels=own["refine_levels"])
+    return {
+        "accurate": (shipped, Refiner(steps, weights="accurate", learning_rate=0.2, patience=speed.NO_PATIENCE)),
+        INTENSITIES: (intensities, without),
+    }
+
+
+def time_refinement(size: Sequence[int], repeats: int, steps: int, device: str, batches: Sequence[int]) -> list[Row]:
+    """Rows of the refinement alone of large pairs, with the share of a copy's bandwidth that their steps achieve."""
+    copied = bandwidth(device, repeats)
+    rows = []
+    for preset, (weights, refiner) in refiners(steps).items():
+        transformation = read_weights(weights).settings.spatial_transformation().resized(size).to(device)
+        levels = refiner.levels_in_turn(transformation)
+        for batch in batches:
+            pairs = torch.cat([speed.smooth_pair(size, seed=2 * seed) for seed in range(batch)]).to(device)
+            call = partial(refiner.register, transformation, *pairs.chunk(2, 1))
+            times = common.measure({OURS: call}, repeats, device)[OURS]
+            channels = 1 if preset == INTENSITIES else 2  # the image, and the representation, which is the image here
+            least = batch * bytes_moved(levels, size, channels)
+            name = f"refinement alone, {preset}, steps: {sum(level.steps for level in levels)}, batch {batch}"
+            share = {"bytes": least, "copy_bytes_per_s": copied, "share": least / copied / times["median"]}
+            rows.append({"what": name, "candidate": OURS, **times, **share})
+            print(common.line(rows[-1]), f" {share['share']:.0%} of a copy's {copied / 1e9:.0f} GB/s", flush=True)
+    return rows
+
+
 def outcomes(device: str, steps: int) -> dict[str, Tensor]:
     """What the parts give for one pair on a device, by name."""
     parser = speed.bundle(device)
@@ -169,6 +229,7 @@ def main(
             partial(compare_with_cpu, steps, device),
             partial(time_training, speed.bundle(device), repeats, device, batches),
             partial(time_large_pair, large_size, repeats, steps, device),
+            partial(time_refinement, large_size, repeats, steps, device, batches),
         ):
             common.write(result, file)  # a section that fails does not take the others with it
             result["rows"] += section()

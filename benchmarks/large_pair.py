@@ -1,11 +1,14 @@
-"""Registers one pair of 400^3 voxels with the command, and keeps its peak memory and its seconds.
+"""Registers pairs of many voxels with the command, and keeps peak memory and seconds.
 
-    python benchmarks/large_pair.py --data DIR [--before CHECKOUT] [--turns 1] [--work FOLDER] [--output FILE]
+    python benchmarks/large_pair.py --data DIR [--pairs crop,head] [--sizes 400] [--before CHECKOUT] [--turns 1]
+        [--work FOLDER] [--output FILE]
+    python benchmarks/large_pair.py --data DIR --pairs whole --sizes 64,128,192,256 --output large_sizes.json
 
-DIR holds the data sets' folders. There are two pairs, each with a label map: ``crop``, two hippocampus cases on 400^3
-voxels of some 0.1 mm, and ``head``, two brains on 400^3 voxels of 0.5 mm, of which the shipped weights' own
-registration grid covers the middle. Images are resampled linearly to int16, with the noise of a scanner, so that
-compression has real work. CHECKOUT is a folder with another commit of this repository: the command then runs there,
+DIR holds the data sets' folders. A size of n means n^3 voxels; all pairs have a label map. ``crop`` are two hippocampus
+cases on voxels of some 0.1 mm, and ``head`` two brains on voxels of 0.5 mm, of which the shipped weights' own
+registration grid covers the middle. ``whole`` are the brains on voxels of 1 mm, that of the shipped weights, whose
+network sees all of them. Images are resampled linearly to int16, with the noise of a scanner, so that compression has
+real work. CHECKOUT is a folder with another commit of this repository: the command then runs there,
 too, in turns with this one, and what both wrote is compared.
 
 CPU seconds are user and system time of all threads: on a busy machine they say more than wall seconds.
@@ -19,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import fire
@@ -29,53 +33,55 @@ import torch
 from common import RESULTS, ROOT, SEED, Row, commit, provenance, write
 from torch import Tensor, nn
 
-SIZE = 400
 NOISE = 0.02  # standard deviation, as a fraction of the brightest value
 #: moving and fixed case, image and label folder, voxel size (None: the image's extent in so many voxels), options
 PAIRS = {
     "crop": (("hippocampus", "imagesTr", "labelsTr", "hippocampus_001", "hippocampus_003"), None, ()),
     "head": (("brain", "images", "labels", "1000", "1001"), 0.5, ("--spatial_size", "[48,64,48]")),
+    "whole": (("brain", "images", "labels", "1000", "1001"), 1.0, ("--initial_alignment", "moments")),
 }
 #: largest difference of what two commits write; the displacement is in mm
 SAME = {"warped.nii.gz": 0.0, "warped_label.nii.gz": 0.0, "displacement.nii.gz": 1e-5}
 
 
-def resampled(values: Tensor, steps: Sequence[float], mode: str) -> Tensor:
-    """``(*S)`` on ``SIZE`` voxels along each axis about the same middle, ``steps`` old voxels apart; 0 outside."""
-    axes = [((torch.arange(SIZE) - (SIZE - 1) / 2) * step * 2 / n) for step, n in zip(steps, values.shape, strict=True)]
-    result = torch.empty((SIZE,) * 3)
+def resampled(values: Tensor, steps: Sequence[float], size: int, mode: str) -> Tensor:
+    """``(*S)`` on ``size`` voxels along each axis about the same middle, ``steps`` old voxels apart; 0 outside."""
+    axes = [((torch.arange(size) - (size - 1) / 2) * step * 2 / n) for step, n in zip(steps, values.shape, strict=True)]
+    result = torch.empty((size,) * 3)
     for index, place in enumerate(axes[0]):  # a slice at a time: the points of all would take gigabytes
         grid = torch.stack(torch.meshgrid(place[None], axes[1], axes[2], indexing="ij")[::-1], dim=-1)
         result[index] = nn.functional.grid_sample(values[None, None], grid[None], mode, align_corners=False)[0, 0, 0]
     return result
 
 
-def make_image(source: Path, target: Path, spacing: float | None, noise: float) -> None:
-    """Writes a case on ``SIZE`` voxels along each axis: an image as int16, a label map (without noise) as uint8."""
+def make_image(source: Path, target: Path, size: int, spacing: float | None, noise: float) -> None:
+    """Writes a case on ``size`` voxels along each axis: an image as int16, a label map (without noise) as uint8."""
     image = nib.load(source)
     values = torch.as_tensor(np.asarray(image.dataobj, dtype=np.float32))
     old = np.asarray(image.header.get_zooms()[:3], dtype=float)
-    steps = np.array(values.shape) / SIZE if spacing is None else spacing / old
+    steps = np.array(values.shape) / size if spacing is None else spacing / old
     if noise:
         values = values / values.max() * 1000
-        fine = resampled(values, steps.tolist(), "bilinear")
+        fine = resampled(values, steps.tolist(), size, "bilinear")
         fine += torch.randn(fine.shape, generator=torch.Generator().manual_seed(SEED)) * noise * 1000 * (fine > 0)
     else:
-        fine = resampled(values, steps.tolist(), "nearest")
+        fine = resampled(values, steps.tolist(), size, "nearest")
     affine = image.affine @ np.diag([*steps, 1.0])
-    middle = (np.array(values.shape) - 1) / 2 - steps * (SIZE - 1) / 2
+    middle = (np.array(values.shape) - 1) / 2 - steps * (size - 1) / 2
     affine[:3, 3] = image.affine[:3, :3] @ middle + image.affine[:3, 3]
     nib.save(nib.Nifti1Image(fine.numpy().round().astype(np.int16 if noise else np.uint8), affine), target)
 
 
-def make_pair(name: str, data: Path, folder: Path) -> dict[str, Path]:
+def make_pair(name: str, size: int, data: Path, folder: Path) -> dict[str, Path]:
     """The files of a pair: ``moving``, ``fixed`` and ``moving_label``, made where they are missing."""
     (group, images, labels, *cases), spacing, _ = PAIRS[name]
     files = {}
     for role, kind, case in (("moving", images, 0), ("fixed", images, 1), ("moving_label", labels, 0)):
-        files[role] = folder / f"{name}_{role}.nii.gz"
+        files[role] = folder / f"{name}_{size}_{role}.nii.gz"
         if not files[role].exists():
-            make_image(data / group / kind / f"{cases[case]}.nii.gz", files[role], spacing, NOISE * (kind == images))
+            make_image(
+                data / group / kind / f"{cases[case]}.nii.gz", files[role], size, spacing, NOISE * (kind == images)
+            )
     return files
 
 
@@ -131,28 +137,31 @@ def main(
     data: str,
     before: str | None = None,
     turns: int = 1,
-    pairs: Sequence[str] = tuple(PAIRS),
+    pairs: Sequence[str] = ("crop", "head"),
+    sizes: Sequence[int] = (400,),
     work: str | None = None,
     output: str = str(RESULTS / "large_pair.json"),
 ) -> None:
     with tempfile.TemporaryDirectory() as temporary:
+        pairs, sizes = ((own,) if isinstance(own, (str, int)) else tuple(own) for own in (pairs, sizes))  # Fire's
         folder = Path(work or temporary).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         checkouts = {"after": ROOT} | ({} if before is None else {"before": Path(before).absolute()})
         rows: list[Row] = []
         differences = {}
-        for name in pairs:
-            files = make_pair(name, Path(data), folder)
+        for name, size in product(pairs, sizes):
+            files = make_pair(name, size, Path(data), folder)
             for turn in range(turns):
                 for label, checkout in checkouts.items():
-                    result = run_command(checkout, files, folder / f"{name}_{label}_{turn}", PAIRS[name][2])
-                    rows.append({"pair": name, "code": label, "turn": turn} | result)
+                    result = run_command(checkout, files, folder / f"{name}_{size}_{label}_{turn}", PAIRS[name][2])
+                    rows.append({"pair": name, "size": size, "code": label, "turn": turn} | result)
                     print(rows[-1], flush=True)
             if before is not None:
-                differences[name] = compare(*(folder / f"{name}_{label}_0" for label in ("before", "after")))
+                both = (folder / f"{name}_{size}_{label}_0" for label in ("before", "after"))
+                differences[f"{name} {size}"] = compare(*both)
         commits = {label: commit(checkout) for label, checkout in checkouts.items()}
         options = {name: " ".join(PAIRS[name][2]) for name in pairs}
-        result = {"provenance": provenance("cpu", size=SIZE, options=options, commits=commits), "runs": rows}
+        result = {"provenance": provenance("cpu", options=options, commits=commits), "runs": rows}
         write(result | {"differences": differences}, output)
         print(f"written: {output}")
 

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pydoc import locate
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser
 from monai.networks import blocks, nets
+from monai.networks.nets.basic_unet import UpCat
 from torch import nn
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS
@@ -131,20 +133,26 @@ class NetworkSettings:
             self.transformation, self.spatial_size, self.spacing, self.control_spacing, self.max_displacement
         )
 
-    def network(self) -> DisplacementNetwork:
-        """The network with random weights; the weights depend on nothing else than these settings."""
+    def network(self, itn_dtype: torch.dtype | None = None) -> DisplacementNetwork:
+        """The network with random weights, which depend on nothing else than these settings.
+
+        ``itn_dtype``: see :class:`ISTN`.
+        """
         transformation = self.spatial_transformation()
         dims = self.spatial_dims
         itn = self.built(self.itn_def, transformation) if self.has_itn and self.itn_def else None
         if self.has_itn and itn is None:
             unet = nets.BasicUNet(dims, self.in_channels, self.soi_channels, features=UNET_CHANNELS)
+            for block in unet.modules():
+                if isinstance(block, UpCat):
+                    block.is_pad = False  # it would copy the features: all sizes divide by UNET_DIVISOR
             itn = BackboneITN(unet, UNET_DIVISOR, SoftClamp())
         if itn is not None:
             itn = with_central_statistics(itn, self.in_channels, self.spatial_size)
         stn = self.built(self.stn_def, transformation) if self.stn_def else None
         stn = PyramidSTN(dims, self.stn_channels, transformation) if stn is None else stn
         stn = with_central_statistics(stn, self.stn_channels, self.spatial_size)
-        return DisplacementNetwork(ISTN(itn, stn, transformation), self.in_channels)
+        return DisplacementNetwork(ISTN(itn, stn, transformation, itn_dtype), self.in_channels)
 
     def built(self, definition: Mapping[str, Any], transformation: Transformation) -> nn.Module:
         """The network that a resolved definition describes."""

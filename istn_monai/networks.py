@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from monai.networks.layers import Conv, get_act_layer
 from torch import Tensor, nn
 
+from istn_monai.geometry.sampling import is_recorded
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.layers import centered, crop_to, middle_of, pad_to_multiple
 
@@ -115,6 +117,8 @@ class ISTN(nn.Module):
             how the authors train STN-u and STN-s.
         stn: ``(B, 2K, *S)`` to theta ``(B, P)``.
         transformation: theta to ddf.
+        itn_dtype: of the ITN's products where no gradient is wanted: None or ``torch.bfloat16``, by autocast. M' and F'
+            are float32, and so is all that follows.
 
     Example:
         >>> from istn_monai import STN, AffineTransformation
@@ -124,11 +128,18 @@ class ISTN(nn.Module):
         (torch.Size([1, 1, 24, 30]), torch.Size([1, 6]), torch.Size([1, 2, 24, 30]))
     """
 
-    def __init__(self, itn: nn.Module | None, stn: nn.Module, transformation: Transformation) -> None:
+    def __init__(
+        self,
+        itn: nn.Module | None,
+        stn: nn.Module,
+        transformation: Transformation,
+        itn_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.itn = nn.Identity() if itn is None else itn
         self.stn = stn
         self.transformation = transformation
+        self.itn_dtype = itn_dtype
 
     @property
     def has_itn(self) -> bool:
@@ -146,7 +157,7 @@ class ISTN(nn.Module):
         # a smaller grid than that of training lies in zeros, as what is beyond an image does: norms see as much of them
         image = centered(image, self.transformation.spatial_size)
         images = image.reshape(2 * batch, channels, *image.shape[2:])  # one pass for the two of each pair
-        both = channels_last(self.itn, images) if is_quicker_channels_last(images) else self.itn(images)
+        both = self.transformed(images)
         if both.shape[2:] != image.shape[2:]:
             raise ValueError(
                 f"the ITN must keep the image's size {tuple(image.shape[2:])}, it gave {tuple(both.shape[2:])}; see "
@@ -154,6 +165,14 @@ class ISTN(nn.Module):
             )
         moving, fixed = middle_of(both, size).contiguous().unflatten(0, (batch, 2)).unbind(1)
         return moving, fixed
+
+    def transformed(self, images: Tensor) -> Tensor:
+        """What the ITN makes of ``(B, C, *S)``; where no gradient is wanted, as fast as the device can."""
+        if torch.is_grad_enabled() or is_recorded() or not self.has_itn:
+            return self.itn(images)  # type: ignore[no-any-return]
+        quick = images.device.type == "cpu" and images.ndim == 5
+        with torch.autocast(images.device.type, self.itn_dtype) if self.itn_dtype else nullcontext():
+            return (channels_last(self.itn, images) if quick else self.itn(images)).to(images.dtype)
 
     def forward(self, image: Tensor) -> ISTNOutput:
         """``(B, 2C, *S)``, moving channels then fixed, to all that the losses need.
@@ -163,13 +182,6 @@ class ISTN(nn.Module):
         moving, fixed = self.represent(image)
         theta = self.stn(torch.cat([moving, fixed], dim=1))
         return ISTNOutput(image, moving, fixed, theta, self.transformation.resized(image.shape[2:])(theta))
-
-
-def is_quicker_channels_last(images: Tensor) -> bool:
-    """Whether convolutions of ``(B, C, *S)`` take less time so: on CPUs in 3-D, where no gradient is wanted."""
-    if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return False
-    return images.device.type == "cpu" and images.ndim == 5
 
 
 def channels_last(network: nn.Module, images: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ SETTINGS: dict[str, str] = {
     "batch_size": "pairs in a training batch",
     "learning_rate": "at the start; follows a cosine to 0",
     "training_dtype": "of the networks in training: float32 or bfloat16, which is faster on hardware that supports it",
+    "itn_dtype": "of the image transformer network outside of training: float32, bfloat16, or auto for what is faster",
     "val_interval": "epochs between validations",
     "moving_image": "file to be warped (inference)",
     "fixed_image": "file whose grid is the result's (inference)",
@@ -132,6 +133,7 @@ KINDS: dict[str, Kind] = {
     "refine_weights": none_or(kinds.term_weights),
     "loss_weights": none_or(kinds.loss_weights),
     "training_dtype": choice("float32", "bfloat16"),
+    "itn_dtype": choice("auto", "float32", "bfloat16"),
     "frame": choice("RAS", "LPS"),
     "nifti_frame": none_or(choice("itk", "sform", "qform")),
     "image_format": choice("nii.gz", "png"),
@@ -150,11 +152,11 @@ OF_COMMAND = {
     "train": TRAINING | {"output_dir", "nifti_frame", "device", "spatial_size", "initial_alignment"},
     "evaluate": {
         "device", "seed", "spatial_size", "initial_alignment", "qa", "both_ways", "evaluated_labels", "evaluated_split",
-        "refine_learning_rate", "refine_levels", "refine_weights", "cache_dir", "overwrite", "nifti_frame",
+        "refine_learning_rate", "refine_levels", "refine_weights", "cache_dir", "overwrite", "nifti_frame", "itn_dtype",
     },
     "register": {
         "device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "refine_levels", "refine_weights",
-        "overwrite", "nifti_frame", "moving_series", "fixed_series", "use_labels", "use_points",
+        "overwrite", "nifti_frame", "moving_series", "fixed_series", "use_labels", "use_points", "itn_dtype",
     },
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}

@@ -165,3 +165,34 @@ def test_the_representation_of_a_padded_image_is_that_of_the_image():
     assert windowed < 0.4 * difference()
     assert isinstance(network.istn.stn, PyramidSTN)
     assert network(padded).shape == (1, 2, 96, 96)
+
+
+@pytest.mark.parametrize("window", [(8, 10, 6), (4, 5, 3)], ids=["all", "middle"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_a_norm_does_the_same_in_any_layout_and_keeps_it(window, layout):
+    """By hand: each channel of each image, less the mean of its window, over the root of its variance."""
+    plain = torch.nn.InstanceNorm3d(3, affine=True)
+    torch.nn.init.normal_(plain.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(plain.bias, generator=torch.Generator().manual_seed(1))
+    norm = CentralInstanceNorm(plain, window)
+    features = (5 * rand(2, 3, 8, 10, 6)).contiguous(memory_format=layout)
+    expected = torch.empty(2, 3, 8, 10, 6)
+    for image in range(2):
+        for channel in range(3):
+            own = features[image, channel].double()
+            middle = own[tuple(slice((n - w) // 2, (n - w) // 2 + w) for n, w in zip(own.shape, window, strict=True))]
+            own = (own - middle.mean()) / (middle.var(correction=0) + norm.eps).sqrt()
+            expected[image, channel] = own * plain.weight[channel] + plain.bias[channel]
+    with torch.no_grad():
+        found = norm(features)
+    assert found.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(norm(features), found, rtol=0, atol=1e-5)  # as in a training
+
+
+def test_representations_without_a_gradient_are_those_of_a_training():
+    network = NetworkSettings(**SMALL | {"spatial_size": (16, 24, 20), "spacing": 1.0}).network().eval()
+    image = rand(1, 2, 16, 24, 20)
+    expected = network.istn.represent(image)[0].detach()
+    with torch.no_grad():
+        torch.testing.assert_close(network.istn.represent(image)[0], expected, rtol=0, atol=1e-5)

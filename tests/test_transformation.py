@@ -687,6 +687,8 @@ def test_the_bending_energy_of_a_lattice_is_about_that_of_differences_of_its_fie
     torch.testing.assert_close(
         bspline.bending_energy(theta), bending_energy(bspline(theta), (0.5,) * 3), rtol=0.02, atol=0
     )
+    small = BSplineTransformation((7, 5, 6), 1.5, 6.0)
+    assert torch.autograd.gradcheck(small.bending_energy, random_theta(small, batch=2).requires_grad_())
     dense = DenseTransformation((9, 8))
     ddf = torch.rand(1, dense.num_parameters)
     torch.testing.assert_close(dense.bending_energy(ddf), bending_energy(dense(ddf), (1.0, 1.0)))

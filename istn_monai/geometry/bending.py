@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from istn_monai.geometry.separable import along_axes
+from istn_monai.geometry.separable import along_axis
 
 
 def bending_energy(ddf: Tensor, spacing: Sequence[float], stride: int = 1) -> Tensor:
@@ -44,11 +47,43 @@ def lattice_bending_energy(lattice: Tensor, derivatives: Sequence[Sequence[Tenso
     Returns:
         ``(B,)``, in 1/mm^2.
     """
-    dims = lattice.ndim - 2
-    total = lattice.new_zeros(len(lattice))
-    for i in range(dims):
-        for j in range(i, dims):
-            orders = [(axis == i) + (axis == j) for axis in range(dims)]
-            product = along_axes(lattice, [own[order] for own, order in zip(derivatives, orders, strict=True)])
-            total = total + (1.0 if i == j else 2.0) * (lattice * product).flatten(1).sum(1)
-    return total
+    return LatticeBending.apply(lattice, derivatives)[0]
+
+
+class LatticeBending(torch.autograd.Function):
+    """The energy ``c' K c`` and ``K c``, which is half of its gradient, so that going backward costs nothing."""
+
+    @staticmethod
+    def forward(lattice: Tensor, derivatives: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+        """``(B,)`` and ``(B, D, *control_shape)``."""
+        product = bent(lattice, derivatives)
+        return (lattice * product).flatten(1).sum(1), product
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """What the gradient needs."""
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None]:  # type: ignore[override]
+        """Of the lattice; K is symmetric."""
+        (product,) = ctx.saved_tensors
+        return product * (2 * gradient).view(-1, *[1] * (product.ndim - 1)), None
+
+
+def bent(lattice: Tensor, derivatives: Sequence[Sequence[Tensor]]) -> Tensor:
+    """``K c``, all derivatives of order 2 together, one axis after the other.
+
+    Of order k along some axes they are those of order j along all of these but the last one, which adds the other k -
+    j, k choose j times (Leibniz).
+    """
+    orders = {0: lattice}
+    for axis, own in enumerate(derivatives):
+        wanted = (2,) if axis == len(derivatives) - 1 else (0, 1, 2)
+        orders = {
+            k: sum(math.comb(k, j) * along_axis(term, own[k - j], axis) for j, term in orders.items() if j <= k)
+            for k in wanted
+        }
+    return orders[2]

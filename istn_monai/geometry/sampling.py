@@ -114,6 +114,11 @@ def half_extent(size: int) -> float:
     return max(size - 1, 1) / 2
 
 
+def is_recorded() -> bool:
+    """Whether PyTorch records operations, to compile or to export them: what depends on a batch's size must not be."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+
+
 def cpu_chunks(grid: Tensor) -> int:
     """Into how many equal chunks to split the points ``(1, *T, D)`` of one image: threads on the CPU, 1 elsewhere.
 
@@ -121,9 +126,7 @@ def cpu_chunks(grid: Tensor) -> int:
     A few points are not worth it, and may be in a thread of their own already.
     The image's gradient needs memory for each chunk, hence at most ``MAX_CPU_CHUNKS``.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return 1
-    if grid.device.type != "cpu" or grid.shape[0] != 1 or grid.numel() < FEW:
+    if is_recorded() or grid.device.type != "cpu" or grid.shape[0] != 1 or grid.numel() < FEW:
         return 1
     most = min(torch.get_num_threads(), MAX_CPU_CHUNKS)
     return max(n for n in range(1, most + 1) if grid.shape[1] % n == 0)
@@ -153,7 +156,7 @@ def sample_moved(
 ) -> Tensor:
     """``image(x + ddf(x))`` at each ``stride``-th voxel x, where the ddf is known: :func:`warp` for a stride of 1."""
     ddf, size = at_least_float32(ddf), tuple(image.shape[2:])
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if is_recorded():
         return sample(image, voxel_grid(size, ddf, stride) + ddf, mode, padding_mode)
     return sample_normalized(image, MovedGrid.apply(ddf, size, stride), mode, padding_mode)
 

@@ -18,7 +18,7 @@ __getattr__, __all__ = lazy(
         "evaluation": ["Evaluation"],
         "host_requests": ["Replyd", "RequestPaird"],
         "host_training": ["output_folder"],
-        "inferers": ["AutocastInferer", "default_rate", "prepare_guided", "prepare_training"],
+        "inferers": ["AutocastInferer", "default_rate", "itn_dtype", "prepare_guided", "prepare_training"],
         "provenance": ["config_hash"],
         "results": ["SavePairHandler"],
         "settings": [
