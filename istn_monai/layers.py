@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from istn_monai.geometry.sampling import is_recorded
-
 
 def pad_to_multiple(image: Tensor, divisor: int, least: int = 1) -> Tensor:
     """``(B, C, *S)`` with border values repeated at each axis' end until its size is a multiple of ``divisor``.
@@ -144,7 +142,7 @@ class CentralInstanceNorm(nn.Module):
         """``(B, C, *S)`` to the same."""
         size = features.shape[2:]
         if all(s <= w for s, w in zip(size, self.window, strict=True)):
-            return self.of_all(features)
+            return nn.functional.instance_norm(features, weight=self.weight, bias=self.bias, eps=self.eps)
         starts = [max(s - w, 0) // 2 for s, w in zip(size, self.window, strict=True)]
         middle = features[(..., *(slice(a, a + w) for a, w in zip(starts, self.window, strict=True)))]
         axes = tuple(range(2, features.ndim))
@@ -154,13 +152,6 @@ class CentralInstanceNorm(nn.Module):
             return (features - mean) * scale
         weight, bias = (own.view(-1, *[1] * len(size)) for own in (self.weight, self.bias))
         return torch.addcmul(bias - mean * weight * scale, features, weight * scale)
-
-    def of_all(self, features: Tensor) -> Tensor:
-        """The plain instance norm; as a batch norm of each image where that spares copies to another layout."""
-        if torch.is_grad_enabled() or is_recorded() or features.is_contiguous():
-            return nn.functional.instance_norm(features, weight=self.weight, bias=self.bias, eps=self.eps)
-        options = {"weight": self.weight, "bias": self.bias, "training": True, "eps": self.eps}
-        return torch.cat([nn.functional.batch_norm(one, None, None, **options) for one in features.split(1)])
 
     def extra_repr(self) -> str:
         """The window."""

@@ -52,12 +52,12 @@ def default_levels(steps: int, wanted: int | None, target: str, weights: Contain
 def levels_in_turn(steps: int, components: int, spatial_size: Sequence[int]) -> Levels:
     """Levels of components that move one after the other, coarse to fine: half of the steps are the finest one's.
 
-    They compare every second voxel along each axis, all of a small grid and fewer of a large one: a step then takes
-    some 0.2 s, however large it is.
+    The last two compare every second voxel along each axis, all of a small grid and fewer of a large one, so that a
+    step takes some 0.2 s, however large it is; those before them every second of these.
 
     Example:
         >>> [tuple(level) for level in levels_in_turn(50, 3, (48, 64, 48))]
-        [(2, 12, 0), (2, 13, 1), (2, 25, 2)]
+        [(4, 12, 0), (2, 13, 1), (2, 25, 2)]
     """
     stride = 1 if math.prod(spatial_size) <= SMALL else COARSE_STRIDE
     while stride < MAX_STRIDE and math.prod(math.ceil(n / stride) for n in spatial_size) > MOST_COMPARED:
@@ -66,7 +66,8 @@ def levels_in_turn(steps: int, components: int, spatial_size: Sequence[int]) -> 
     coarse = steps // 2 if others else 0
     ends = [coarse * number // max(others, 1) for number in range(components)]
     shares = [*(after - before for before, after in pairwise(ends)), steps - coarse]
-    return [Level(stride, share, number) for number, share in enumerate(shares) if share]
+    strides = [min(2 * stride, MAX_STRIDE)] * (components - 2) + [stride] * min(components, 2)
+    return [Level(*level, number) for number, level in enumerate(zip(strides, shares, strict=True)) if level[1]]
 
 
 def checked_levels(levels: Any) -> Levels:

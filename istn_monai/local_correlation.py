@@ -50,7 +50,8 @@ class Moments(torch.autograd.Function):
     @staticmethod
     def forward(moving: Tensor, fixed: Tensor, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The three means."""
-        return tuple(along_axes(image, windows) for image in (moving, moving * moving, moving * fixed))  # type: ignore[return-value]
+        parts = torch.cat([moving, moving * moving, moving * fixed], 1)
+        return along_axes(parts, windows).tensor_split(3, 1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -63,10 +64,9 @@ class Moments(torch.autograd.Function):
     def backward(ctx: Any, mean: Tensor, square: Tensor, product: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         """Of the moving image."""
         moving, fixed = ctx.saved_tensors
-        spread = [window.T for window in ctx.windows]
-        total = along_axes(square, spread).mul_(moving).mul_(2)
-        total.addcmul_(along_axes(product, spread), fixed)
-        return total.add_(along_axes(mean, spread)), None, None
+        spread = along_axes(torch.cat([mean, square, product], 1), [window.T for window in ctx.windows])
+        mean, square, product = spread.tensor_split(3, 1)
+        return torch.addcmul(mean, square, moving, value=2).addcmul_(product, fixed), None, None
 
 
 class LocalCorrelation:

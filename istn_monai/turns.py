@@ -71,20 +71,26 @@ class Turn:
             self.evaluate = self.alone(composite, level.component, level.stride, objective)
 
     def alone(self, composite: CompositeTransformation, number: int, stride: int, objective: PairObjective) -> Evaluate:
-        """One component moves; those before it have moved the image, those behind it move its points."""
+        """One component moves; those before it have moved the image, those behind it move its points.
+
+        Behind, its change is taken where it is, not where these points are: exact at the start, and a step needs no
+        sample of the component's own field.
+        """
         component = composite.components[number]
         with torch.no_grad():
             before = composite.between(self.blocks, 0, number, stride)
             behind = composite.between(self.blocks, number + 1, len(self.blocks), stride)
-        own = objective if before is None else objective.after(before, stride)
+            own = component(self.start, stride)
+            fixed = 0.0 if behind is None else compose(own, behind, stride) - own
+        objective = objective if before is None else objective.after(before, stride)
         resting, pull = self.others(composite, number, stride)
 
         def evaluate(theta: Tensor, stride: int) -> tuple[Tensor, Tensor]:
             """See :data:`istn_monai.descent.Evaluate`."""
             ddf = component(theta, stride)
             bending = component.bending_energy(theta, stride) + resting + (pull * ddf).flatten(1).sum(1)
-            ddf = ddf if behind is None else compose(ddf, behind, stride)
-            return ddf, own(ddf, stride, bending)
+            ddf = ddf + fixed
+            return ddf, objective(ddf, stride, bending)
 
         return evaluate
 

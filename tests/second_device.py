@@ -156,7 +156,10 @@ def second_device() -> Iterator[None]:
 
     def load_far(*args: Any, map_location: Any = None, **kwargs: Any) -> Any:
         content = load(*args, map_location="cpu", **kwargs)
-        return tree_map_only(Tensor, lambda tensor: tensor.to(map_location or "cpu"), content)
+        moved = tree_map_only(Tensor, lambda tensor: tensor.to(map_location or "cpu"), content)
+        if hasattr(content, "__dict__"):
+            vars(moved).update(vars(content))  # a state dictionary's ``_metadata``
+        return moved
 
     def autocast_far(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
         autocast(self, "cpu" if device_type == DEVICE else device_type, *args, **kwargs)

@@ -108,8 +108,8 @@ def test_levels_in_turn_use_all_steps_and_few_voxels():
             levels = levels_in_turn(steps, components, (48, 64, 48))
             assert sum(level.steps for level in levels) == steps
             assert levels[-1].component == components - 1 and levels[-1].steps >= steps // 2
-    strides = [levels_in_turn(9, 3, (n,) * 3)[0].stride for n in (20, 64, 256, 512)]
-    assert strides == [1, 2, 2, 4]
+    strides = [[level.stride for level in levels_in_turn(9, 3, (n,) * 3)] for n in (20, 64, 256, 512)]
+    assert strides == [[2, 1, 1], [4, 2, 2], [4, 2, 2], [8, 4, 4]]
 
 
 def test_a_level_of_a_component_that_there_is_not_is_refused():

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from istn_monai.geometry.separable import along_axis
-
 
 def bending_energy(ddf: Tensor, spacing: Sequence[float], stride: int = 1) -> Tensor:
     """Mean squared second derivatives of a displacement in mm, in 1/mm^2, ``(B,)`` (Rueckert et al. 1999).
@@ -34,29 +32,29 @@ def bending_energy(ddf: Tensor, spacing: Sequence[float], stride: int = 1) -> Te
     return total
 
 
-def lattice_bending_energy(lattice: Tensor, derivatives: Sequence[Sequence[Tensor]]) -> Tensor:
+def lattice_bending_energy(lattice: Tensor, rules: Sequence[Tensor]) -> Tensor:
     """As :func:`bending_energy`, of a displacement that is linear in its control points, without the dense field.
 
     The sum over all voxels of the square of ``W c`` is ``c' (W' W) c``, ``W`` a product of one matrix for each axis.
 
     Args:
         lattice: control points' displacements ``(B, D, *control_shape)`` in mm.
-        derivatives: for each axis, of the weights ``(S_i, control_shape_i)`` of control points at voxels and of their
-            first and second derivatives in mm, the products ``W' W / S_i``.
+        rules: for each axis :func:`leibniz` of the products ``W' W / S_i``, of the weights ``W`` ``(S_i,
+            control_shape_i)`` of control points at voxels and of their first and second derivatives in mm.
 
     Returns:
         ``(B,)``, in 1/mm^2.
     """
-    return LatticeBending.apply(lattice, derivatives)[0]
+    return LatticeBending.apply(lattice, rules)[0]
 
 
 class LatticeBending(torch.autograd.Function):
     """The energy ``c' K c`` and ``K c``, which is half of its gradient, so that going backward costs nothing."""
 
     @staticmethod
-    def forward(lattice: Tensor, derivatives: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    def forward(lattice: Tensor, rules: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """``(B,)`` and ``(B, D, *control_shape)``."""
-        product = bent(lattice, derivatives)
+        product = bent(lattice, rules)
         return (lattice * product).flatten(1).sum(1), product
 
     @staticmethod
@@ -73,17 +71,29 @@ class LatticeBending(torch.autograd.Function):
         return product * (2 * gradient).view(-1, *[1] * (product.ndim - 1)), None
 
 
-def bent(lattice: Tensor, derivatives: Sequence[Sequence[Tensor]]) -> Tensor:
-    """``K c``, all derivatives of order 2 together, one axis after the other.
+def leibniz(derivatives: Sequence[Tensor]) -> Tensor:
+    """``(3, n, 3, n)``: derivatives of order k along some axes and one more, from those of order j along the others.
 
-    Of order k along some axes they are those of order j along all of these but the last one, which adds the other k -
-    j, k choose j times (Leibniz).
+    The latter give those of order j, and the one more axis, k choose j times, the other k - j.
+
+    Args:
+        derivatives: of orders 0, 1 and 2 along the one more axis, matrices ``(n, n)``.
     """
-    orders = {0: lattice}
-    for axis, own in enumerate(derivatives):
-        wanted = (2,) if axis == len(derivatives) - 1 else (0, 1, 2)
-        orders = {
-            k: sum(math.comb(k, j) * along_axis(term, own[k - j], axis) for j, term in orders.items() if j <= k)
-            for k in wanted
-        }
-    return orders[2]
+    rows = [
+        [math.comb(k, j) * derivatives[k - j] if j <= k else torch.zeros_like(derivatives[0]) for j in range(3)]
+        for k in range(3)
+    ]
+    return torch.stack([torch.stack(row, 1) for row in rows])
+
+
+def bent(lattice: Tensor, rules: Sequence[Tensor]) -> Tensor:
+    """``K c`` ``(B, D, *control_shape)``: all derivatives of order 2 together, by one product for each axis."""
+    size, last = lattice.shape[2:], len(rules) - 1
+    terms = lattice.reshape(-1, 1, *size[:1], math.prod(size[1:]))  # of each order along the axes before
+    for axis, rule in enumerate(rules):
+        rule = (rule if axis < last else rule[2:])[:, :, : terms.shape[1]]
+        terms = rule.flatten(2).flatten(0, 1) @ terms.flatten(1, 2)
+        terms = terms.view(len(terms), len(rule), size[axis], -1)
+        if axis < last:
+            terms = terms.view(*terms.shape[:3], size[axis + 1], -1).transpose(1, 2).flatten(0, 1)
+    return terms.reshape(lattice.shape)

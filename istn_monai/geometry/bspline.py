@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from istn_monai.geometry.bending import lattice_bending_energy
+from istn_monai.geometry.bending import lattice_bending_energy, leibniz
 from istn_monai.geometry.sampling import column, sample_normalized
 from istn_monai.geometry.separable import along_axes
 from istn_monai.geometry.transformation import Transformation, per_axis
@@ -124,7 +124,7 @@ class BSplineTransformation(Transformation):
         )
         for axis in range(self.spatial_dims):
             self.constant(f"weights_{axis}", self.axis_weights(axis))
-            self.constant(f"products_{axis}", self.derivative_products(axis))
+            self.constant(f"bending_{axis}", self.bending_rule(axis))
         self.constant("voxels_per_cell", [c / h for c, h in zip(self.control_spacing, self.spacing, strict=True)])
 
     def on_size(self, spatial_size: Sequence[int]) -> BSplineTransformation:
@@ -142,16 +142,16 @@ class BSplineTransformation(Transformation):
         """``(S[axis], control_shape[axis])``: the weight of each control point at each voxel of an axis."""
         return cubic_bspline(self.offsets(axis))
 
-    def derivative_products(self, axis: int) -> Tensor:
-        """``(3, control_shape[axis], control_shape[axis])``, see :func:`lattice_bending_energy`."""
+    def bending_rule(self, axis: int) -> Tensor:
+        """What :func:`lattice_bending_energy` wants to know of an axis."""
         offsets, step = self.offsets(axis), self.control_spacing[axis]
         orders = cubic_bspline(offsets), first_derivative(offsets) / step, second_derivative(offsets) / step**2
-        return torch.stack([weights.T @ weights / len(weights) for weights in orders])
+        return leibniz([weights.T @ weights / len(weights) for weights in orders])
 
     def bending_energy(self, theta: Tensor, stride: int = 1) -> Tensor:
         """See :meth:`Transformation.bending_energy`; of the exact derivatives at all voxels, whatever the stride."""
-        products = [getattr(self, f"products_{axis}").to(theta.dtype) for axis in range(self.spatial_dims)]
-        return lattice_bending_energy(self.control_displacements(theta), products)
+        rules = [getattr(self, f"bending_{axis}").to(theta.dtype) for axis in range(self.spatial_dims)]
+        return lattice_bending_energy(self.control_displacements(theta), rules)
 
     def control_displacements(self, theta: Tensor) -> Tensor:
         """``theta`` ``(B, P)`` to the control points' displacements ``(B, D, *control_shape)`` in mm."""

@@ -14,18 +14,12 @@ def along_axes(images: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
     On CPUs much faster than a convolution, whose sums GPUs may round as TF32 besides.
     """
-    for axis in reversed(range(len(matrices))):
-        images = along_axis(images, matrices[axis], axis)
+    images = images @ matrices[-1].T
+    for axis in reversed(range(len(matrices) - 1)):
+        before, after = images.shape[: axis + 2], images.shape[axis + 3 :]
+        product = matrices[axis] @ images.reshape(math.prod(before), images.shape[axis + 2], math.prod(after))
+        images = product.view(*before, len(matrices[axis]), *after)
     return images
-
-
-def along_axis(images: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """``(B, C, *S)`` by a matrix ``(T, S_axis)`` along one axis, which then has T voxels."""
-    if axis + 3 == images.ndim:
-        return images @ matrix.T
-    before, after = images.shape[: axis + 2], images.shape[axis + 3 :]
-    product = matrix @ images.reshape(math.prod(before), images.shape[axis + 2], math.prod(after))
-    return product.view(*before, len(matrix), *after)
 
 
 def area_weights(size: int, stride: int, like: Tensor) -> Tensor:
