@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+SMALL = 2**18  # voxels of an image
 
 
 def pad_to_multiple(image: Tensor, divisor: int, least: int = 1) -> Tensor:
@@ -167,18 +170,21 @@ def with_central_statistics(network: nn.Module, in_channels: int, spatial_size: 
         spatial_size: image size of training: there the network stays what it was, to the last bit.
     """
     norms = (nn.InstanceNorm2d, nn.InstanceNorm3d)
-    if not any(isinstance(module, norms) for module in network.modules()):
+    names = [name for name, module in network.named_modules() if isinstance(module, norms)]
+    if not names:
         return network
     windows: dict[str, tuple[int, ...]] = {}
-    shadow = copy.deepcopy(network).to("meta").eval()  # shapes alone
-    for name, module in shadow.named_modules():
-        if isinstance(module, norms):
-            module.register_forward_pre_hook(lambda _, x, name=name: windows.update({name: tuple(x[0].shape[2:])}))
+    # shapes alone; the meta device imports PyTorch's compiler, which takes longer than a small image
+    device = "cpu" if math.prod(spatial_size) <= SMALL else "meta"
+    shadow = copy.deepcopy(network).to(device).eval()
+    for name in names:
+        place = nn.Identity()  # as a norm, it keeps the shape
+        place.register_forward_pre_hook(lambda _, x, name=name: windows.update({name: tuple(x[0].shape[2:])}))
+        shadow.set_submodule(name, place)
     with torch.no_grad():
-        shadow(torch.empty(1, in_channels, *spatial_size, device="meta"))
+        shadow(torch.zeros(1, in_channels, *spatial_size, device=device))
     for name, window in windows.items():
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, CentralInstanceNorm(network.get_submodule(name), window))
+        network.set_submodule(name, CentralInstanceNorm(network.get_submodule(name), window))
     return network
 
 
