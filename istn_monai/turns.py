@@ -80,8 +80,10 @@ class Turn:
         with torch.no_grad():
             before = composite.between(self.blocks, 0, number, stride)
             behind = composite.between(self.blocks, number + 1, len(self.blocks), stride)
-            own = component(self.start, stride)
-            fixed = 0.0 if behind is None else compose(own, behind, stride) - own
+            fixed = None
+            if behind is not None:
+                own = component(self.start, stride)
+                fixed = compose(own, behind, stride) - own
         objective = objective if before is None else objective.after(before, stride)
         resting, pull = self.others(composite, number, stride)
 
@@ -89,7 +91,7 @@ class Turn:
             """See :data:`istn_monai.descent.Evaluate`."""
             ddf = component(theta, stride)
             bending = component.bending_energy(theta, stride) + resting + (pull * ddf).flatten(1).sum(1)
-            ddf = ddf + fixed
+            ddf = ddf if fixed is None else ddf + fixed
             return ddf, objective(ddf, stride, bending)
 
         return evaluate

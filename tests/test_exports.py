@@ -30,8 +30,7 @@ def case(request, tmp_path):
     random_checkpoint(bundle / "models", settings)
     network = Registration(bundle, refine_steps=0, **settings).network
     image = rand(2, 2 * settings.get("in_channels", 1), *settings["spatial_size"], seed=5)
-    with torch.no_grad():
-        expected = network(image)
+    expected = network(image).detach()  # convolutions in the order of an export: without a gradient they take another
     assert expected.abs().max() > 0.5
     return bundle, settings, network, image, expected
 
@@ -61,9 +60,7 @@ def test_torchscript(case, use_trace):
     options = {"use_trace": True, "input_shape": shape_of(settings)} if use_trace else {}
     module = torch.jit.load(exported(ckpt_export, bundle, settings, "model.ts", **options))
     with torch.no_grad():
-        assert (
-            module(image) - expected
-        ).abs().max() < 1e-4  # voxels; without a gradient convolutions sum in another order
+        assert (module(image) - expected).abs().max() < 1e-5
 
 
 def test_onnx(case):
@@ -78,7 +75,7 @@ def test_onnx(case):
 def test_torch_export_of_the_network_and_of_the_itn_alone(case, tmp_path):
     _, _, network, image, expected = case
     program = torch.export.export(network, (torch.zeros_like(image),))
-    assert (program.module()(image) - expected).abs().max() < 1e-4
+    assert (program.module()(image) - expected).abs().max() < 1e-5
     one = image.chunk(2, dim=1)[0]
     torch.export.save(torch.export.export(network.istn.itn, (torch.zeros_like(one),)), tmp_path / "itn.pt2")
     with torch.no_grad():
