@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,18 +89,28 @@ def test_slabs_are_the_same_as_all_at_once(monkeypatch, exact):
         torch.testing.assert_close(slabs[name].as_tensor(), whole[name].as_tensor(), rtol=0, atol=1e-5)
 
 
-def test_a_pair_needs_little_more_memory_than_its_results(monkeypatch):
-    """15 bytes for each voxel of the fixed image are results, 5 the moving image as floats and where labels meet."""
+def bytes_per_voxel() -> list[float] | None:
+    """Peaks of memory of a pair, of the fixed image's voxels; None if this system does not tell."""
     size = (128, 160, 128)
     image, label = meta(torch.zeros(1, *size, dtype=torch.int16)), meta(torch.zeros(1, *size, dtype=torch.uint8))
     data = {key: image if "image" in key else label for key in ORIGINAL_KEYS[:3]}
     data |= {"image": meta(torch.zeros(2, 16, 16, 16)), "pred": torch.zeros(3, 16, 16, 16), "theta": torch.zeros(12)}
     for module in (postprocessing, resampling):
-        monkeypatch.setattr(module, "SLAB", 2**16)  # else most of it would be a slab's own
+        module.SLAB = 2**16  # else most of it would be a slab's own
     peaks = [peak_mb(lambda: WarpPaird(AffineTransformation((16, 16, 16)))(data), "cpu") for _ in range(3)]
-    if None in peaks:
+    return None if None in peaks else [peak * 2**20 / image.numel() for peak in peaks]
+
+
+def test_a_pair_needs_little_more_memory_than_its_results():
+    """15 bytes for each voxel of the fixed image are results, 5 the moving image as floats and where labels meet.
+
+    In a process of its own: what another test left to the system would count.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        peaks = pool.submit(bytes_per_voxel).result()
+    if peaks is None:
         pytest.skip("this system does not tell the peak of memory")
-    assert min(peaks) * 2**20 / image.numel() < 60  # what the system keeps for later only adds to it
+    assert min(peaks) < 40  # what the system keeps for later only adds to it
 
 
 def test_warped_label_has_the_labels_own_values_alone():
