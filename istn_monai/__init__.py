@@ -43,7 +43,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
   :mod:`~istn_monai.transforms.landmarks`, :mod:`~istn_monai.transforms.guidance`,
-  :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.postprocessing`
+  :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.contrast`,
+  :mod:`~istn_monai.transforms.postprocessing`
 - :mod:`istn_monai.folders`: bundles, runs and checkpoints on disk; :mod:`istn_monai.kinds`: of what kind a setting is;
   :mod:`istn_monai.options`: the settings by name; :mod:`istn_monai.arguments`: what stands on the command line;
   :mod:`istn_monai.network_settings`: what a network is built from; :mod:`istn_monai.weights`: weights that say what
@@ -58,7 +59,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.workflow.datasets`, :mod:`~istn_monai.workflow.datalist_checks`,
   :mod:`~istn_monai.workflow.run_lock`,
   :mod:`~istn_monai.workflow.checkpoints`, :mod:`~istn_monai.workflow.inferers`,
-  :mod:`~istn_monai.workflow.training`, :mod:`~istn_monai.workflow.curves`,
+  :mod:`~istn_monai.workflow.training`, :mod:`~istn_monai.workflow.recipe` (of a long training),
+  :mod:`~istn_monai.workflow.curves`,
   :mod:`~istn_monai.workflow.provenance` (what a result was made of), :mod:`~istn_monai.workflow.failures`,
   :mod:`~istn_monai.workflow.progress`, :mod:`~istn_monai.workflow.pair_metrics`,
   :mod:`~istn_monai.workflow.evaluation`, :mod:`~istn_monai.workflow.results`, :mod:`~istn_monai.workflow.cohorts`,
@@ -91,8 +93,8 @@ __getattr__, __all__ = lazy(
         "layers": ["SoftClamp"],
         "network_settings": ["NetworkSettings"],
         "stn": ["STN", "PyramidSTN"],
-        "networks": ["ISTN", "ITN", "BackboneITN", "DisplacementNetwork", "ISTNOutput"],
-        "losses": ["DiceMSELoss", "ISTNLoss"],
+        "networks": ["ISTN", "ITN", "BackboneITN", "DisplacementNetwork", "ISTNOutput", "SegmentationITN"],
+        "losses": ["DiceCrossEntropyLoss", "DiceMSELoss", "ISTNLoss"],
         "refinement": ["Refiner"],
         "inferer": ["RefineInferer"],
         "io.landmarks": ["Points", "read_points", "write_points"],
@@ -104,6 +106,7 @@ __getattr__, __all__ = lazy(
         "transforms.landmarks": ["AddLandmarkChannelsd"],
         "transforms.guidance": ["Guidanced"],
         "transforms.augmentation": ["RandDeformd"],
+        "transforms.contrast": ["RandContrastMapd", "RandImageFromLabelsd"],
         "transforms.postprocessing": ["Representd", "WarpPaird"],
         "registration": ["RegisterISTNd", "Registration"],
     },

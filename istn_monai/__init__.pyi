@@ -18,6 +18,7 @@ from istn_monai.io.landmarks import Points as Points
 from istn_monai.io.landmarks import read_points as read_points
 from istn_monai.io.landmarks import write_points as write_points
 from istn_monai.layers import SoftClamp as SoftClamp
+from istn_monai.losses import DiceCrossEntropyLoss as DiceCrossEntropyLoss
 from istn_monai.losses import DiceMSELoss as DiceMSELoss
 from istn_monai.losses import ISTNLoss as ISTNLoss
 from istn_monai.network_settings import NetworkSettings as NetworkSettings
@@ -26,12 +27,15 @@ from istn_monai.networks import ITN as ITN
 from istn_monai.networks import BackboneITN as BackboneITN
 from istn_monai.networks import DisplacementNetwork as DisplacementNetwork
 from istn_monai.networks import ISTNOutput as ISTNOutput
+from istn_monai.networks import SegmentationITN as SegmentationITN
 from istn_monai.refinement import Refiner as Refiner
 from istn_monai.registration import RegisterISTNd as RegisterISTNd
 from istn_monai.registration import Registration as Registration
 from istn_monai.stn import STN as STN
 from istn_monai.stn import PyramidSTN as PyramidSTN
 from istn_monai.transforms.augmentation import RandDeformd as RandDeformd
+from istn_monai.transforms.contrast import RandContrastMapd as RandContrastMapd
+from istn_monai.transforms.contrast import RandImageFromLabelsd as RandImageFromLabelsd
 from istn_monai.transforms.guidance import Guidanced as Guidanced
 from istn_monai.transforms.landmarks import AddLandmarkChannelsd as AddLandmarkChannelsd
 from istn_monai.transforms.postprocessing import Representd as Representd

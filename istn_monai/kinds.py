@@ -178,6 +178,11 @@ def definition(name: str, value: Any) -> Any:
     return found
 
 
+def itn_definition(name: str, value: Any) -> Any:
+    """As :func:`definition`, or an ITN by its name."""
+    return value if value == "segmentation" else definition(name, value)
+
+
 def term_weights(name: str, value: Any, terms: Sequence[str] = refine_weights.TERMS) -> Any:
     """A preset of weights by its name, or weights by the names of terms."""
     found = literal(value)

@@ -217,6 +217,21 @@ class SoftClamp(nn.Module):
         return f"slope={self.slope}"
 
 
+class StructureSoftmax(nn.Module):
+    """Output activation for structures that do not overlap: probabilities over them and the background.
+
+    The first channel is the background's, and is left out of what comes: what the others lack to 1 is its probability.
+
+    Example:
+        >>> StructureSoftmax()(torch.zeros(1, 3, 2)).tolist()
+        [[[0.3333333432674408, 0.3333333432674408], [0.3333333432674408, 0.3333333432674408]]]
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, K + 1, *S)`` to ``(B, K, *S)``."""
+        return x.softmax(1)[:, 1:]
+
+
 class Scaled(nn.Module):
     """A last layer that starts as the identity transformation, theta = 0, and leaves it in small steps.
 

@@ -18,6 +18,7 @@ from istn_monai.objective import bending_energy, counted_mean, image_terms
 from istn_monai.refine_weights import LOSS_TERMS, term_weights
 
 VARIANTS = ("u", "s", "e", "i")
+LEAST = 1e-6  # probability whose logarithm is taken
 WHOLE = 1 - 1e-4  # of an interpolated mask: all that a voxel is interpolated from counts
 Loss = Callable[[Tensor, Tensor], Tensor]
 #: SoI channels ``(B, 2K, *S)``; or a batch with these as ``label`` and, if there are masks, ``(B, 2, *S)`` as ``mask``
@@ -45,6 +46,8 @@ class ISTNLoss(nn.Module):
             loss of MONAI that compares two images.
         regularization: called with the ddf ``(B, D, *S)``, e.g. ``monai.losses.BendingEnergyLoss()``; None for none.
         regularization_weight: its factor.
+        itn_similarity: likewise, of an image's representation with its own structures alone (Eq. 1); None is
+            ``similarity``.
         weights: of ``structures``, the variant's own terms, and of further ones, by name or as a preset: ``image``, 1 -
             local correlation of the images, ``mse``, ``nmi``, ``mind``, and ``bending``, of the ddf in mm; the terms
             and presets of a refinement, see :class:`istn_monai.objective.PairObjective`. None for the variant's own.
@@ -68,12 +71,14 @@ class ISTNLoss(nn.Module):
         regularization_weight: float = 0.1,
         weights: str | Mapping[str, float] | None = None,
         spacing: float | Sequence[float] = 1.0,
+        itn_similarity: Loss | None = None,
     ) -> None:
         super().__init__()
         if variant not in (*VARIANTS, "r"):
             raise ValueError(f"loss must be one of {VARIANTS} (or r, for refinement), got {variant!r}")
         self.variant = variant
         self.similarity = nn.MSELoss() if similarity is None else similarity
+        self.itn_similarity = self.similarity if itn_similarity is None else itn_similarity
         self.regularization = regularization
         self.regularization_weight = regularization_weight
         self.weights = {"structures": 1.0} if weights is None else term_weights(weights, "loss_weights", LOSS_TERMS)
@@ -110,13 +115,23 @@ class ISTNLoss(nn.Module):
         warped_soi = warp(counts.of_moving(moving_soi), output.ddf)
         terms = {"stn_s": d(*where(in_both, warped_soi, fixed_soi))}
         if self.variant == "e":
-            terms["itn_moving"] = d(*where(in_moving & counts.moving, moving, moving_soi))
-            terms["itn_fixed"] = d(*where(in_fixed & counts.fixed, fixed, fixed_soi))
+            terms |= self.segmentation(output, label, counts)
         elif self.variant == "i":
             terms["stn_i_moving"] = d(*where(in_both, warp(counts.of_moving(moving), output.ddf), fixed_soi))
             # the network's output comes first, the annotation second: asymmetric losses depend on it
             terms["stn_i_fixed"] = d(*where(in_both, fixed, warped_soi))
         return terms
+
+    def segmentation(self, output: ISTNOutput, label: Tensor | None, counts: Counts) -> dict[str, Tensor]:
+        """The terms of Eq. 1 of which the ITN alone learns: each representation with its own image's structures."""
+        moving, fixed = output.moving_representation, output.fixed_representation
+        moving_soi, fixed_soi = checked_label(label, output, "e")
+        in_moving, in_fixed = annotated(moving_soi) & counts.moving, annotated(fixed_soi) & counts.fixed
+        d = self.itn_similarity
+        return {
+            "itn_moving": d(*where(in_moving, moving, moving_soi)),
+            "itn_fixed": d(*where(in_fixed, fixed, fixed_soi)),
+        }
 
     def further(self, output: ISTNOutput, counts: Counts) -> dict[str, Tensor]:
         """What keeps the image and the regularity of the field."""
@@ -228,3 +243,38 @@ class DiceMSELoss(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """``(B, K, *S)`` both; a scalar."""
         return self.dice_weight * self.dice(prediction, target) + self.mse_weight * self.mse(prediction, target)
+
+
+class DiceCrossEntropyLoss(nn.Module):
+    """Soft Dice plus cross-entropy of probabilities, as segmentation networks are trained (Isensee et al., 2021).
+
+    The structures do not overlap: what their probabilities lack to 1 is the background's. Maps between 0 and 1 as
+    targets count by their parts.
+
+    Args:
+        dice_weight: factor of the Dice term.
+        entropy_weight: factor of the cross-entropy, a mean over voxels.
+
+    Example:
+        >>> soi = torch.zeros(1, 2, 8, 8)
+        >>> soi[:, 0, 2:5, 3:6] = 1
+        >>> soi[:, 1, 6:, 6:] = 1
+        >>> DiceCrossEntropyLoss()(soi, soi).abs() < 1e-4
+        tensor(True)
+    """
+
+    def __init__(self, dice_weight: float = 1.0, entropy_weight: float = 1.0) -> None:
+        super().__init__()
+        self.dice = DiceLoss()
+        self.dice_weight = dice_weight
+        self.entropy_weight = entropy_weight
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """``(B, K, *S)`` both, without the background; a scalar."""
+        entropy = -(with_background(target) * with_background(prediction).clamp(min=LEAST).log()).sum(1).mean()
+        return self.dice_weight * self.dice(prediction, target) + self.entropy_weight * entropy
+
+
+def with_background(maps: Tensor) -> Tensor:
+    """``(B, K, *S)`` to ``(B, K + 1, *S)``, the background last."""
+    return torch.cat([maps, 1 - maps.sum(1, keepdim=True)], dim=1)

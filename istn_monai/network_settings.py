@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monai.networks import blocks, nets
-from monai.networks.nets.basic_unet import UpCat
 from torch import nn
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS
@@ -20,14 +19,23 @@ from istn_monai.geometry.transformation import Transformation, checked_size, per
 from istn_monai.kinds import says_none
 from istn_monai.layers import SoftClamp, with_central_statistics
 from istn_monai.losses import VARIANTS
-from istn_monai.networks import ISTN, BackboneITN, DisplacementNetwork
+from istn_monai.networks import ISTN, UNET_DIVISOR, BackboneITN, DisplacementNetwork, unet
 from istn_monai.stn import PyramidSTN
 from istn_monai.transforms.checks import check_choice, check_soi_labels
 from istn_monai.transforms.landmarks import check_soi_points
 
 #: what may differ at inference: the weights do not depend on it
 FREE = ("initial_alignment",)
-UNET_CHANNELS, UNET_DIVISOR = (8, 16, 32, 64, 128, 8), 16
+UNET_CHANNELS = (8, 16, 32, 64, 128, 8)
+#: definitions of ITNs by name
+ITNS = {
+    "segmentation": {
+        "_target_": "istn_monai.SegmentationITN",
+        "spatial_dims": "@spatial_dims",
+        "in_channels": "@in_channels",
+        "out_channels": "@soi_channels",
+    }
+}
 TRANSFORMATION_ID = "@transformation_def"
 #: packages whose networks a checkpoint may name
 TRUSTED = ("istn_monai.", "monai.networks.", "torch.nn.")
@@ -57,7 +65,8 @@ class NetworkSettings:
         in_channels: channels of an image.
         initial_alignment: how moving images are brought to fixed ones before the network, see
             :func:`istn_monai.alignment.initial_alignment`.
-        itn_def: MONAI's JSON of another ITN, ``{"_target_": ..., ...}``; None for the default, a BasicUNet. It may
+        itn_def: MONAI's JSON of another ITN, ``{"_target_": ..., ...}``; None for the default, a BasicUNet; or
+            "segmentation", :class:`istn_monai.SegmentationITN`, for label groups that do not overlap. It may
             refer to ``@spatial_dims``, ``@in_channels`` and ``@soi_channels``.
         stn_def: likewise of another STN than :class:`istn_monai.PyramidSTN`; may refer to ``@spatial_dims``,
             ``@stn_channels``, ``@transformation`` and ``@transformation_def``.
@@ -99,6 +108,8 @@ class NetworkSettings:
         if not isinstance(self.in_channels, int) or isinstance(self.in_channels, bool) or self.in_channels < 1:
             raise ValueError(f"in_channels must be a whole number of at least 1, got {self.in_channels!r}")
         self.spatial_transformation()  # checks what is its own
+        if self.itn_def == "segmentation":
+            check_disjoint(self.soi_labels, self.soi_points)
         for name in ("itn_def", "stn_def"):
             object.__setattr__(self, name, self.resolved(name, getattr(self, name)))
 
@@ -106,6 +117,11 @@ class NetworkSettings:
     def spatial_dims(self) -> int:
         """2 or 3."""
         return len(self.spatial_size)
+
+    @property
+    def segments(self) -> bool:
+        """Whether the ITN's output are probabilities of structures that do not overlap."""
+        return self.has_itn and (self.itn_def or {}).get("_target_") == ITNS["segmentation"]["_target_"]
 
     @property
     def has_itn(self) -> bool:
@@ -142,11 +158,8 @@ class NetworkSettings:
         dims = self.spatial_dims
         itn = self.built(self.itn_def, transformation) if self.has_itn and self.itn_def else None
         if self.has_itn and itn is None:
-            unet = nets.BasicUNet(dims, self.in_channels, self.soi_channels, features=UNET_CHANNELS)
-            for block in unet.modules():
-                if isinstance(block, UpCat):
-                    block.is_pad = False  # it would copy the features: all sizes divide by UNET_DIVISOR
-            itn = BackboneITN(unet, UNET_DIVISOR, SoftClamp())
+            backbone = unet(dims, self.in_channels, self.soi_channels, UNET_CHANNELS)
+            itn = BackboneITN(backbone, UNET_DIVISOR, SoftClamp())
         if itn is not None:
             itn = with_central_statistics(itn, self.in_channels, self.spatial_size)
         stn = self.built(self.stn_def, transformation) if self.stn_def else None
@@ -170,6 +183,8 @@ class NetworkSettings:
         """A definition in which references and expressions have become numbers and words."""
         if definition is None:
             return None
+        if name == "itn_def" and isinstance(definition, str):
+            definition = ITNS.get(definition, definition)
         if not isinstance(definition, Mapping) or "_target_" not in definition:
             raise ValueError(f'{name} must be JSON as in MONAI\'s configs, {{"_target_": ...}}, got {definition!r}')
         ids = {key: getattr(self, key) for key in ("spatial_dims", "in_channels", "soi_channels", "stn_channels")}
@@ -230,6 +245,16 @@ class NetworkSettings:
         if name in ("spacing", "control_spacing"):
             return numbers(mine) == numbers(theirs)
         return mine == theirs
+
+
+def check_disjoint(soi_labels: Sequence[Sequence[int]] | None, soi_points: Any) -> None:
+    """ValueError unless structures exclude each other, as probabilities that sum to 1 say."""
+    labels = [label for group in soi_labels or [] for label in group]
+    if not labels or soi_points or len(set(labels)) < len(labels):
+        raise ValueError(
+            f"itn_def segmentation is for label groups that do not overlap, got soi_labels {soi_labels} and soi_points "
+            f"{soi_points}: leave itn_def out, or give soi_labels that share no value"
+        )
 
 
 def numbers(value: Any) -> Any:

@@ -116,7 +116,7 @@ def read_weights(file: str | os.PathLike, device: Any = "cpu") -> Weights:
     broken = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
         raise ValueError(f"{path} has weights that are NaN or infinite, in {broken[0]}: train again, with a lower rate")
-    progress = {key: value for key, value in content.items() if key in ("optimizer", "lr_scheduler", "trainer")}
+    progress = {key: content[key] for key in ("optimizer", "lr_scheduler", "trainer", "average") if key in content}
     return Weights(path, state, description_of(content, state, path), progress if state is not content else {})
 
 

@@ -30,6 +30,15 @@ def config(*names: str) -> list[str]:
     return [str(BUNDLE / "configs" / f"{name}.json") for name in names]
 
 
+def messages(error: BaseException | None) -> str:
+    """All texts of an error and of what caused it: MONAI wraps what an expression raises."""
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     """A generator of its own, so that no test depends on the order of tests."""
     return torch.Generator().manual_seed(seed)

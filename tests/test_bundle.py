@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import BUNDLE, config
+from helpers import BUNDLE, config, messages
 from monai.bundle import ConfigParser, ConfigWorkflow, load, run, verify_metadata, verify_net_in_out
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,15 +23,6 @@ from istn_monai.workflow.results import OUTPUTS
 
 CONFIGS = BUNDLE / "configs"
 SMALL = {"spatial_size": [32, 32, 32], "control_spacing": [16, 8], "device": "cpu", "batch_size": 2, "max_epochs": 2}
-
-
-def messages(error: BaseException) -> str:
-    """An error's text and those of the errors it was raised from: MONAI wraps them."""
-    texts = []
-    while error is not None:
-        texts.append(str(error))
-        error = error.__cause__
-    return "\n".join(texts)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ AFFINE = AffineTransformation((12, 11))
 ARGUMENTS = {
     "CheckPaird": {"spatial_dims": 2}, "RegistrationGridd": {"spatial_size": (8, 8)}, "WarpPaird": {},
     "AddLandmarkChannelsd": {"groups": [["*"]]}, "Guidanced": {"weights": {"labels": 1.0}},
+    "RandContrastMapd": {"keys": ["moving_image"]},
+    "RandImageFromLabelsd": {"keys": ["moving_image"], "label_keys": ["moving_label"]},
     "RandDeformd": {"keys": ["moving_image"], "spatial_size": (12, 11)},
     "Representd": {"network": DisplacementNetwork(small_istn())}, "RegisterISTNd": {"refine_steps": 0, "device": "cpu"},
 }  # fmt: skip

@@ -20,6 +20,10 @@ __getattr__, __all__ = lazy(
         "host_training": ["output_folder"],
         "inferers": ["AutocastInferer", "default_rate", "itn_dtype", "prepare_guided", "prepare_training"],
         "provenance": ["config_hash"],
+        "recipe": [
+            "ITNFirstHandler", "ValidationInferer", "WeightAverage", "contrasts", "default_itn_similarity",
+            "network_from", "weights_name",
+        ],
         "results": ["SavePairHandler"],
         "settings": [
             "check_settings", "find_bundle_root", "given", "guided_weights", "none_or", "run_folder",

@@ -59,6 +59,7 @@ class Checkpoints:
         training: how it is trained; kept, and compared.
         optimizer: its state goes into ``last.pt``.
         lr_scheduler: likewise.
+        average: of the weights, which ``model.pt`` then holds; None for the network's own.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Checkpoints:
         training: Mapping[str, Any],
         optimizer: torch.optim.Optimizer,
         lr_scheduler: Any,
+        average: Any = None,
     ) -> None:
         self.best_file = Path(ckpt_dir).expanduser().absolute() / BEST
         self.last_file = self.best_file.with_name(LAST)
@@ -77,6 +79,7 @@ class Checkpoints:
         self.training = dict(training)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.average = average
         self.best, self.best_epoch = float("-inf"), 0
         #: what is written once the first step has succeeded
         self.waiting: dict[Path, Mapping[str, Any]] = {}
@@ -119,13 +122,13 @@ class Checkpoints:
                 f"{weights.file} was made with other settings ({words}): choose another ckpt_dir (or output_dir)"
             )
 
-    def weights(self, result: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """The network's state dictionary with its description.
+    def weights(self, network: nn.Module, result: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """A network's state dictionary with its description.
 
         Raises:
             ValueError: if weights are NaN or infinite, which are never written.
         """
-        state = self.network.state_dict()
+        state = network.state_dict()
         broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
         if broken:
             raise ValueError(f"the network's weights are not finite, in {broken[0]}: {self.advice()}")
@@ -148,6 +151,8 @@ class Checkpoints:
             return
         max_epochs = trainer.state.max_epochs
         progress = load_checkpoint(self.last_file, self.network, trainer.state.device).progress
+        if self.average is not None:
+            self.average.load_state_dict(progress.get("average", {}))
         self.optimizer.load_state_dict(progress["optimizer"])
         self.lr_scheduler.load_state_dict(progress["lr_scheduler"])
         if isinstance(self.lr_scheduler, LambdaLR):  # the saved rate is that of the old end, if the end has moved
@@ -174,7 +179,8 @@ class Checkpoints:
     def progress(self, trainer: Engine) -> Mapping[str, Any]:
         """What ``last.pt`` holds."""
         return {
-            "model": self.weights(),
+            "model": self.weights(self.network),
+            **({"average": self.average.state_dict()} if self.average is not None else {}),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "trainer": dict(trainer.state_dict()),
@@ -195,7 +201,8 @@ class Checkpoints:
         metric = float(evaluator.state.metrics[evaluator.state.key_metric_name])
         if metric > self.best:
             self.best, self.best_epoch = metric, evaluator.state.epoch
-            content = self.weights({"validation_dice": metric, "epoch": self.best_epoch})
+            kept = self.network if self.average is None else self.average.network
+            content = self.weights(kept, {"validation_dice": metric, "epoch": self.best_epoch})
             if self.waiting:
                 self.waiting[self.best_file] = deepcopy(content)
             else:

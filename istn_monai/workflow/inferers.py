@@ -12,7 +12,7 @@ from torch import Tensor
 
 from istn_monai.levels import checked_levels
 from istn_monai.network_settings import none_or
-from istn_monai.networks import ISTNOutput
+from istn_monai.networks import ISTN, ISTNOutput
 from istn_monai.refinement import LEARNING_RATES
 from istn_monai.transforms.keys import GUIDANCE
 
@@ -77,9 +77,23 @@ class AutocastInferer(SimpleInferer):
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"training_dtype must be 'float32' or 'bfloat16', got {dtype!r}")
         self.dtype = getattr(torch, dtype)
+        #: whether the ITN alone is wanted, see :class:`istn_monai.workflow.recipe.ITNFirstHandler`
+        self.itn_alone = False
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> ISTNOutput:
         """The network's output for ``(B, 2C, *S)``."""
         with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            output: ISTNOutput = super().__call__(inputs, network, *args, **kwargs)
+            if self.itn_alone and isinstance(network, ISTN):  # DDP wants a gradient of all weights, so it gets all
+                output = represented(network, inputs)
+            else:
+                output = super().__call__(inputs, network, *args, **kwargs)
         return ISTNOutput(*(tensor.float() for tensor in output))
+
+
+def represented(network: ISTN, image: Tensor) -> ISTNOutput:
+    """The representations of ``(B, 2C, *S)`` and the identity, without the spatial transformer network."""
+    moving, fixed = network.represent(image)
+    transformation = network.transformation.resized(image.shape[2:])
+    theta = moving.new_zeros(len(image), transformation.num_parameters)
+    ddf = moving.new_zeros(len(image), transformation.spatial_dims, *image.shape[2:])
+    return ISTNOutput(image, moving, fixed, theta, ddf)

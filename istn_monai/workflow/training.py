@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from istn_monai.adam import cosine_to_zero
 from istn_monai.geometry.sampling import warp
-from istn_monai.losses import DiceMSELoss, ISTNLoss, Target, annotated, where
+from istn_monai.losses import Counts, DiceMSELoss, ISTNLoss, Target, annotated, where
 from istn_monai.network_settings import none_or
 from istn_monai.networks import ISTNOutput
 from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
@@ -57,14 +57,22 @@ class TrainingLoss(ISTNLoss):
         super().__init__(variant, none_or(similarity), none_or(regularization), **options)
         if "structures" not in self.weights:
             warnings.warn(f"loss_weights {self.weights} have no structures: labels teach nothing", stacklevel=2)
+        #: whether the ITN learns by itself, see :class:`istn_monai.workflow.recipe.ITNFirstHandler`
+        self.itn_alone = False
         #: of the last batch, without gradients
         self.latest: dict[str, Tensor] = {}
 
     def forward(self, output: ISTNOutput, label: Target | None = None) -> Tensor:
         """The loss of a batch."""
-        terms = self.terms(output, label)
+        terms = self.of_the_itn(output, label) if self.itn_alone else self.terms(output, label)
         self.latest = {name: value.detach() for name, value in terms.items()}
         return torch.stack(list(terms.values())).sum()
+
+    def of_the_itn(self, output: ISTNOutput, label: Target | None) -> dict[str, Tensor]:
+        """The terms that need no transformation; theta has a gradient, of 0, where all weights must have one (DDP)."""
+        batch = label if isinstance(label, Mapping) else {"label": label}
+        terms = self.segmentation(output, batch.get("label"), Counts(output.ddf, batch.get("mask")))
+        return terms | {"itn_moving": terms["itn_moving"] + 0 * output.theta.sum()}
 
 
 class TermsHandler:

@@ -1,0 +1,176 @@
+"""What a long training has beyond the paper's: ITN first, average of weights, contrasts, refined validation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.inferers import SimpleInferer
+from monai.transforms import RandBiasFieldd, RandGaussianSmoothd, RandSimulateLowResolutiond, Transform
+from torch import Tensor, nn
+
+from istn_monai.io.hashes import file_hash
+from istn_monai.losses import DiceCrossEntropyLoss
+from istn_monai.network_settings import NetworkSettings
+from istn_monai.networks import ISTN, DisplacementNetwork, ISTNOutput
+from istn_monai.refinement import Refiner
+from istn_monai.transforms.contrast import RandContrastMapd, RandImageFromLabelsd
+from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS
+from istn_monai.weights import read_weights
+from istn_monai.workflow.inferers import AutocastInferer, default_rate
+from istn_monai.workflow.training import TrainingLoss
+
+WARM_UP = 10  # steps in which an average follows its network closely
+
+
+def default_itn_similarity(settings: NetworkSettings) -> nn.Module | None:
+    """Dice and cross-entropy for an ITN that gives probabilities; None, the other terms' similarity, for any other."""
+    return DiceCrossEntropyLoss() if settings.segments else None
+
+
+class ITNFirstHandler:
+    """Trainer handler: in the first epochs the ITN learns by itself, from Eq. 1's terms that need no transformation.
+
+    A spatial transformer that sees representations of structures from its first step on has an easier task.
+
+    Args:
+        epochs: how many.
+        loss: of the training.
+        inferer: of the training.
+        settings: of the network.
+
+    Raises:
+        ValueError: if there is no ITN, or its output are no structures.
+    """
+
+    def __init__(self, epochs: int, loss: TrainingLoss, inferer: AutocastInferer, settings: NetworkSettings) -> None:
+        if epochs and not settings.has_itn:
+            raise ValueError(f"itn_epochs is for loss e or i, which have an ITN, got loss {settings.loss!r}")
+        self.epochs, self.loss, self.inferer = epochs, loss, inferer
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        self.loss.itn_alone = self.inferer.itn_alone = engine.state.epoch <= self.epochs
+
+
+class WeightAverage:
+    """Trainer handler: an exponential moving average of a network's weights, as a network of its own.
+
+    Args:
+        network: that is trained.
+        decay: how much of the average stays at each step; 0 for no average: ``network`` itself is shown and kept.
+
+    Attributes:
+        network: the average.
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.0) -> None:
+        self.trained, self.decay = network, decay
+        self.network = copy.deepcopy(network).requires_grad_(False) if decay else network
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer; comes before validation and checkpoints."""
+        if self.decay:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine) -> None:
+        decay = min(self.decay, engine.state.iteration / (engine.state.iteration + WARM_UP))
+        for average, weight in zip(self.network.parameters(), self.trained.parameters(), strict=True):
+            average.lerp_(weight, 1 - decay)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What ``last.pt`` holds of it; nothing if there is no average."""
+        return self.network.state_dict() if self.decay else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave."""
+        if self.decay:
+            self.network.load_state_dict(state)
+
+
+class ValidationInferer(SimpleInferer):
+    """One pass of a network, or a refinement after it, whose result comes in the form of a network's output.
+
+    Args:
+        refine_steps: 0 for one pass.
+        settings: of the network.
+    """
+
+    def __init__(self, refine_steps: int, settings: NetworkSettings) -> None:
+        super().__init__()
+        rate = default_rate(settings.transformation, refine_steps)
+        self.refiner = Refiner(refine_steps, learning_rate=rate, weights="accurate") if refine_steps else None
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> ISTNOutput:
+        """The output for ``(B, 2C, *S)``."""
+        if self.refiner is None:
+            output: ISTNOutput = super().__call__(inputs, network, *args, **kwargs)
+            return output
+        own = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+        result = self.refiner(checked_istn(own), inputs)
+        return ISTNOutput(inputs, result.moving, result.fixed, result.theta, result.ddf)
+
+
+def checked_istn(network: nn.Module) -> ISTN:
+    """The network, an ISTN."""
+    if not isinstance(network, ISTN):
+        raise ValueError(f"val_refine_steps needs an ISTN, got {type(network).__name__}")
+    return network
+
+
+def network_from(settings: NetworkSettings, file: str | None = None) -> DisplacementNetwork:
+    """A network to train.
+
+    Args:
+        settings: of the network.
+        file: checkpoint whose weights it begins with, of a network of the same layers; None for random weights.
+
+    Raises:
+        ValueError: if the checkpoint's network has other layers.
+    """
+    network = settings.network()
+    if file is not None:
+        weights = read_weights(file)
+        try:
+            network.load_state_dict(weights.state)
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:300]
+            raise ValueError(f"initial_weights {file} do not fit the network of these settings: {what}") from error
+    return network
+
+
+def weights_name(file: str | None) -> str | None:
+    """Name and content of a checkpoint in a few letters, wherever it lies; None for none."""
+    return None if file is None else f"{Path(file).name} {str(file_hash(file))[:8]}"
+
+
+def contrasts(name: str, settings: NetworkSettings, prob: float = 0.3) -> list[Transform]:
+    """Random changes of the images of a pair, each by itself, after which their contrast means nothing.
+
+    Args:
+        name: "own", for none; "random", by curves; "synthetic", drawn from labels.
+        settings: of the network.
+        prob: probability of another contrast, for each image.
+    """
+    if name == "own":
+        return []
+    if name == "synthetic" and not settings.soi_labels:
+        raise ValueError("contrast synthetic draws images from label maps: give soi_labels, or contrast random")
+    transforms: list[Transform] = []
+    for image, label in zip(IMAGE_KEYS, LABEL_KEYS, strict=True):
+        drawn = RandImageFromLabelsd(image, label, prob=prob, allow_missing_keys=True)
+        transforms += [
+            RandContrastMapd(image, prob=prob) if name == "random" else drawn,
+            RandBiasFieldd(image, prob=0.3, coeff_range=(0.0, 0.2)),
+            RandGaussianSmoothd(image, prob=0.2, sigma_x=(0.25, 1.0), sigma_y=(0.25, 1.0), sigma_z=(0.25, 1.0)),
+            RandSimulateLowResolutiond(image, prob=0.2, zoom_range=(0.5, 1.0)),
+        ]
+    return transforms

@@ -1,0 +1,288 @@
+"""What a long training has beyond the paper's: by hand, and in the bundle's own training."""
+
+import copy
+import math
+
+import pytest
+import torch
+from helpers import config, messages, rand
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
+from torch import nn
+
+from istn_monai import (
+    ISTN,
+    DiceCrossEntropyLoss,
+    DisplacementNetwork,
+    NetworkSettings,
+    RandContrastMapd,
+    RandImageFromLabelsd,
+    Refiner,
+    SegmentationITN,
+)
+from istn_monai.synthetic.pairs import synthesize
+from istn_monai.weights import read_weights
+from istn_monai.workflow.inferers import AutocastInferer
+from istn_monai.workflow.recipe import (
+    ITNFirstHandler,
+    ValidationInferer,
+    WeightAverage,
+    contrasts,
+    default_itn_similarity,
+    network_from,
+)
+from istn_monai.workflow.training import TrainingLoss
+
+SIZE = (16, 24, 16)
+SETTINGS = {"loss": "e", "spatial_size": SIZE, "control_spacing": 8, "soi_labels": [[1], [2]]}
+
+
+def settings(**changes) -> NetworkSettings:
+    return NetworkSettings(**SETTINGS | changes)
+
+
+def blocks(batch: int = 1) -> torch.Tensor:
+    """SoI ``(B, 4, *SIZE)`` that do not overlap: two structures moving, two fixed."""
+    label = torch.zeros(batch, 4, *SIZE)
+    label[:, 0, 2:7, 4:12, 3:9], label[:, 1, 8:13, 4:12, 3:9] = 1, 1
+    label[:, 2, 3:8, 5:13, 4:10], label[:, 3, 9:14, 5:13, 4:10] = 1, 1
+    return label
+
+
+# --- the ITN and its loss --------------------------------------------------------------------------------------------
+
+
+def test_cross_entropy_by_hand():
+    prediction = torch.tensor([[[0.5, 0.1], [0.25, 0.2]]])  # two structures, two voxels
+    target = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])  # the first structure, then the background
+    entropy = -(math.log(0.5) + math.log(0.7)) / 2
+    loss = DiceCrossEntropyLoss(dice_weight=0.0, entropy_weight=2.0)(prediction, target)
+    assert loss.item() == pytest.approx(2 * entropy, abs=1e-6)
+    both = DiceCrossEntropyLoss()(prediction, target).item()
+    dice = 1 - torch.tensor([2 * 0.5 / (0.6 + 1), 0.0]).mean().item()
+    assert both == pytest.approx(dice + entropy, abs=1e-4)
+
+
+def test_parts_of_a_voxel_count_by_their_parts():
+    prediction, target = torch.tensor([[[0.3]]]), torch.tensor([[[0.4]]])
+    loss = DiceCrossEntropyLoss(dice_weight=0.0)(prediction, target).item()
+    assert loss == pytest.approx(-0.4 * math.log(0.3) - 0.6 * math.log(0.7), abs=1e-6)
+
+
+def test_a_certain_error_stays_finite_with_its_gradient():
+    prediction = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
+    loss = DiceCrossEntropyLoss()(prediction, torch.tensor([[[0.0, 1.0]]]))
+    loss.backward()
+    assert loss.isfinite() and prediction.grad.isfinite().all()
+
+
+def test_the_segmentation_itn_gives_probabilities_in_any_size():
+    itn = SegmentationITN(3, in_channels=2, out_channels=2, features=(4, 4, 8, 8, 8, 4)).eval()
+    output = itn(rand(1, 2, 17, 21, 33))
+    assert output.shape == (1, 2, 17, 21, 33) and output.min() >= 0 and output.sum(1).max() <= 1 + 1e-6
+    logits = itn.backbone(nn.functional.pad(rand(1, 2, 17, 21, 33), (0, 15, 0, 11, 0, 15), mode="replicate"))
+    expected = logits.softmax(1)[:, 1:, :17, :21, :33]
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=0)
+
+
+def test_the_settings_build_it_by_its_name_and_say_so():
+    made = settings(itn_def="segmentation")
+    assert made.itn_def["_target_"] == "istn_monai.SegmentationITN" and made.itn_def["out_channels"] == 2
+    assert made.segments and not settings().segments and not settings(itn_def="segmentation", loss="s").segments
+    assert isinstance(made.network().istn.itn, SegmentationITN)
+    assert NetworkSettings.of_state_dict(made.state_dict()) == made
+    assert isinstance(default_itn_similarity(made), DiceCrossEntropyLoss) and default_itn_similarity(settings()) is None
+    for wrong in ([[1], [1, 2]], None):
+        with pytest.raises(ValueError, match="groups that do not overlap"):
+            settings(itn_def="segmentation", soi_labels=wrong)
+    with pytest.raises(ValueError, match="itn_def must be JSON"):
+        settings(itn_def="segmentatoin")
+
+
+# --- the ITN first ---------------------------------------------------------------------------------------------------
+
+
+def test_in_the_first_epochs_the_itn_alone_learns():
+    made = settings()
+    network, loss, inferer = made.network().istn.train(), TrainingLoss("e"), AutocastInferer()
+    handler, engine = ITNFirstHandler(2, loss, inferer, made), Engine(lambda *_: None)
+    image, label = rand(1, 2, *SIZE), {"label": blocks()}
+    for epoch, alone in ((1, True), (2, True), (3, False)):
+        engine.state.epoch = epoch
+        handler(engine)
+        network.zero_grad()
+        output = inferer(image, network)
+        loss(output, label).backward()
+        assert loss.itn_alone is alone and (set(loss.latest) == {"itn_moving", "itn_fixed"}) is alone
+        assert all((w.grad is None or not w.grad.any()) is alone for w in network.stn.heads[0].parameters())
+        assert any(w.grad.any() for w in network.itn.parameters())
+    whole = network(image)
+    engine.state.epoch = 1
+    handler(engine)
+    output = inferer(image, network)
+    assert torch.equal(output.moving_representation, whole.moving_representation) and not output.ddf.any()
+    assert output.theta.shape == whole.theta.shape and output.ddf.shape == whole.ddf.shape
+
+
+def test_a_wrapped_network_gets_a_gradient_of_all_weights():
+    """DistributedDataParallel waits for one of each weight."""
+    network, loss = settings().network().istn, TrainingLoss("e")
+    loss.itn_alone = True
+    loss(network(rand(1, 2, *SIZE)), {"label": blocks()}).backward()
+    heads = [weight.grad for weight in network.stn.heads[0].parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in heads)
+
+
+def test_the_itn_first_needs_an_itn():
+    with pytest.raises(ValueError, match="itn_epochs is for loss e or i"):
+        ITNFirstHandler(1, TrainingLoss("s"), AutocastInferer(), settings(loss="s"))
+    ITNFirstHandler(0, TrainingLoss("s"), AutocastInferer(), settings(loss="s"))
+
+
+# --- the average of the weights --------------------------------------------------------------------------------------
+
+
+def test_the_average_by_hand():
+    trained = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(trained.weight, 1.0)
+    average, engine = WeightAverage(trained, decay=0.5), Engine(lambda *_: None)
+    values = []
+    for iteration in (1, 2, 100, 101):
+        nn.init.constant_(trained.weight, 3.0)
+        engine.state.iteration = iteration
+        average(engine)
+        values.append(average.network.weight.item())
+    first = 1 / 11 + 3 * 10 / 11
+    second = first * 2 / 12 + 3 * 10 / 12
+    third = (second + 3) / 2
+    assert values == pytest.approx([first, second, third, (third + 3) / 2])
+    assert trained.weight.item() == 3 and not average.network.weight.requires_grad
+
+
+def test_no_average_is_the_network_itself():
+    network = nn.Linear(1, 1)
+    average = WeightAverage(network)
+    assert average.network is network and average.state_dict() == {}
+
+
+# --- validation and the beginning ------------------------------------------------------------------------------------
+
+
+def test_validation_after_a_refinement_is_the_refiner_s():
+    made = settings()
+    network, image = made.network().istn.eval(), rand(1, 2, *SIZE)
+    with torch.no_grad():
+        plain = ValidationInferer(0, made)(image, network)
+        expected = network(image)
+        refined = ValidationInferer(3, made)(image, network)
+    assert torch.equal(plain.ddf, expected.ddf)
+    own = Refiner(3, learning_rate=0.2 * 3 / 50, weights="accurate")(network, image)
+    assert torch.equal(refined.ddf, own.ddf) and torch.equal(refined.moving_representation, own.moving)
+    with pytest.raises(ValueError, match="val_refine_steps needs an ISTN"):
+        ValidationInferer(1, made)(image, nn.Identity())
+
+
+def test_a_training_begins_with_the_weights_of_a_checkpoint(tmp_path):
+    torch.manual_seed(3)
+    first = settings().network()
+    torch.save({"model": first.state_dict()}, tmp_path / "a.pt")
+    begun = network_from(settings(), str(tmp_path / "a.pt"))
+    assert all(torch.equal(value, first.state_dict()[name]) for name, value in begun.state_dict().items())
+    assert isinstance(begun, DisplacementNetwork) and isinstance(begun.istn, ISTN)
+    with pytest.raises(ValueError, match=r"initial_weights .*a\.pt do not fit the network of these settings"):
+        network_from(settings(itn_def="segmentation"), str(tmp_path / "a.pt"))
+    with pytest.raises(FileNotFoundError):
+        network_from(settings(), str(tmp_path / "b.pt"))
+
+
+def test_contrasts_change_each_image_by_itself():
+    assert contrasts("own", settings()) == []
+    for name, kind in (("random", RandContrastMapd), ("synthetic", RandImageFromLabelsd)):
+        first = [transform for transform in contrasts(name, settings(), prob=0.7) if isinstance(transform, kind)]
+        assert [transform.keys for transform in first] == [("moving_image",), ("fixed_image",)]
+        assert all(transform.prob == 0.7 for transform in first)
+    with pytest.raises(ValueError, match="contrast synthetic draws images from label maps"):
+        contrasts("synthetic", settings(soi_labels=None))
+
+
+# --- all of it in the bundle -----------------------------------------------------------------------------------------
+
+SMALL = {
+    "spatial_size": [32, 32, 32], "spacing": 1, "control_spacing": 16, "loss": "e", "batch_size": 4, "augment": True,
+    "itn_def": {"_target_": "istn_monai.SegmentationITN", "spatial_dims": 3, "out_channels": 2,
+                "features": [2, 2, 2, 2, 2, 2]},
+    "itn_epochs": 1, "ema_decay": 0.9, "contrast": "random", "val_refine_steps": 2, "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A small synthetic set."""
+    folder = tmp_path_factory.mktemp("data")
+    synthesize(folder, (32, 32, 32), train=4, validation=2, test=2)
+    return folder
+
+
+def training(folder, data, epochs: int, **changes) -> ConfigWorkflow:
+    options = SMALL | {"output_dir": str(folder), "dataset_dir": str(data), "max_epochs": epochs} | changes
+    return ConfigWorkflow(config("train"), logging_file=False, workflow_type="train", **options)
+
+
+def run(workflow: ConfigWorkflow) -> None:
+    workflow.initialize()
+    workflow.run()
+
+
+def interrupted(workflow: ConfigWorkflow, epoch: int) -> None:
+    """A training that is killed when an epoch would begin."""
+
+    def kill(engine):
+        raise KeyboardInterrupt
+
+    workflow.initialize()
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.EPOCH_STARTED(once=epoch), kill)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run()
+
+
+@pytest.mark.parametrize("contrast", ["random", "synthetic"])
+def test_a_training_with_all_of_it_goes_on_after_an_interruption_to_the_last_bit(tmp_path, data, contrast):
+    run(training(tmp_path / "whole", data, 3, contrast=contrast))
+    interrupted(training(tmp_path / "parts", data, 3, contrast=contrast), epoch=3)
+    run(training(tmp_path / "parts", data, 3, contrast=contrast))
+    whole, parts = (
+        torch.load(tmp_path / name / "models" / "last.pt", weights_only=True) for name in ("whole", "parts")
+    )
+    for part in ("model", "average"):
+        assert all(torch.equal(value, parts[part][name]) for name, value in whole[part].items())
+    assert any(not torch.equal(value, whole["average"][name]) for name, value in whole["model"].items())
+    best = read_weights(tmp_path / "whole" / "models" / "model.pt")
+    assert [best.description["training"][name] for name in ("itn_epochs", "ema_decay", "contrast")] == [
+        1,
+        0.9,
+        contrast,
+    ]
+
+
+def test_wrong_settings_are_refused_before_any_work(tmp_path, data):
+    for changes, words in (
+        ({"itn_epochs": 1, "loss": "s", "itn_def": None}, "itn_epochs is for loss e or i"),
+        ({"contrast": "inverted"}, "contrast"),
+        ({"ema_decay": 1.5}, "ema_decay"),
+        ({"initial_weights": str(tmp_path / "none.pt")}, "none.pt"),
+    ):
+        with pytest.raises(BaseException) as failure:
+            run(training(tmp_path / "run", data, 1, **changes))
+        assert words in messages(failure.value), words
+        assert not (tmp_path / "run" / "models" / "model.pt").exists()
+
+
+def test_an_average_is_a_copy_that_shares_nothing():
+    network = settings().network()
+    average = WeightAverage(network, 0.9)
+    before = copy.deepcopy(average.network.state_dict())
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in average.network.state_dict().items())
