@@ -16,19 +16,22 @@ import fire
 from istn_monai import __version__
 from istn_monai.arguments import checked_arguments, help_of
 from istn_monai.options import command, unknown
+from istn_monai.processors import use_free_processors
 from istn_monai.workflow.errors import ending_in_one_line
 
 
-def load_libraries() -> None:
+def load_libraries(short: bool = False) -> None:
     """Imports torch and MONAI without garbage collections, which take a third of the time and find nothing.
 
-    What was loaded is left out of later collections too.
+    What was loaded is left out of later collections too. A short command takes the processors that are free.
     """
     gc.disable()
     import monai  # noqa: F401
 
     gc.freeze()
     gc.enable()
+    if short:
+        use_free_processors()
 
 
 @command()
@@ -141,7 +144,7 @@ def register(
         moving_points: landmarks (.csv, .fcsv, .mrk.json) that are moved along; for use_points, too.
         fixed_points: landmarks whose distance from the moved ones is reported; for use_points, too.
     """
-    load_libraries()
+    load_libraries(short=True)
     from istn_monai.registration import Registration, register_datalist, register_files
     from istn_monai.workflow.distributed import connected
 

@@ -10,6 +10,8 @@ from istn_monai.io.paths import replacing
 
 BEST, LAST, RUN = "model.pt", "last.pt", "run.json"
 INTENSITIES = "intensities"  #: the word for no network, and the name of the file that says so
+#: weights that ship with the bundle beside its ``model.pt``, by the names of their files
+SHIPPED = (INTENSITIES, "any_contrast")
 #: in a folder, where the weights may be: of checkpoints, of a training run, of a bundle
 PLACES = (BEST, f"models/{BEST}")
 
@@ -37,15 +39,16 @@ def bundle_folder(bundle_root: str | os.PathLike | None = None) -> Path:
 def find_weights(model: str | os.PathLike) -> Path:
     """The checkpoint that a user means: a file, or a folder of a run, of checkpoints, or of a bundle.
 
-    The word "intensities" means none: a registration of the images themselves, see :class:`istn_monai.stn.IdentitySTN`.
+    Two words stand for further weights of the bundle: "intensities" for none, a registration of the images themselves,
+    see :class:`istn_monai.stn.IdentitySTN`; "any_contrast" for those that were trained on random contrasts.
 
     Raises:
         FileNotFoundError: naming what was looked for.
     """
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model must be the path of a checkpoint or a folder, got {model!r}")
-    if str(model) == INTENSITIES:
-        return bundle_folder() / "models" / f"{INTENSITIES}.pt"
+    if str(model) in SHIPPED:
+        return bundle_folder() / "models" / f"{model}.pt"
     path = Path(model).expanduser().absolute()
     if path.is_file():
         return path

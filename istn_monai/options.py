@@ -48,7 +48,7 @@ SETTINGS: dict[str, str] = {
     "initial_weights": "checkpoint whose weights a training begins with; none begins with random ones",
     "itn_epochs": "of max_epochs, the first ones, in which the image transformer network learns by itself",
     "contrast": "of images in training: own; random, intensities by random curves; synthetic, images drawn from labels",
-    "ema_decay": "of a moving average of the weights, which is then saved as model.pt; 0 for none, 0.999 for long trainings",
+    "ema_decay": "of a moving average of the weights, which model.pt then holds; 0 for none, 0.999 for long trainings",
     "val_refine_steps": "steps of the refinement before a validation's Dice; 0 for one pass",
     "stn_def": "MONAI's JSON of another spatial transformer network",
     "checkpoint_file": "the network that is loaded; ckpt_dir/model.pt by default",

@@ -58,8 +58,8 @@ class Registration:
     The weights know the settings that they were trained with; none of these need be given.
 
     Args:
-        model: folder of a training run or of a bundle, or a checkpoint; None for the shipped weights; "intensities" for
-            no network at all: affine and B-splines from the images themselves, in 3-D.
+        model: folder of a training run or of a bundle, or a checkpoint; None for the shipped weights;
+            "any_contrast" for further ones, of any contrast; "intensities" for no network at all: affine and B-splines, in 3-D.
         refine_steps: number of steps of test-time refinement; 0 takes the network's one-pass prediction.
         config: JSON file with further settings.
         bundle_root: folder of the bundle whose configs are used; None for that of ``model``, or else the package's.

@@ -54,6 +54,10 @@ def test_what_is_beyond_the_image_stays():
         assert (mapped[:, :5] == 0).all() and 0 <= mapped.min() and mapped.max() == 1
     changed = (always(RandContrastMapd, "image", keep_zeros=False, knots=(2, 2), seed=seed) for seed in range(8))
     assert any((one({"image": image})["image"][:, :5] > 0.9).all() for one in changed)
+    dark = image.clone()
+    dark[:, 10, 12] = 0  # a dark voxel is no hole
+    inverted = (always(RandContrastMapd, "image", knots=(2, 2), seed=seed)({"image": dark}) for seed in range(8))
+    assert any(one["image"][0, 10, 12] > 0.9 for one in inverted)
     empty = meta(torch.zeros(1, 6, 6))
     assert not always(RandContrastMapd, "image")({"image": empty})["image"].any()
 
@@ -123,8 +127,8 @@ def test_partial_volumes_lie_between_the_means():
 
 
 def test_the_rest_is_filled_from_the_image():
-    image = meta(torch.cat([torch.full((1, 10, 5), 0.2), torch.full((1, 10, 5), 0.7), torch.zeros(1, 10, 2)], dim=2))
-    label = meta(torch.zeros(1, 10, 12))
+    image = meta(torch.cat([torch.full((1, 10, 5), 0.2), torch.full((1, 10, 5), 0.7), torch.zeros(1, 10, 3)], dim=2))
+    label = meta(torch.zeros(1, 10, 13))
     label[0, 3:6, 3:6] = 1
     drawn = always(RandImageFromLabelsd, "image", "label", noise=0.0, classes=(2, 2))({"image": image, "label": label})
     result = drawn["image"][0]

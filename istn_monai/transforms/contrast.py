@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from monai.transforms import MapTransform, RandomizableTransform
-from torch import Tensor
+from torch import Tensor, nn
 
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import unit_range
@@ -32,7 +32,8 @@ class RandContrastMapd(RandomizableTransform, MapTransform):
         keys: images ``(C, *S)`` in [0, 1].
         prob: probability of a map.
         knots: smallest and largest number of knots.
-        keep_zeros: whether 0 stays 0. On a registration grid, 0 is what lies beyond an image, in any contrast.
+        keep_zeros: whether regions of 0 stay 0. On a registration grid, that is what lies beyond an image, in any
+            contrast; single voxels of 0 are part of it.
         allow_missing_keys: whether a pair may lack some of the keys.
 
     Raises:
@@ -79,7 +80,7 @@ class RandContrastMapd(RandomizableTransform, MapTransform):
 
     def mapped(self, channel: Tensor, heights: Tensor) -> Tensor:
         """A channel by its curve."""
-        counted = channel != 0 if self.keep_zeros else torch.ones_like(channel, dtype=torch.bool)
+        counted = ~beyond(channel) if self.keep_zeros else torch.ones_like(channel, dtype=torch.bool)
         result = torch.zeros_like(channel)
         if counted.any():
             result[counted] = unit_range(piecewise_linear(channel[counted], heights.to(channel)), 0.5, 99.5)
@@ -92,7 +93,7 @@ class RandImageFromLabelsd(RandomizableTransform, MapTransform):
     (k-means), each of which counts as a structure.
 
     Shapes stay those of a real image, and nothing else does. Maps between 0 and 1, as labels have them after linear
-    resampling, give partial volumes. Voxels that are 0 in the image stay 0: they lie beyond it. The drawn image has a
+    resampling, give partial volumes. Regions that are 0 in the image stay 0: they lie beyond it. The drawn image has a
     bias field or blur only if transforms of MONAI follow.
 
     Args:
@@ -148,7 +149,7 @@ class RandImageFromLabelsd(RandomizableTransform, MapTransform):
 
     def drawn(self, channel: Tensor, label: Tensor) -> Tensor:
         """An image ``S`` drawn from structures ``(K, *S)``, and from the classes of a channel where there are none."""
-        inside = channel != 0
+        inside = ~beyond(channel)
         rest = (1 - label.sum(0)).clamp(min=0)
         number = self.R.randint(self.classes[0], self.classes[1] + 1)
         free = inside & (rest > 0.5)
@@ -168,6 +169,19 @@ def checked_range(name: str, numbers: Sequence[int], least: int) -> tuple[int, i
     if len(numbers) != 2 or len(whole) != 2 or whole[0] > whole[1]:
         raise ValueError(f"{name} must be two whole numbers from {least} on, the smaller one first, got {numbers!r}")
     return whole[0], whole[1]
+
+
+def beyond(channel: Tensor) -> Tensor:
+    """Where a channel is 0 in a whole neighborhood of 3 voxels along each axis: what is smaller is dark, not empty.
+
+    Example:
+        >>> beyond(torch.tensor([[0, 0, 0, 1, 0, 1], [0, 0, 0, 1, 1, 1]])).int()
+        tensor([[1, 1, 1, 0, 0, 0],
+                [1, 1, 1, 0, 0, 0]], dtype=torch.int32)
+    """
+    pool = {2: nn.functional.max_pool2d, 3: nn.functional.max_pool3d}[channel.ndim]
+    content = (channel != 0).float()[None, None]
+    return pool(1 - pool(content, 3, 1, 1), 3, 1, 1)[0, 0] > 0
 
 
 def piecewise_linear(values: Tensor, heights: Tensor) -> Tensor:

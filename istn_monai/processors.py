@@ -1,0 +1,40 @@
+"""How many threads a short command takes: those of processors that nothing else keeps busy."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+LOAD = Path("/proc/loadavg")  # Linux: three means, then "running/all" of this moment
+LOOKS, PAUSE = 5, 0.01  # what runs at each of them is busy, what comes and goes is not; seconds
+
+
+def running(file: Path = LOAD) -> int | None:
+    """How many threads of the machine run at this moment, this one included; None where that is not said."""
+    try:
+        return int(file.read_text(encoding="ascii").split()[3].partition("/")[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def free_processors(processors: int) -> int:
+    """How many of so many processors nothing else keeps busy; at least one."""
+    looks = []
+    for _ in range(LOOKS):
+        looks.append(running())
+        time.sleep(PAUSE)
+    busy = min((look for look in looks if look is not None), default=1) - 1
+    return max(1, processors - max(busy, 0))
+
+
+def use_free_processors() -> None:
+    """Sets PyTorch's threads for a command of seconds; ``OMP_NUM_THREADS`` goes before.
+
+    Threads of one product wait for each other: beside another busy process on two processors, 50 steps of a refinement
+    took 0.92 s with two threads and 0.24 s with one.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), free_processors(os.cpu_count() or 1)))

@@ -1,0 +1,45 @@
+"""Threads of a short command."""
+
+import pytest
+import torch
+
+from istn_monai import processors
+
+
+@pytest.mark.parametrize(
+    ("looks", "count", "free"),
+    [
+        ([1] * 5, 4, 4),  # nothing but this process
+        ([2] * 5, 2, 1),
+        ([3, 2, 3, 2, 2], 8, 7),  # what comes and goes is not busy
+        ([9] * 5, 2, 1),  # never none
+        ([0] * 5, 2, 2),
+        ([None] * 5, 3, 3),  # a system that does not say
+    ],
+)
+def test_processors_that_others_keep_busy_are_left_out(monkeypatch, looks, count, free):
+    values = iter(looks)
+    monkeypatch.setattr(processors, "running", lambda: next(values))
+    monkeypatch.setattr(processors, "PAUSE", 0.0)
+    assert processors.free_processors(count) == free
+
+
+@pytest.mark.parametrize(("text", "number"), [("0.2 0.1 0.1 3/80 11206\n", 3), ("none", None), ("1 2 3 x/4 5", None)])
+def test_what_linux_says(tmp_path, text, number):
+    (tmp_path / "loadavg").write_text(text)
+    assert processors.running(tmp_path / "loadavg") == number
+    assert processors.running(tmp_path / "other") is None
+
+
+def test_what_the_user_has_set_stays(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(processors, "free_processors", lambda count: 1)
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+        processors.use_free_processors()
+        assert torch.get_num_threads() == before
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        processors.use_free_processors()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
