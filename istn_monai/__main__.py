@@ -23,15 +23,14 @@ from istn_monai.workflow.errors import ending_in_one_line
 def load_libraries(short: bool = False) -> None:
     """Imports torch and MONAI without garbage collections, which take a third of the time and find nothing.
 
-    What was loaded is left out of later collections too. A short command takes the processors that are free.
+    What was loaded is left out of later ones too. A short command takes the processors that are free.
     """
     gc.disable()
     import monai  # noqa: F401
 
     gc.freeze()
     gc.enable()
-    if short:
-        use_free_processors()
+    use_free_processors(short)
 
 
 @command()

@@ -28,13 +28,13 @@ def free_processors(processors: int) -> int:
     return max(1, processors - max(busy, 0))
 
 
-def use_free_processors() -> None:
-    """Sets PyTorch's threads for a command of seconds; ``OMP_NUM_THREADS`` goes before.
+def use_free_processors(short: bool = True) -> None:
+    """Sets PyTorch's threads for a command of seconds; ``OMP_NUM_THREADS`` goes before. Longer ones keep all.
 
     Threads of one product wait for each other: beside another busy process on two processors, 50 steps of a refinement
     took 0.92 s with two threads and 0.24 s with one.
     """
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ:
+    if short and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), free_processors(os.cpu_count() or 1)))

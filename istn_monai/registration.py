@@ -59,7 +59,8 @@ class Registration:
 
     Args:
         model: folder of a training run or of a bundle, or a checkpoint; None for the shipped weights;
-            "any_contrast" for further ones, of any contrast; "intensities" for no network at all: affine and B-splines, in 3-D.
+            "any_contrast" for further ones, of any contrast; "intensities" for no network at all: affine and B-splines
+            of the images, in 3-D.
         refine_steps: number of steps of test-time refinement; 0 takes the network's one-pass prediction.
         config: JSON file with further settings.
         bundle_root: folder of the bundle whose configs are used; None for that of ``model``, or else the package's.
