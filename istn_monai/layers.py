@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from istn_monai.instance_norm import instance_norm, keeps_layout
+
 SMALL = 2**18  # voxels of an image
 
 
@@ -144,10 +146,12 @@ class CentralInstanceNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """``(B, C, *S)`` to the same."""
         size = features.shape[2:]
-        if all(s <= w for s, w in zip(size, self.window, strict=True)):
+        whole = all(s <= w for s, w in zip(size, self.window, strict=True))
+        middle = features if whole else middle_of(features, [*map(min, size, self.window)])
+        if keeps_layout(features):
+            return instance_norm(features, middle, self.weight, self.bias, self.eps)
+        if whole:
             return nn.functional.instance_norm(features, weight=self.weight, bias=self.bias, eps=self.eps)
-        starts = [max(s - w, 0) // 2 for s, w in zip(size, self.window, strict=True)]
-        middle = features[(..., *(slice(a, a + w) for a, w in zip(starts, self.window, strict=True)))]
         axes = tuple(range(2, features.ndim))
         variance, mean = torch.var_mean(middle, axes, correction=0, keepdim=True)
         scale = torch.rsqrt(variance + self.eps)

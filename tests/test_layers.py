@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from helpers import rand
+from torch import nn
 from torch.nn import functional as F
 
-from istn_monai.layers import AdaptiveAveragePool, crop_to, pad_to_multiple
+from istn_monai import instance_norm as layout
+from istn_monai.layers import AdaptiveAveragePool, CentralInstanceNorm, crop_to, pad_to_multiple
 
 
 def test_padding_repeats_the_border_at_the_end_and_cropping_undoes_it():
@@ -25,3 +29,39 @@ def test_pooling_is_pytorchs(size):
     image = rand(2, 3, *size)
     expected = (F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d)(image, 3)
     assert (AdaptiveAveragePool(3)(image) - expected).abs().max() < 1e-6
+
+
+# --- instance norm with channels last --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(24, 31, 20), (16, 16, 16)])
+@pytest.mark.parametrize("window", [(99, 99, 99), (13, 16, 9)], ids=["whole", "middle"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_channels_last_keep_their_layout_and_have_the_same_norm(size, window, affine, monkeypatch):
+    monkeypatch.setattr(layout, "LEAST", 1)
+    monkeypatch.setattr(layout, "SLAB", 10_000)  # several slabs, the last one shorter
+    plain = nn.InstanceNorm3d(8, affine=affine)
+    if affine:
+        with torch.no_grad():
+            plain.weight.copy_(rand(8, seed=1))
+            plain.bias.copy_(rand(8, seed=2))
+    norm = CentralInstanceNorm(plain, window)
+    features = (5 + 3 * rand(2, 8, *size)).contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        quick = norm(features)
+        assert layout.keeps_layout(features) and quick.is_contiguous(memory_format=torch.channels_last_3d)
+        expected = copy.deepcopy(norm).double()(features.double())
+        assert (quick.double() - expected).abs().max() < 3e-6
+        assert (quick - norm(features.contiguous())).abs().max() < 3e-6
+    assert torch.equal(norm(features).detach(), norm(features.contiguous()).detach())  # with gradients, PyTorch's own
+
+
+def test_the_layout_is_kept_only_where_it_pays():
+    features = rand(1, 8, 24, 24, 24).contiguous(memory_format=torch.channels_last_3d)
+    assert not layout.keeps_layout(features)  # a gradient may be wanted
+    with torch.no_grad():
+        assert layout.keeps_layout(features)
+        assert not layout.keeps_layout(features.contiguous())
+        assert not layout.keeps_layout(features.bfloat16())
+        assert not layout.keeps_layout(features[..., :4].contiguous(memory_format=torch.channels_last_3d))
+        assert not layout.keeps_layout(rand(1, 8, 300, 300).contiguous(memory_format=torch.channels_last))

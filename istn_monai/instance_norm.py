@@ -1,0 +1,72 @@
+"""Instance norm of features whose channels lie side by side, on a processor: they stay as they are.
+
+PyTorch's own copies them into the other layout, and the next convolution copies them back. Sums are those of blocks, as
+exact as PyTorch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from istn_monai.geometry.sampling import is_recorded
+
+BLOCK = 128  # rows that are summed one after the other, in float32
+SLAB = 2**19  # numbers that are worked on together: they fit a processor's cache
+LEAST = 2**16  # numbers of an image from which on it is faster
+
+
+def keeps_layout(features: Tensor) -> bool:
+    """Whether :func:`instance_norm` is for these ``(B, C, *S)``: no gradient is wanted, and nothing recorded."""
+    return (
+        features.ndim == 5
+        and features.device.type == "cpu"
+        and features.dtype == torch.float32
+        and features[0].numel() >= LEAST
+        and features.is_contiguous(memory_format=torch.channels_last_3d)
+        and not (torch.is_grad_enabled() or is_recorded())
+    )
+
+
+def instance_norm(features: Tensor, middle: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Each channel of each image less its mean, divided by its standard deviation.
+
+    Args:
+        features: ``(B, C, *S)``, channels last.
+        middle: the part ``(B, C, *W)`` of them whose mean and deviation count.
+        weight: ``(C,)``; None for 1.
+        bias: ``(C,)``; None for 0.
+        eps: is added to variances.
+
+    Returns:
+        ``(B, C, *S)``, channels last.
+    """
+    result = torch.empty_like(features)
+    shift = features.new_zeros(1) if bias is None else bias
+    for image, counted, normalized in zip(rows(features), rows(middle), rows(result), strict=True):
+        mean = summed(counted) / len(counted)
+        squares = [summed((slab - mean).square_()) for slab in slabs(counted)]
+        scale = torch.rsqrt(torch.stack(squares).sum(0) / len(counted) + eps)
+        scale = scale if weight is None else scale * weight
+        for slab, place in zip(slabs(image), slabs(normalized), strict=True):
+            torch.addcmul(shift, slab - mean, scale, out=place)
+    return result
+
+
+def rows(features: Tensor) -> Tensor:
+    """``(B, C, *S)`` as ``(B, voxels, C)``: of features with channels last the same memory."""
+    return features.movedim(1, -1).flatten(1, -2)
+
+
+def slabs(image: Tensor) -> Sequence[Tensor]:
+    """Rows ``(voxels, C)`` in parts of a size that a cache holds."""
+    return image.split(max(SLAB // image.shape[1], 1))
+
+
+def summed(image: Tensor) -> Tensor:
+    """The sum of rows ``(voxels, C)``, ``(C,)``: of blocks first, then of these."""
+    whole = len(image) // BLOCK * BLOCK
+    blocks = image[:whole].unflatten(0, (-1, BLOCK)).sum(1) if whole else image[:0]
+    return blocks.sum(0) + image[whole:].sum(0)
