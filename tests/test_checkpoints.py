@@ -94,9 +94,7 @@ class Setup:
 
 def bundle_order() -> list[str]:
     config = json.loads((BUNDLE / "configs" / "train.json").read_text(encoding="utf-8"))
-    named = {f"@train#{name}": entry for name, entry in config["train"].items()}
-    handlers = [named[entry] if isinstance(entry, str) else entry for entry in config["train"]["handlers"]]
-    return [handler["_target_"].rsplit(".", 1)[-1] for handler in handlers]
+    return [handler["_target_"].rsplit(".", 1)[-1] for handler in config["train"]["handlers"]]
 
 
 def interrupted(folder: Path, after: int, **options) -> Setup:

@@ -150,7 +150,7 @@ def test_the_average_by_hand():
     for iteration in (1, 2, 100, 101):
         nn.init.constant_(trained.weight, 3.0)
         engine.state.iteration = iteration
-        average(engine)
+        average.update(engine)
         values.append(average.network.weight.item())
     first = 1 / 11 + 3 * 10 / 11
     second = first * 2 / 12 + 3 * 10 / 12

@@ -21,8 +21,8 @@ __getattr__, __all__ = lazy(
         "inferers": ["AutocastInferer", "default_rate", "itn_dtype", "prepare_guided", "prepare_training"],
         "provenance": ["config_hash"],
         "recipe": [
-            "ITNFirstHandler", "ValidationInferer", "WeightAverage", "contrasts", "default_itn_similarity",
-            "network_from", "weights_name",
+            "AverageHandler", "ITNFirstHandler", "ValidationInferer", "WeightAverage", "contrasts",
+            "default_itn_similarity", "network_from", "weights_name",
         ],
         "results": ["SavePairHandler"],
         "settings": [

@@ -61,7 +61,7 @@ class ITNFirstHandler:
 
 
 class WeightAverage:
-    """Trainer handler: an exponential moving average of a network's weights, as a network of its own.
+    """An exponential moving average of a network's weights, as a network of its own.
 
     Args:
         network: that is trained.
@@ -75,13 +75,9 @@ class WeightAverage:
         self.trained, self.decay = network, decay
         self.network = copy.deepcopy(network).requires_grad_(False) if decay else network
 
-    def attach(self, engine: Engine) -> None:
-        """Attaches to a trainer; comes before validation and checkpoints."""
-        if self.decay:
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
     @torch.no_grad()
-    def __call__(self, engine: Engine) -> None:
+    def update(self, engine: Engine) -> None:
+        """After a step of a trainer."""
         decay = min(self.decay, engine.state.iteration / (engine.state.iteration + WARM_UP))
         for average, weight in zip(self.network.parameters(), self.trained.parameters(), strict=True):
             average.lerp_(weight, 1 - decay)
@@ -94,6 +90,18 @@ class WeightAverage:
         """Takes up what :meth:`state_dict` gave."""
         if self.decay:
             self.network.load_state_dict(state)
+
+
+class AverageHandler:
+    """Trainer handler: keeps a :class:`WeightAverage`; comes before validation and checkpoints."""
+
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to a trainer."""
+        if self.average.decay:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.average.update)
 
 
 class ValidationInferer(SimpleInferer):
