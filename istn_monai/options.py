@@ -109,11 +109,12 @@ KINDS: dict[str, Kind] = {
             "checkpoint_file",
             "moving_image",
             "fixed_image",
-            "initial_weights",
         ),
         kinds.path,
     ),
-    **dict.fromkeys(("dataset_dir", "cache_dir", *LABEL_KEYS, *MASK_KEYS, *POINT_KEYS), none_or(kinds.path)),
+    **dict.fromkeys(
+        ("dataset_dir", "cache_dir", "initial_weights", *LABEL_KEYS, *MASK_KEYS, *POINT_KEYS), none_or(kinds.path)
+    ),
     **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), none_or(kinds.text)),
     **dict.fromkeys(("augment", "qa", "overwrite", "inverse", "both_ways", "use_labels", "use_points"), kinds.switch),
     **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),

@@ -105,7 +105,7 @@ def test_the_settings_build_it_by_its_name_and_say_so():
 def test_in_the_first_epochs_the_itn_alone_learns():
     made = settings()
     network, loss, inferer = made.network().istn.train(), TrainingLoss("e"), AutocastInferer()
-    handler, engine = ITNFirstHandler(2, loss, inferer, made), Engine(lambda *_: None)
+    handler, engine = ITNFirstHandler(2, loss, inferer, made, 3), Engine(lambda *_: None)
     image, label = rand(1, 2, *SIZE), {"label": blocks()}
     for epoch, alone in ((1, True), (2, True), (3, False)):
         engine.state.epoch = epoch
@@ -135,8 +135,10 @@ def test_a_wrapped_network_gets_a_gradient_of_all_weights():
 
 def test_the_itn_first_needs_an_itn():
     with pytest.raises(ValueError, match="itn_epochs is for loss e or i"):
-        ITNFirstHandler(1, TrainingLoss("s"), AutocastInferer(), settings(loss="s"))
-    ITNFirstHandler(0, TrainingLoss("s"), AutocastInferer(), settings(loss="s"))
+        ITNFirstHandler(1, TrainingLoss("s"), AutocastInferer(), settings(loss="s"), 2)
+    ITNFirstHandler(0, TrainingLoss("s"), AutocastInferer(), settings(loss="s"), 2)
+    with pytest.raises(ValueError, match="itn_epochs are the first of max_epochs 2, got 3"):
+        ITNFirstHandler(3, TrainingLoss("e"), AutocastInferer(), settings(), 2)
 
 
 # --- the average of the weights --------------------------------------------------------------------------------------
@@ -268,6 +270,7 @@ def test_a_training_with_all_of_it_goes_on_after_an_interruption_to_the_last_bit
 def test_wrong_settings_are_refused_before_any_work(tmp_path, data):
     for changes, words in (
         ({"itn_epochs": 1, "loss": "s", "itn_def": None}, "itn_epochs is for loss e or i"),
+        ({"itn_epochs": 2}, "itn_epochs are the first of max_epochs 1"),
         ({"contrast": "inverted"}, "contrast"),
         ({"ema_decay": 1.5}, "ema_decay"),
         ({"initial_weights": str(tmp_path / "none.pt")}, "none.pt"),

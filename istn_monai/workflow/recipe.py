@@ -42,14 +42,19 @@ class ITNFirstHandler:
         loss: of the training.
         inferer: of the training.
         settings: of the network.
+        max_epochs: of the training.
 
     Raises:
-        ValueError: if there is no ITN, or its output are no structures.
+        ValueError: if there is no ITN, or fewer epochs altogether.
     """
 
-    def __init__(self, epochs: int, loss: TrainingLoss, inferer: AutocastInferer, settings: NetworkSettings) -> None:
+    def __init__(
+        self, epochs: int, loss: TrainingLoss, inferer: AutocastInferer, settings: NetworkSettings, max_epochs: int
+    ) -> None:
         if epochs and not settings.has_itn:
             raise ValueError(f"itn_epochs is for loss e or i, which have an ITN, got loss {settings.loss!r}")
+        if epochs > max_epochs:
+            raise ValueError(f"itn_epochs are the first of max_epochs {max_epochs}, got {epochs}")
         self.epochs, self.loss, self.inferer = epochs, loss, inferer
 
     def attach(self, engine: Engine) -> None:
