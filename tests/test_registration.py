@@ -313,7 +313,8 @@ REFUSED = {
     "training_dtype": "bfloat16", "val_interval": 2, "similarity": {"_target_": "MSELoss"}, "points_map": "distance",
     "regularization": {"_target_": "BendingEnergyLoss"}, "regularization_weight": 2, "points_width": 3, "seed": 3,
     "evaluated_labels": [[1]], "evaluated_split": "testing", "fixed_label": "f", "moving_mask": "m", "fixed_mask": "m",
-    "moving_points": "p", "fixed_points": "p", "loss_weights": "smooth", "both_ways": False,
+    "moving_points": "p", "fixed_points": "p", "loss_weights": "smooth", "both_ways": False, "contrast": "random",
+    "itn_epochs": 1, "ema_decay": 0.9, "val_refine_steps": 5, "initial_weights": "x.pt",
 }  # fmt: skip
 
 
