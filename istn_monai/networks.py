@@ -107,8 +107,8 @@ def unet(spatial_dims: int, in_channels: int, out_channels: int, features: Seque
 class SegmentationITN(BackboneITN):
     """A U-Net of a segmentation network's size, with probabilities of structures that do not overlap.
 
-    Four times as many channels as the default's weights, and twice its time. Its representations are best learned first
-    by themselves (``itn_epochs`` of the bundle), with :class:`istn_monai.DiceCrossEntropyLoss`.
+    Twice as many channels as the default has, four times as many weights, and twice its time. Its representations
+    are best learned first by themselves (``itn_epochs`` of the bundle), with :class:`istn_monai.DiceCrossEntropyLoss`.
 
     Args:
         spatial_dims: 2 or 3.

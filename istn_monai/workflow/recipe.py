@@ -127,8 +127,7 @@ class ValidationInferer(SimpleInferer):
         if self.refiner is None:
             output: ISTNOutput = super().__call__(inputs, network, *args, **kwargs)
             return output
-        own = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-        result = self.refiner(checked_istn(own), inputs)
+        result = self.refiner(checked_istn(network), inputs)
         return ISTNOutput(inputs, result.moving, result.fixed, result.theta, result.ddf)
 
 
