@@ -84,7 +84,7 @@ class RefineInferer(Inferer):
         refiner: None is ``Refiner(**options)``.
         options: arguments of the refiner, e.g. ``steps`` and ``target``.
 
-    Example:
+    Examples:
         >>> from istn_monai import ISTN, STN, AffineTransformation, DisplacementNetwork
         >>> affine = AffineTransformation((16, 20))
         >>> network = DisplacementNetwork(ISTN(None, STN(2, 2, affine), affine))

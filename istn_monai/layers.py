@@ -54,7 +54,7 @@ class AdaptiveAveragePool(nn.Module):
     Args:
         output_size: along each axis.
 
-    Example:
+    Examples:
         >>> AdaptiveAveragePool(2)(torch.arange(6.0).view(1, 1, 2, 3))
         tensor([[[[0.5000, 1.5000],
                   [3.5000, 4.5000]]]])
@@ -95,7 +95,7 @@ def stretched(features: Tensor, size: Sequence[int], ratios: Sequence[float]) ->
     Returns:
         ``(B, C, *N)``
 
-    Example:
+    Examples:
         >>> features = torch.arange(5.0).view(1, 1, 5, 1)
         >>> stretched(features, (3, 1), (2.0, 1.0)).flatten(), stretched(features, (3, 1), (0.5, 1.0)).flatten()
         (tensor([0., 2., 4.]), tensor([1.5000, 2.0000, 2.5000]))
@@ -128,7 +128,7 @@ class CentralInstanceNorm(nn.Module):
         norm: an instance norm of PyTorch, whose weights it takes over, names included.
         window: size of the window, ``*W``.
 
-    Example:
+    Examples:
         >>> features = torch.rand(1, 2, 4, 4)
         >>> norm = CentralInstanceNorm(nn.InstanceNorm2d(2), window=(4, 4))
         >>> padded = nn.functional.pad(features, (8, 8, 8, 8))
@@ -203,7 +203,7 @@ class SoftClamp(nn.Module):
     Args:
         slope: below 0 and above 1.
 
-    Example:
+    Examples:
         >>> SoftClamp()(torch.tensor([-1.0, 0.5, 2.0]))
         tensor([-0.0500,  0.5000,  1.0500])
     """
@@ -226,7 +226,7 @@ class StructureSoftmax(nn.Module):
 
     The first channel is the background's, and is left out of what comes: what the others lack to 1 is its probability.
 
-    Example:
+    Examples:
         >>> StructureSoftmax()(torch.zeros(1, 3, 2)).tolist()
         [[[0.3333333432674408, 0.3333333432674408], [0.3333333432674408, 0.3333333432674408]]]
     """
@@ -247,7 +247,7 @@ class Scaled(nn.Module):
         layer: a convolution or a linear layer.
         inputs: n; None counts all. Features that hardly differ from place to place count once.
 
-    Example:
+    Examples:
         >>> Scaled(nn.Linear(16, 2))(torch.rand(1, 16)).tolist()
         [[0.0, 0.0]]
     """

@@ -55,7 +55,7 @@ def levels_in_turn(steps: int, components: int, spatial_size: Sequence[int]) -> 
     The last two compare every second voxel along each axis, all of a small grid and fewer of a large one, so that a
     step takes some 0.2 s, however large it is; those before them every second of these.
 
-    Example:
+    Examples:
         >>> [tuple(level) for level in levels_in_turn(50, 3, (48, 64, 48))]
         [(4, 12, 0), (2, 13, 1), (2, 25, 2)]
     """
@@ -77,7 +77,7 @@ def checked_levels(levels: Any) -> Levels:
         ValueError: if they are of another form, become coarser again for the same component, or, without components, do
             not end with all voxels.
 
-    Example:
+    Examples:
         >>> checked_levels([[4, 10], [2, 25], [1, 15]])[1]
         Level(stride=2, steps=25, component=None)
         >>> checked_levels([[4, 40, 0], [4, 40, 1], [2, 40, 2]])[1]
@@ -123,7 +123,7 @@ def in_turn(levels: Levels) -> bool:
 def strides_of(levels: Levels) -> list[int]:
     """The stride of each step.
 
-    Example:
+    Examples:
         >>> strides_of([Level(2, 3), Level(1, 1)])
         [2, 2, 2, 1]
     """

@@ -79,7 +79,7 @@ class LocalCorrelation:
         width: of a window in voxels.
         every: there is a window about each ``every``-th voxel along each axis; windows overlap.
 
-    Example:
+    Examples:
         >>> image = torch.rand(1, 1, 32, 34)
         >>> correlation = LocalCorrelation(image)
         >>> correlation(1.0 - 0.5 * image).item() > 0.99 > 0.2 > correlation(torch.rand(1, 1, 32, 34)).item()

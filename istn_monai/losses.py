@@ -55,7 +55,7 @@ class ISTNLoss(nn.Module):
 
     Where a mask of a batch is 0, nothing counts: there is neither loss nor gradient.
 
-    Example:
+    Examples:
         >>> image, soi, ddf = torch.rand(1, 2, 8, 8), torch.rand(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
         >>> moving, fixed = soi.chunk(2, dim=1)
         >>> loss = ISTNLoss("i")(ISTNOutput(image, moving, fixed, torch.zeros(1, 6), ddf), soi)
@@ -226,7 +226,7 @@ class DiceMSELoss(nn.Module):
         dice_weight: factor of the Dice term.
         mse_weight: factor of the squared error.
 
-    Example:
+    Examples:
         >>> soi = torch.zeros(1, 1, 8, 8)
         >>> soi[..., 2:5, 3:6] = 1
         >>> DiceMSELoss()(soi, soi).abs() < 1e-4
@@ -255,7 +255,7 @@ class DiceCrossEntropyLoss(nn.Module):
         dice_weight: factor of the Dice term.
         entropy_weight: factor of the cross-entropy, a mean over voxels.
 
-    Example:
+    Examples:
         >>> soi = torch.zeros(1, 2, 8, 8)
         >>> soi[:, 0, 2:5, 3:6] = 1
         >>> soi[:, 1, 6:, 6:] = 1

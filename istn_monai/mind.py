@@ -28,7 +28,7 @@ def mind_ssc(image: Tensor, radius: int = RADIUS, dilation: int = DILATION) -> T
     Returns:
         ``(B, C * 2 D (D - 1), *S)`` in [0, 1], of each image of the batch by itself.
 
-    Example:
+    Examples:
         >>> image = torch.rand(1, 1, 16, 18)
         >>> torch.allclose(mind_ssc(image), mind_ssc(3 - 2 * image), atol=1e-3)
         True

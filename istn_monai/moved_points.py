@@ -88,7 +88,7 @@ def unmet(tre_mm: Mapping[str, float], spacing: Sequence[float]) -> list[str]:
         tre_mm: errors by name.
         spacing: of the registration grid in mm.
 
-    Example:
+    Examples:
         >>> unmet({"AC": 0.3, "PC": 0.4, "left": 14.0, "right": 0.5}, (1.0, 1.0, 1.0))
         ['left']
     """

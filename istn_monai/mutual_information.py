@@ -50,7 +50,7 @@ def normalized_mutual_information(moving: Tensor, fixed: Tensor, counts: Tensor 
     Returns:
         ``(B,)``; differentiable.
 
-    Example:
+    Examples:
         >>> image = torch.rand(1, 1, 64, 64)
         >>> tells = normalized_mutual_information(1 - image**2, image).item()
         >>> tells > 0.2 > 0.1 > normalized_mutual_information(torch.rand(1, 1, 64, 64), image).item()

@@ -74,7 +74,7 @@ class NetworkSettings:
     Raises:
         ValueError: naming the setting, what was expected and what came.
 
-    Example:
+    Examples:
         >>> settings = NetworkSettings(spatial_size=(16, 24, 16), control_spacing=8, soi_labels=[[1, 2]])
         >>> settings.soi_channels, settings.network().istn.transformation.spatial_size
         (1, (16, 24, 16))

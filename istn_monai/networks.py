@@ -32,7 +32,7 @@ class ITN(nn.Module):
         in_channels: of the image.
         out_channels: of the representation; for ISTN-e and ISTN-i the number K of SoI channels.
 
-    Example:
+    Examples:
         >>> ITN(spatial_dims=3, out_channels=2)(torch.rand(1, 1, 17, 20, 15)).shape
         torch.Size([1, 2, 17, 20, 15])
     """
@@ -74,7 +74,7 @@ class BackboneITN(nn.Module):
         activation: of the output: a module, e.g. :class:`istn_monai.layers.SoftClamp` for representations in [0, 1], or
             the name of a MONAI activation; None for none.
 
-    Example:
+    Examples:
         >>> from monai.networks.nets import BasicUNet
         >>> itn = BackboneITN(BasicUNet(2, 1, 3, features=(4, 4, 8, 8, 8, 4)), size_divisor=16, activation="sigmoid")
         >>> itn(torch.rand(1, 1, 50, 39)).shape
@@ -116,7 +116,7 @@ class SegmentationITN(BackboneITN):
         out_channels: number K of structures, without the background.
         features: channels of MONAI's ``BasicUNet``.
 
-    Example:
+    Examples:
         >>> itn = SegmentationITN(2, out_channels=3, features=(4, 4, 8, 8, 8, 4))
         >>> probabilities = itn(torch.rand(1, 1, 50, 39))
         >>> probabilities.shape, bool((probabilities.sum(1) <= 1 + 1e-6).all())
@@ -163,7 +163,7 @@ class ISTN(nn.Module):
         itn_dtype: of the ITN's products where no gradient is wanted: None or ``torch.bfloat16``, by autocast. M' and F'
             are float32, and so is all that follows.
 
-    Example:
+    Examples:
         >>> from istn_monai import STN, AffineTransformation
         >>> affine = AffineTransformation((24, 30))
         >>> output = ISTN(ITN(2), STN(2, 2, affine), affine)(torch.rand(1, 2, 24, 30))
@@ -248,7 +248,7 @@ class DisplacementNetwork(nn.Module):
         istn: the network; shared, not copied.
         in_channels: C, of one image.
 
-    Example:
+    Examples:
         >>> from istn_monai import STN, AffineTransformation
         >>> affine = AffineTransformation((24, 30))
         >>> DisplacementNetwork(ISTN(None, STN(2, 2, affine), affine))(torch.rand(1, 2, 24, 30)).shape

@@ -66,7 +66,7 @@ def optical_flow(moving: Tensor, fixed: Tensor, levels: int) -> list[Tensor]:
         For each halving ``(B, D * scales, *S')`` in voxels of ``S``, from the up to 3 scales that are as fine or finer,
         the finest first; 0 where there is nothing to see.
 
-    Example:
+    Examples:
         >>> fixed = torch.zeros(1, 1, 32, 32)
         >>> fixed[..., 10:22, 8:20] = 1
         >>> smooth = torch.nn.functional.avg_pool2d(fixed, 9, 1, 4)

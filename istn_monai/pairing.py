@@ -38,7 +38,7 @@ def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = IMAGE_S
 def without_channel(files: Mapping[str, Path]) -> dict[str, Path]:
     """Images by their subjects: nnU-Net calls the image of ``case`` ``case_0000``.
 
-    Example:
+    Examples:
         >>> without_channel({"a_0000": Path("a_0000.nii.gz")}), without_channel({"a": Path("a.png")})
         ({'a': PosixPath('a_0000.nii.gz')}, {'a': PosixPath('a.png')})
     """

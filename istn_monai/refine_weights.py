@@ -36,7 +36,7 @@ def term_weights(weights: Any, name: str = "refine_weights", terms: Sequence[str
     Raises:
         ValueError: naming the preset or the term, if it is unknown, or if a weight is no number of at least 0.
 
-    Example:
+    Examples:
         >>> term_weights("smooth") == term_weights({"structures": 1, "image": 0.02, "bending": 5})
         True
     """
@@ -71,7 +71,7 @@ def guided_weights(weights: Any, use_labels: bool = False, use_points: bool = Fa
     Raises:
         ValueError: see :func:`term_weights`; or if something shall count and there are no weights.
 
-    Example:
+    Examples:
         >>> guided_weights("smooth", use_labels=True)
         {'image': 0.02, 'bending': 5.0, 'labels': 4.0}
     """

@@ -88,7 +88,7 @@ class Refiner:
             composite transformation alone, see :mod:`istn_monai.turns`; start and best iterate are then compared at the
             finest of the strides. Takes the place of ``steps`` and ``coarse_steps``.
 
-    Example:
+    Examples:
         >>> from istn_monai import AffineTransformation
         >>> fixed = torch.zeros(1, 1, 24, 20)
         >>> fixed[..., 8:14, 6:12] = 1.0

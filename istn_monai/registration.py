@@ -191,7 +191,7 @@ class RegisterISTNd(MapTransform, NotInvertible):
         keys: all three keys at once, or the first two, in this order, as MONAI's other transforms have them.
         settings: likewise.
 
-    Example:
+    Examples:
         >>> from monai.data import MetaTensor
         >>> image = torch.zeros(1, 40, 50, 40)
         >>> image[:, 14:26, 18:32, 15:24] = 1

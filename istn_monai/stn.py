@@ -30,7 +30,7 @@ class STN(nn.Module):
         pool_size: size of the pooled features along each axis.
         hidden_channels: of the hidden layer; None for none (the authors' choice for B-splines).
 
-    Example:
+    Examples:
         >>> from istn_monai import AffineTransformation
         >>> STN(2, in_channels=2, transformation=AffineTransformation((24, 30)))(torch.rand(1, 2, 24, 30))
         tensor([[0., 0., 0., 0., 0., 0.]], grad_fn=<MulBackward0>)
@@ -87,7 +87,7 @@ class PyramidSTN(nn.Module):
         pool_size: size of the pooled features along each axis, for global parameters.
         flow: whether the heads read the optical flow.
 
-    Example:
+    Examples:
         >>> from istn_monai import BSplineTransformation
         >>> bspline = BSplineTransformation((24, 30), control_spacing=6.0)
         >>> theta = PyramidSTN(2, in_channels=2, transformation=bspline)(torch.rand(1, 2, 24, 30))
@@ -204,7 +204,7 @@ class IdentitySTN(nn.Module):
     Args:
         transformation: whose parameters are 0.
 
-    Example:
+    Examples:
         >>> from istn_monai import AffineTransformation
         >>> IdentitySTN(AffineTransformation((24, 30)))(torch.rand(1, 2, 24, 30)).tolist()
         [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]

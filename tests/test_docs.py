@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import istn_monai
 from istn_monai import __version__
 from istn_monai.__main__ import COMMANDS
 from istn_monai.options import SETTINGS
@@ -19,6 +20,9 @@ from istn_monai.registration import Registration
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {file.name: file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
+EVERYTHING = "\n".join([README, *DOCS.values()])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TORCHRUN = ("standalone", "nproc_per_node")  # its own options
 
 
@@ -26,9 +30,15 @@ def block_after(marker: str) -> str:
     return re.search(rf"<!-- {marker} -->\n```bash\n(.*?)\n```", README, re.DOTALL).group(1)
 
 
-def test_set_up_is_two_commands_of_one_line():
+def commands_of(text: str) -> list[str]:
+    """The command lines of a document, those that go on in a further line joined."""
+    blocks = [block.replace("\\\n", " ") for language, block in FENCE.findall(text) if language == "bash"]
+    return [re.sub(r"\s+", " ", line).strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_set_up_is_two_commands():
     run, test = block_after("run"), block_after("test")
-    assert "\n" not in run + test
+    assert "\n" not in run.replace("\\\n", "") + test
     assert "monai.bundle run training" in run and "pytest" in test
     assert "-c constraints.txt" in run and "-c constraints.txt" in test
 
@@ -60,10 +70,9 @@ def test_constraints_pin_all_that_is_installed_with_the_package():
 
 EXAMPLES = [
     (document, number, example)
-    for document in ("README.md", "docs/reuse.md")
-    for number, example in enumerate(
-        re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
-    )
+    for document, text in {"README.md": README, **DOCS}.items()
+    if document not in ("gallery.md", "slicer-ants-simpleitk.md")  # one after the other; on files of the user's
+    for number, example in enumerate(block for language, block in FENCE.findall(text) if language == "python")
 ]
 
 
@@ -73,13 +82,34 @@ def test_python_example_runs(document, number, example, tmp_path, monkeypatch):
     exec(compile(example, f"{document}, example {number}", "exec"), {"__name__": "example"})
 
 
-def test_settings_named_in_the_readme_exist():
-    table = [line for line in README.splitlines() if line.startswith("| `")]
+def test_the_blocks_of_the_gallery_run_one_after_the_other(tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "gallery"}
+    for language, block in FENCE.findall(DOCS["gallery.md"]):
+        if language == "python":
+            exec(compile(block, "gallery.md", "exec"), names)
+    pictures = set(re.findall(r"\((pictures/gallery/\S+)\)", DOCS["gallery.md"]))
+    assert len(plt.get_fignums()) == len(pictures) == DOCS["gallery.md"].count("\nshow(")
+    assert pictures == {f"pictures/gallery/{file.name}" for file in (ROOT / "docs/pictures/gallery").iterdir()}
+    plt.close("all")
+
+
+def test_the_gallery_shows_every_transformation_and_transform():
+    named = set(re.findall(r"\b\w+\b", "\n".join(re.findall(r"^### .*$", DOCS["gallery.md"], re.MULTILINE))))
+    rows = [line.split("|")[1] for line in DOCS["reuse.md"].splitlines() if line.startswith("| `")]
+    wanted = {name for row in rows for name in re.findall(r"`(\w+(?:d|Transformation))`", row)}
+    assert len(wanted) > 15 and wanted - named == {"Grid"}
+
+
+def test_settings_named_in_the_documents_exist():
+    table = [line for line in DOCS["settings.md"].splitlines() if line.startswith("| `")]
     named = {name for line in table for name in re.findall(r"`(\w+)`", line.split("|")[1])}
-    assert named and named <= set(SETTINGS)
+    assert len(named) > 15 and named <= set(SETTINGS)
     commands = [*COMMANDS.values(), Registration]  # which takes what `register` and `represent` pass on
     arguments = {name for command in commands for name in inspect.signature(command).parameters}
-    for name in re.findall(r"--(\w+)", README):
+    for name in re.findall(r"`?--(\w+)", README + DOCS["settings.md"] + DOCS["register.md"] + DOCS["landmarks.md"]):
         assert name in SETTINGS or name in arguments | {"config_file", "inferer", "help", "debug", *TORCHRUN}
 
 
@@ -89,17 +119,18 @@ def test_configs_named_in_the_documents_exist():
             json.loads((ROOT / "bundle" / "configs" / name).read_text(encoding="utf-8"))
 
 
-OWN_DATA = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
-OWN_COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", OWN_DATA + README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("istn-monai ")
-]
+OWN_DATA = DOCS["own-data.md"]
+OWN_COMMANDS = [line for line in commands_of(EVERYTHING) if line.startswith("istn-monai ")]
+
+
+def test_the_readme_is_one_screen():
+    assert len(README.splitlines()) <= 80
+    lines = [line for language, block in FENCE.findall(README) if language == "bash" for line in block.splitlines()]
+    assert max(map(len, lines)) <= 100
 
 
 def test_the_way_from_a_folder_to_a_registration_is_ten_lines_at_most():
-    block = re.search(r"## Train on your images\n\n```bash\n(.*?)```", README, re.DOTALL).group(1).splitlines()
+    block = re.search(r"## Train on your folder\n\n```bash\n(.*?)```", README, re.DOTALL).group(1).splitlines()
     assert len(block) <= 10
     assert [line.split()[1] for line in block] == ["plan", "train", "evaluate", "register", "info"]
     assert not [line for line in block if "--" in line and "--model" not in line]
@@ -108,6 +139,7 @@ def test_the_way_from_a_folder_to_a_registration_is_ten_lines_at_most():
 def test_commands_of_the_documents_exist():
     assert len(OWN_COMMANDS) >= 10
     for line in OWN_COMMANDS:
+        line = line.partition(" # ")[0]
         known = set(inspect.signature(COMMANDS[line.split()[1]]).parameters)
         assert set(re.findall(r"--(\w+)", line)) <= known | set(SETTINGS), line
 
@@ -130,11 +162,26 @@ def test_citation_and_changelog_know_the_version():
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
-def test_links_of_the_guides_lead_somewhere():
-    for guide in ("own-data.md", "figures.md"):
-        text = (ROOT / "docs" / guide).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
-            assert (ROOT / "docs" / target).exists(), f"{guide}: {target}"
+@pytest.mark.parametrize("guide", DOCS)
+def test_links_of_the_documents_lead_somewhere(guide):
+    """So they do in the repository; `mkdocs build --strict` checks those of the site."""
+    site = {"model-card.md", "changelog.md", "contributing.md"}
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)", FENCE.sub("", DOCS[guide])):
+        assert target in site or (ROOT / "docs" / target).exists(), f"{guide}: {target}"
+
+
+def test_each_page_is_in_the_site_and_each_how_to_shows_something():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    pages = re.findall(r": (\S+\.md)$", nav, re.MULTILINE)
+    assert set(DOCS) <= set(pages) and len(pages) == len(set(pages))
+    for page in re.findall(r": (\S+\.md)$", nav.partition("How to:")[2].partition("Concepts:")[0], re.MULTILINE):
+        assert "![" in DOCS[page] or FENCE.search(DOCS[page]), page
+
+
+def test_the_reference_has_each_public_name_once():
+    text = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "docs" / "api").glob("*.md"))
+    listed = [name.rpartition(".")[2] for name in re.findall(r"^::: (istn_monai\.\S+)$", text, re.MULTILINE)]
+    assert sorted(listed) == sorted(set(istn_monai.__all__) - {"__version__"})
 
 
 def test_the_tests_that_the_table_of_formats_names_exist():

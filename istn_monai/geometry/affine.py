@@ -31,7 +31,7 @@ class AffineTransformation(Transformation):
         max_log_scale: bound on the log of a scale; 0 with ``max_shear=0`` makes the transformation rigid.
         max_shear: bound on the angles of ``S_psi`` in radians.
 
-    Example:
+    Examples:
         >>> affine = AffineTransformation((20, 16), spacing=(1.0, 2.0))
         >>> affine.num_parameters
         6

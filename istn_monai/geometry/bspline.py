@@ -90,7 +90,7 @@ class BSplineTransformation(Transformation):
             conditions of 2D and 3D uniform cubic B-spline functions" (2000), bound 1/2.48 in 3-D and 1/2.05 in 2-D.
             None leaves the displacement free, ``control_spacing * theta`` (the paper's own case is bounded loosely).
 
-    Example:
+    Examples:
         >>> bspline = BSplineTransformation((33, 17), spacing=1.0, control_spacing=8.0)
         >>> bspline.control_shape
         (7, 5)

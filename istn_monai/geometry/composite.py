@@ -31,7 +31,7 @@ class CompositeTransformation(Transformation):
     Args:
         transformations: at least one, all on the same grid.
 
-    Example:
+    Examples:
         >>> levels = [BSplineTransformation((32, 32), 1.0, c) for c in (16.0, 8.0)]
         >>> composite = CompositeTransformation(levels)
         >>> composite.num_parameters == sum(level.num_parameters for level in levels)
@@ -118,7 +118,7 @@ def spatial_transformation(
         control_spacing: of "bspline", in mm, coarse to fine; a single number is a single level.
         max_displacement: of "bspline", see :class:`BSplineTransformation`.
 
-    Example:
+    Examples:
         >>> spatial_transformation("affine", (24, 20)).num_parameters
         6
     """

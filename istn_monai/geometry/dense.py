@@ -19,7 +19,7 @@ class DenseTransformation(Transformation):
         spatial_size: registration grid ``*S``.
         spacing: its voxel size in mm.
 
-    Example:
+    Examples:
         >>> import torch
         >>> dense = DenseTransformation((4, 5))
         >>> ddf = torch.rand(1, 2, 4, 5)

@@ -21,7 +21,7 @@ def filled(image: Tensor, known: Tensor) -> Tensor:
     Returns:
         ``(C, *S)``, in the image's dtype.
 
-    Example:
+    Examples:
         >>> filled(torch.tensor([[1.0, torch.nan, torch.nan, 3.0]]), torch.tensor([[True, False, False, True]]))
         tensor([[1.0000, 1.5000, 2.5000, 3.0000]])
     """

@@ -51,7 +51,7 @@ class Grid:
     Raises:
         ValueError: the affine is no matrix for as many axes as the size has.
 
-    Example:
+    Examples:
         >>> grid = Grid((5, 4), torch.tensor([[2.0, 0, 10], [0, -3, 0], [0, 0, 1]]))
         >>> grid.spacing, grid.extent, grid.center.tolist()
         ((2.0, 3.0), (10.0, 12.0), [14.0, -4.5])
@@ -114,7 +114,7 @@ class Grid:
     def slabs(self, voxels: int) -> Iterator[slice]:
         """Slabs of the first axis, of so many voxels or one index each, that together make up the grid.
 
-        Example:
+        Examples:
             >>> list(Grid((5, 4), torch.eye(3)).slabs(10))
             [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
         """

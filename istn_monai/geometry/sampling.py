@@ -210,7 +210,7 @@ class Warp(nn.Module):
         mode: "bilinear" (linear in 3-D), "nearest" or "bicubic" (2-D).
         padding_mode: "border", "zeros" or "reflection".
 
-    Example:
+    Examples:
         >>> image = torch.arange(12.0).view(1, 1, 3, 4)
         >>> ddf = torch.zeros(1, 2, 3, 4)
         >>> ddf[:, 1] = 1.0  # look one voxel further along the last axis

@@ -25,7 +25,7 @@ def along_axes(images: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 def area_weights(size: int, stride: int, like: Tensor) -> Tensor:
     """``(ceil(size / stride), size)``: means over ``stride`` voxels about each ``stride``-th one, as far as there are.
 
-    Example:
+    Examples:
         >>> area_weights(5, 2, torch.zeros(1))[1].tolist()
         [0.0, 0.25, 0.5, 0.25, 0.0]
     """

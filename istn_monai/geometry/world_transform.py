@@ -156,7 +156,7 @@ def world_transform(
         ValueError: theta is not that of one pair, or has another number of parameters than the transformation on this
             grid.
 
-    Example:
+    Examples:
         >>> affine = AffineTransformation((24, 20), spacing=2.0)
         >>> grid = Grid((24, 20), torch.diag(torch.tensor([2.0, 2.0, 1.0])))
         >>> transform = world_transform(affine, torch.zeros(1, 6), grid)

@@ -100,7 +100,7 @@ def numbers_of(elements: Elements, tag: int) -> list[float]:
 def is_dicom(path: str | Path) -> bool:
     """Whether a file begins as DICOM files do, or a folder holds, at any depth, a file that does.
 
-    Example:
+    Examples:
         >>> is_dicom("/nowhere")
         False
     """

@@ -57,7 +57,7 @@ FSL_INTENTS = range(2001, 2020)
 def foreign_format(file: Path) -> str | None:
     """What a transform file is, and how to convert it, if it is of no format that ITK reads; None for all others.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "flirt.mat"
         >>> _ = file.write_text("1 0 0 2\\n0 1 0 3\\n0 0 1 4\\n0 0 0 1\\n")

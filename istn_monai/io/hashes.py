@@ -15,7 +15,7 @@ from istn_monai.io.paths import absolute, files_below
 def files_of(path: Path) -> list[Path]:
     """The files that make an image: one; all of a folder; a header and what it names; none if there is nothing.
 
-    Example:
+    Examples:
         >>> files_of(Path("/nowhere.nii.gz"))
         []
     """

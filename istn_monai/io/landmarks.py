@@ -92,7 +92,7 @@ def matched(first: str | Path, second: str | Path) -> tuple[Points, Points]:
         first: landmark file.
         second: landmark file.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name, labels in {"a": ("AC", "PC"), "b": ("PC", "tip")}.items():

@@ -36,7 +36,7 @@ def deflated(block: bytes | memoryview) -> bytes:
 def gzipped(blocks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
     """A gzip file of blocks, in pieces, compressed by as many threads as torch uses.
 
-    Example:
+    Examples:
         >>> import gzip
         >>> gzip.decompress(b"".join(gzipped([b"one ", b"and two"])))
         b'one and two'

@@ -133,7 +133,7 @@ def trouble_of_scaling(header: Header) -> str:
 def voxel_file(file: Path) -> Path:
     """The file of a pair, or a single one, that holds the voxels.
 
-    Example:
+    Examples:
         >>> voxel_file(Path("a.hdr.gz")), voxel_file(Path("A.HDR")), voxel_file(Path("a.nii"))
         (PosixPath('a.img.gz'), PosixPath('A.IMG'), PosixPath('a.nii'))
     """

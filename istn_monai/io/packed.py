@@ -115,7 +115,7 @@ def text_header(file: Path) -> TextHeader:
 def pair_of_nrrd(line: str) -> tuple[str, str]:
     """Name and value of a field; ``name:=value`` is none, whatever its name.
 
-    Example:
+    Examples:
         >>> pair_of_nrrd("data file: a.raw"), pair_of_nrrd("encoding:=gzip")
         (('datafile', 'a.raw'), ('', ''))
     """
@@ -126,7 +126,7 @@ def pair_of_nrrd(line: str) -> tuple[str, str]:
 def pair_of_metaimage(line: str) -> tuple[str, str]:
     """Name and value of a field, between which MetaIO allows both signs.
 
-    Example:
+    Examples:
         >>> pair_of_metaimage("DimSize : 2 3"), pair_of_metaimage("Comment = a: b")
         (('DimSize', '2 3'), ('Comment', 'a: b'))
     """
@@ -137,7 +137,7 @@ def pair_of_metaimage(line: str) -> tuple[str, str]:
 def names_by(pattern: str, first: int, last: int, step: int = 1, *_: int) -> list[str]:
     """The names of numbered files; none if the pattern is of something else, which its reader says itself.
 
-    Example:
+    Examples:
         >>> names_by("%02d.raw", 1, 5, 2), names_by("%s%d.raw", 0, 1)
         (['01.raw', '03.raw', '05.raw'], [])
     """

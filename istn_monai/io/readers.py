@@ -49,7 +49,7 @@ def native(voxels: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: for complex and color voxels, and for integers beyond 64 bits with a sign.
 
-    Example:
+    Examples:
         >>> native(np.array([1, 2], dtype=">i2")).dtype.isnative, native(np.array([True])).dtype
         (True, dtype('uint8'))
     """

@@ -32,7 +32,7 @@ EMPTY = re.compile(rb"DisplacementFieldTransform\w*[ \t\r]*\nParameters:[ \t\r]*
 def check_kinds(file: Path) -> None:
     """ValueError if a file names a kind that is not read, kinds of several dimensions, or a field without voxels.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "t.tfm"
         >>> _ = file.write_text("Transform: AffineTransform_double_3_3\\nTransform: Euler2DTransform_double_2_2\\n")

@@ -67,7 +67,7 @@ def interpolation_of(image: Tensor) -> str | None:
     Args:
         image: ``(C, *S)``.
 
-    Example:
+    Examples:
         >>> labels = torch.zeros(1, 20, 20).index_fill(1, torch.arange(5, 15), 1)
         >>> interpolation_of(labels), interpolation_of(torch.rand(1, 20, 20))
         ('label', 'linear')

@@ -48,7 +48,7 @@ MATLAB_BYTES = {0: 8, 1: 4, 2: 4, 3: 2, 4: 2, 5: 1}
 def check_whole_transform(file: Path) -> None:
     """ValueError if a transform file was truncated; of other formats than these here nothing is asked.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "t.tfm"
         >>> text = "Transform: TranslationTransform_double_3_3\\nParameters: 1 2\\nFixedParameters: 0 0 0\\n"

@@ -181,7 +181,7 @@ def sub_folder(folder: Path, names: Sequence[str]) -> Path | None:
 def pair_counts(subjects: int) -> dict[str, int]:
     """Pairs of each split: an eighth of the subjects for validation, a fifth for testing, at least two for each.
 
-    Example:
+    Examples:
         >>> pair_counts(24)
         {'train': 100, 'validation': 6, 'test': 12}
     """

@@ -222,7 +222,7 @@ def pair_files(item: Item, kinds: Sequence[str]) -> tuple[Files, Files]:
 def spread(values: Sequence[Any], number: int) -> list[Any]:
     """So many of the values, evenly spread.
 
-    Example:
+    Examples:
         >>> spread(range(10), 4), spread("ab", 4)
         ([0, 3, 6, 9], ['a', 'b'])
     """

@@ -155,7 +155,7 @@ def listed(values: Sequence[Key]) -> str:
 def groups_by_size(volumes: Mapping[int, float], most: int) -> list[list[int]]:
     """Label values in groups of similar volume, from large to small; as many groups as ``most``, at most.
 
-    Example:
+    Examples:
         >>> groups_by_size({1: 100.0, 2: 90.0, 3: 10.0, 4: 9.0}, most=8)
         [[1, 2], [3, 4]]
     """

@@ -38,7 +38,7 @@ AFFINE_DICE = 0.97  # that the structures' own affine registration reaches if th
 def rounded(value: float) -> float:
     """The nearest round number, by ratio.
 
-    Example:
+    Examples:
         >>> rounded(6.2), rounded(17.0), rounded(0.9)
         (6, 15, 1.0)
     """

@@ -38,7 +38,7 @@ class RandDeformd(RandomizableTransform, MapTransform, NotInvertible):
         control_spacing: distance of the B-spline's control points in mm.
         allow_missing_keys: whether a pair may lack some of the keys, as masks.
 
-    Example:
+    Examples:
         >>> from monai.data import MetaTensor
         >>> pair = {"image": MetaTensor(torch.rand(1, 20, 24)), "label": MetaTensor(torch.ones(1, 20, 24))}
         >>> deform = RandDeformd(["image", "label"], spatial_size=(20, 24), prob=1.0, strength=0.3).set_random_state(0)

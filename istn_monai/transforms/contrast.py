@@ -39,7 +39,7 @@ class RandContrastMapd(RandomizableTransform, MapTransform):
     Raises:
         ValueError: if ``knots`` are not two whole numbers from 2 on.
 
-    Example:
+    Examples:
         >>> from monai.data import MetaTensor
         >>> image = MetaTensor(torch.linspace(0, 1, 101).view(1, 101, 1))
         >>> mapped = RandContrastMapd("image", prob=1.0, knots=(2, 2)).set_random_state(0)({"image": image})["image"]
@@ -108,7 +108,7 @@ class RandImageFromLabelsd(RandomizableTransform, MapTransform):
     Raises:
         ValueError: if the numbers of keys differ, or ``classes`` are not two whole numbers from 1 on.
 
-    Example:
+    Examples:
         >>> from monai.data import MetaTensor
         >>> image, label = MetaTensor(torch.rand(1, 20, 24) + 0.1), MetaTensor(torch.zeros(1, 20, 24))
         >>> label[0, 5:9, 5:9] = 1
@@ -172,22 +172,22 @@ def checked_range(name: str, numbers: Sequence[int], least: int) -> tuple[int, i
 
 
 def beyond(channel: Tensor) -> Tensor:
-    """Where a channel is 0 in a whole neighborhood of 3 voxels along each axis: what is smaller is dark, not empty.
+    """Where a channel is 0 in a whole neighborhood, of 5 x 5 or 3 x 3 x 3 voxels: what is smaller is dark, not empty.
 
-    Example:
+    Examples:
         >>> beyond(torch.tensor([[0, 0, 0, 1, 0, 1], [0, 0, 0, 1, 1, 1]])).int()
         tensor([[1, 1, 1, 0, 0, 0],
                 [1, 1, 1, 0, 0, 0]], dtype=torch.int32)
     """
-    pool = {2: nn.functional.max_pool2d, 3: nn.functional.max_pool3d}[channel.ndim]
+    pool, size = {2: (nn.functional.max_pool2d, 5), 3: (nn.functional.max_pool3d, 3)}[channel.ndim]
     content = (channel != 0).float()[None, None]
-    return pool(1 - pool(content, 3, 1, 1), 3, 1, 1)[0, 0] > 0
+    return pool(1 - pool(content, size, 1, size // 2), size, 1, size // 2)[0, 0] > 0
 
 
 def piecewise_linear(values: Tensor, heights: Tensor) -> Tensor:
     """Values in [0, 1] by a curve that is linear between knots, which lie evenly from 0 to 1.
 
-    Example:
+    Examples:
         >>> piecewise_linear(torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.tensor([0.0, 1.0, 0.2]))
         tensor([0.0000, 0.5000, 1.0000, 0.2000])
     """

@@ -34,7 +34,7 @@ class Guidanced(Transform):
         ValueError: naming the file, if a label or a mask has nothing on the registration grid, if the masks have no
             place in common, or if a landmark lies beyond the grid.
 
-    Example:
+    Examples:
         >>> from monai.data import MetaTensor
         >>> image = MetaTensor(torch.rand(1, 8, 9))
         >>> label = MetaTensor((torch.arange(72).view(1, 8, 9) > 40).float())

@@ -52,7 +52,7 @@ def landmark_map(positions: Tensor, grid: Grid, kind: str = "heatmap", width: fl
     Returns:
         ``(*S)`` float32.
 
-    Example:
+    Examples:
         >>> landmark_map(torch.tensor([[1.0, 0.0]]), Grid((4, 1), torch.eye(3)), width=1.0)[:, 0]
         tensor([0.5000, 1.0000, 0.5000, 0.0625])
     """
@@ -85,7 +85,7 @@ class AddLandmarkChannelsd(Transform):
         width: distance in mm at which a map falls to a half.
         nifti_frame: of images, as of :class:`istn_monai.LoadPaird`.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from monai.data import MetaTensor
         >>> from istn_monai.io.landmarks import write_points

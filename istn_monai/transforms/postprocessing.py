@@ -41,7 +41,7 @@ class WarpPaird(Transform):
         transformation: evaluated from ``theta`` ``(P,)`` in the data, exactly, on any grid; without either the ddf is
             interpolated.
 
-    Example:
+    Examples:
         >>> from monai.data import MetaTensor
         >>> image = MetaTensor(torch.arange(12.0).view(1, 3, 4))
         >>> pair = {"moving_image_original": image, "fixed_image_original": image, "image": image}
@@ -133,7 +133,7 @@ class Representd(Transform):
     Args:
         network: a :class:`istn_monai.networks.DisplacementNetwork`.
 
-    Example:
+    Examples:
         >>> from monai.data import MetaTensor
         >>> from istn_monai import ISTN, ITN, STN, AffineTransformation, DisplacementNetwork
         >>> affine = AffineTransformation((16, 20))

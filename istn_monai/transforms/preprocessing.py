@@ -42,7 +42,7 @@ class LoadPaird(MapTransform):
         series: by key, the Series Instance UID to read of DICOM files; needed where there are several.
         dtype: of the images, float32 by default; None keeps the file's. Labels that it would round keep theirs.
 
-    Example:
+    Examples:
         >>> image = MetaTensor([[[1.0, 2.0]]])
         >>> LoadPaird(["moving_image", "moving_label"])({"moving_image": image})["moving_image"].tolist()
         [[[1.0, 2.0]]]
@@ -101,7 +101,7 @@ class CheckPaird(Transform):
         need_soi: whether a label without any SoI raises an error; False where labels are only carried along.
         in_channels: that an image must have; None for any number.
 
-    Example:
+    Examples:
         >>> image = MetaTensor(torch.rand(1, 8, 9))
         >>> CheckPaird(spatial_dims=2)({"moving_image": image, "fixed_image": torch.zeros_like(image)})
         Traceback (most recent call last):
@@ -148,7 +148,7 @@ class NormalizeIntensityRanged(MapTransform):
         lower: percentile that becomes 0.
         upper: percentile that becomes 1.
 
-    Example:
+    Examples:
         >>> image = MetaTensor(torch.linspace(-1000.0, 3000.0, 200).view(1, 10, 20))
         >>> scaled = NormalizeIntensityRanged("image")({"image": image})["image"]
         >>> scaled.min().item(), scaled.max().item()
@@ -192,7 +192,7 @@ class SoIGroupsd(MapTransform):
             the map as it is, real-valued, and scales its maximum to 1 (landmark or distance maps).
         allow_missing_keys: skip pairs without labels.
 
-    Example:
+    Examples:
         >>> label = MetaTensor(torch.tensor([[[0, 1, 2, 3]]]))
         >>> SoIGroupsd("label", [[1, 2], [3]])({"label": label})["label"].tolist()
         [[[0.0, 1.0, 1.0, 0.0]], [[0.0, 0.0, 0.0, 1.0]]]
@@ -233,7 +233,7 @@ class InitialAlignmentd(NotInvertible):
             that do not overlap after it raise an error.
         keys: what to move along; those that are absent are skipped.
 
-    Example:
+    Examples:
         >>> fixed = MetaTensor(torch.rand(1, 8, 9))
         >>> moving = MetaTensor(fixed.as_tensor(), affine=torch.tensor([[1.0, 0, 50], [0, 1, -20], [0, 0, 1]]))
         >>> InitialAlignmentd("center")({"moving_image": moving, "fixed_image": fixed})["initial_alignment"].tolist()
@@ -282,7 +282,7 @@ class ConcatPaird(Transform):
         with_label: whether labels are joined; where they are only carried along they need not be on one grid.
         with_mask: whether masks are joined, of ones where a pair has none, so that all pairs of a batch have them.
 
-    Example:
+    Examples:
         >>> pair = {"moving_image": MetaTensor(torch.zeros(1, 4, 4)), "fixed_image": MetaTensor(torch.ones(1, 4, 4))}
         >>> ConcatPaird()(pair)["image"][:, 0, 0].tolist()
         [0.0, 1.0]

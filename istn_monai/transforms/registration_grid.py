@@ -38,7 +38,7 @@ class RegistrationGridd(NotInvertible):
         keys: what to resample in place; those that are absent are skipped.
         at_least: smallest size of "auto", that of the grid in training.
 
-    Example:
+    Examples:
         >>> pair = {"moving_image": MetaTensor(torch.rand(1, 30, 41)), "fixed_image": MetaTensor(torch.rand(1, 50, 39))}
         >>> [image.shape for image in RegistrationGridd((16, 16), spacing=2.0)(pair).values()]
         [torch.Size([1, 16, 16]), torch.Size([1, 16, 16])]
