@@ -151,8 +151,8 @@ def frames() -> Figure:
     middle = first + 3 * steps[0] + 3 * steps[1]
     axes.add_patch(Rectangle(middle - 1.25, 2.5, 2.5, angle=18, rotation_point="center", fc="none", ec=FIXED, lw=1.6))
     axes.plot(*middle, "+", color=FIXED, ms=12, mew=2)
-    axes.text(7.6, 2.7, "the registration grid has\nits own spacing and size; it lies\nabout the fixed image's\nmiddle, along its axes",
-              color=FIXED, fontsize=10, va="center")  # fmt: skip
+    about = "the registration grid has\nits own spacing and size;\nit lies about the fixed\nimage's middle, along\nthe image's axes"
+    axes.text(7.6, 2.7, about, color=FIXED, fontsize=10, va="center")
     axes.text(7.6, 1.2, "an image's voxels lie\nin the world as its\naffine says", color=INK, fontsize=10, va="center")
     return figure
 

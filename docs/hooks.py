@@ -1,4 +1,4 @@
-"""Builds the site from documents where they are: pages from outside of docs, links that lead there, and Sphinx's roles."""
+"""Builds the site from documents where they lie: pages from outside of docs, links that lead there, Sphinx's roles."""
 
 from __future__ import annotations
 

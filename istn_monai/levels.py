@@ -65,9 +65,9 @@ def levels_in_turn(steps: int, components: int, spatial_size: Sequence[int]) -> 
     others = components - 1
     coarse = steps // 2 if others else 0
     ends = [coarse * number // max(others, 1) for number in range(components)]
-    shares = [*(after - before for before, after in pairwise(ends)), steps - coarse]
+    steps_of = [*(after - before for before, after in pairwise(ends)), steps - coarse]
     strides = [min(2 * stride, MAX_STRIDE)] * (components - 2) + [stride] * min(components, 2)
-    return [Level(*level, number) for number, level in enumerate(zip(strides, shares, strict=True)) if level[1]]
+    return [Level(*level, number) for number, level in enumerate(zip(strides, steps_of, strict=True)) if level[1]]
 
 
 def checked_levels(levels: Any) -> Levels:

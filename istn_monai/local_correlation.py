@@ -99,8 +99,8 @@ class LocalCorrelation:
             fixed_mean, fixed_variance = self.mean, self.variance
         else:
             parts = torch.cat([moving, moving * moving, moving * self.fixed, self.fixed, self.fixed * self.fixed], 1)
-            share = along_axes(counts, self.windows).clamp_min(TINY)
-            mean, square, product, fixed_mean, fixed_square = (along_axes(parts * counts, self.windows) / share).chunk(
+            inside = along_axes(counts, self.windows).clamp_min(TINY)
+            mean, square, product, fixed_mean, fixed_square = (along_axes(parts * counts, self.windows) / inside).chunk(
                 5, 1
             )
             fixed_variance = (fixed_square - fixed_mean * fixed_mean).clamp_min(FLAT)

@@ -21,7 +21,7 @@ def scaled(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def bin_weights(values: Tensor, bins: int = BINS) -> Tensor:
-    """``(B, V)`` in [0, 1] to their shares ``(B, V, bins)`` in the four nearest bins, which sum to 1.
+    """``(B, V)`` in [0, 1] to their fractions ``(B, V, bins)`` in the four nearest bins, which sum to 1.
 
     Cubic B-splines (Mattes et al. 2003): smooth in the values, and wide enough that interpolation of an image, which
     mixes neighbors, hardly changes its histogram.
@@ -32,9 +32,9 @@ def bin_weights(values: Tensor, bins: int = BINS) -> Tensor:
     return torch.where(d < 1, near, (2 - d).clamp_min(0) ** 3 / 6)
 
 
-def entropy(shares: Tensor) -> Tensor:
-    """Of shares ``(B, ...)`` that sum to 1, ``(B,)``, in nats."""
-    return -(shares * shares.clamp_min(TINY).log()).flatten(1).sum(1)
+def entropy(fractions: Tensor) -> Tensor:
+    """Of fractions ``(B, ...)`` that sum to 1, ``(B,)``, in nats."""
+    return -(fractions * fractions.clamp_min(TINY).log()).flatten(1).sum(1)
 
 
 def normalized_mutual_information(moving: Tensor, fixed: Tensor, counts: Tensor | None = None) -> Tensor:

@@ -194,8 +194,8 @@ class PairObjective:
         if "mask" not in self.names or stride == 1:
             return averaged(joined, stride)
         values, mask = joined[:, :-1], joined[:, -1:]
-        share = averaged(mask, stride)
-        return torch.cat([averaged(values * mask, stride) / share.clamp_min(TINY), share], 1)
+        inside = averaged(mask, stride)
+        return torch.cat([averaged(values * mask, stride) / inside.clamp_min(TINY), inside], 1)
 
     def terms(self, ddf: Tensor, stride: int = 1, bending: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted terms by name, ``(B,)`` each, of a ddf ``(B, D, *S)`` known at each ``stride``-th voxel.

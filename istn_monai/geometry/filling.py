@@ -37,7 +37,7 @@ def pulled(values: Tensor, weights: Tensor) -> Tensor:
         return values
     size = values.shape[2:]
     half = [(n + 1) // 2 for n in size]
-    share = nn.functional.interpolate(weights, half, mode="area")
-    means = nn.functional.interpolate(values * weights, half, mode="area") / share.clamp_min(1e-12)
-    coarse = pulled(means, (share > 0).to(share.dtype))
+    weight = nn.functional.interpolate(weights, half, mode="area")
+    means = nn.functional.interpolate(values * weights, half, mode="area") / weight.clamp_min(1e-12)
+    coarse = pulled(means, (weight > 0).to(weight.dtype))
     return torch.where(weights > 0, values, nn.functional.interpolate(coarse, size, mode=MODES[len(size)]))
