@@ -2,13 +2,17 @@
 
     python benchmarks/pictures.py gallery     docs/pictures/gallery/*.png, by the blocks of docs/gallery.md
     python benchmarks/pictures.py concepts    docs/pictures/figure2.png, frames.png and directions.png
+    python benchmarks/pictures.py notebooks   docs/pictures/notebooks/*.png, out of the notebooks
 
 Pictures of real images have scripts of their own: ``figures.py`` and ``contrast_gallery.py``.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
+import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -30,6 +34,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "gallery.md"
 BLOCK_OR_PICTURE = re.compile(r"```python\n(.*?)```|!\[[^\]]*\]\((pictures/gallery/[^)]+)\)", re.DOTALL)
 PALETTE = 128  # colors of a picture: a quarter of the bytes, and nothing is seen of it
+#: of each notebook the number of the picture that the documents show
+PICTURED = {"register_two_images": 0, "train_on_your_folder": 2, "components_in_your_pipeline": 2}
 INK, FAINT, MOVING, FIXED = "#1f2430", "#6b7480", "#c2188b", "#0a8a3a"
 
 
@@ -38,8 +44,12 @@ def save_small(figure: Figure, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110, facecolor="white")
     plt.close(figure)
-    picture = Image.open(file).convert("RGB")
-    picture.quantize(PALETTE, dither=Image.Dither.NONE).save(file, optimize=True)
+    smaller(Image.open(file), file)
+
+
+def smaller(picture: Image.Image, file: Path) -> None:
+    """A picture as a PNG file with a palette."""
+    picture.convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def gallery() -> dict[str, Any]:
@@ -151,7 +161,7 @@ def frames() -> Figure:
     middle = first + 3 * steps[0] + 3 * steps[1]
     axes.add_patch(Rectangle(middle - 1.25, 2.5, 2.5, angle=18, rotation_point="center", fc="none", ec=FIXED, lw=1.6))
     axes.plot(*middle, "+", color=FIXED, ms=12, mew=2)
-    about = "the registration grid has\nits own spacing and size;\nit lies about the fixed\nimage's middle, along\nthe image's axes"
+    about = "the registration grid:\nits own spacing and size,\nabout the fixed image's\nmiddle, along its axes"
     axes.text(7.6, 2.7, about, color=FIXED, fontsize=10, va="center")
     axes.text(7.6, 1.2, "an image's voxels lie\nin the world as its\naffine says", color=INK, fontsize=10, va="center")
     return figure
@@ -185,5 +195,16 @@ def concepts() -> None:
         save_small(figure, DOCS / "pictures" / f"{name}.png")
 
 
+def notebooks() -> None:
+    """One picture of each notebook, as it is kept in it."""
+    for name, number in PICTURED.items():
+        cells = json.loads((DOCS.parent / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        shown = [output.get("data", {}).get("image/png") for cell in cells for output in cell.get("outputs", [])]
+        data = [base64.b64decode("".join(picture)) for picture in shown if picture][number]
+        file = DOCS / "pictures" / "notebooks" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        smaller(Image.open(io.BytesIO(data)), file)
+
+
 if __name__ == "__main__":
-    fire.Fire({"gallery": lambda: str(len(gallery())) + " names", "concepts": concepts})
+    fire.Fire({"gallery": lambda: str(len(gallery())) + " names", "concepts": concepts, "notebooks": notebooks})

@@ -55,11 +55,13 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.qa.page`, :mod:`~istn_monai.qa.cohort`, :mod:`~istn_monai.qa.inspector`
 - :mod:`istn_monai.apply`: a written transform on other files; :mod:`istn_monai.moved_points`: a pair's landmarks
 - :mod:`istn_monai.workflow`: what the bundle's configs call.
-  :mod:`~istn_monai.workflow.errors`, :mod:`~istn_monai.workflow.distributed`, :mod:`~istn_monai.workflow.settings`,
+  :mod:`~istn_monai.workflow.errors`, :mod:`~istn_monai.workflow.distributed`,
+  :mod:`~istn_monai.workflow.console` (what a command says), :mod:`~istn_monai.workflow.settings`,
   :mod:`~istn_monai.workflow.item_cache` (prepared pairs on disk), :mod:`~istn_monai.workflow.pair_files`,
   :mod:`~istn_monai.workflow.datasets`, :mod:`~istn_monai.workflow.datalist_checks`,
   :mod:`~istn_monai.workflow.run_lock`,
-  :mod:`~istn_monai.workflow.checkpoints`, :mod:`~istn_monai.workflow.inferers`,
+  :mod:`~istn_monai.workflow.checkpoints`, :mod:`~istn_monai.workflow.epoch_lines`,
+  :mod:`~istn_monai.workflow.how_to` (register with what was trained), :mod:`~istn_monai.workflow.inferers`,
   :mod:`~istn_monai.workflow.training`, :mod:`~istn_monai.workflow.recipe` (of a long training),
   :mod:`~istn_monai.workflow.curves`,
   :mod:`~istn_monai.workflow.provenance` (what a result was made of), :mod:`~istn_monai.workflow.failures`,
@@ -73,7 +75,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.planning.dataset` (a folder or a datalist), :mod:`~istn_monai.planning.subjects`,
   :mod:`~istn_monai.planning.fingerprint`, :mod:`~istn_monai.planning.grid` and :mod:`~istn_monai.planning.rules` (what
   is chosen, and why), :mod:`~istn_monai.planning.plan`
-- :mod:`istn_monai.registration`: pairs of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``;
+- :mod:`istn_monai.runs`: training and evaluation with a data set's settings;
+  :mod:`istn_monai.registration`: pairs of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``;
   :mod:`istn_monai.__main__`: the commands
 """
 

@@ -5,8 +5,9 @@ Commands import what they use when they run: ``--help`` and ``--version`` need n
 
 from __future__ import annotations
 
-import gc
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,8 @@ import fire
 from istn_monai import __version__
 from istn_monai.arguments import checked_arguments, help_of
 from istn_monai.options import command, unknown
-from istn_monai.processors import use_free_processors
-from istn_monai.workflow.errors import ending_in_one_line
-
-
-def load_libraries(short: bool = False) -> None:
-    """Imports torch and MONAI without garbage collections, which take a third of the time and find nothing.
-
-    What was loaded is left out of later ones too. A short command takes the processors that are free.
-    """
-    gc.disable()
-    import monai  # noqa: F401
-
-    gc.freeze()
-    gc.enable()
-    use_free_processors(short)
+from istn_monai.processors import load_libraries
+from istn_monai.workflow.errors import OUTPUT, ending_in_one_line
 
 
 @command()
@@ -51,23 +39,26 @@ def plan(data: str, output: str | None = None, overwrite: bool = False, nifti_fr
 
 
 @command("train")
-def train(data: str, bundle_root: str | None = None, **settings: Any) -> str:
+def train(data: str, bundle_root: str | None = None, dry_run: bool = False, **settings: Any) -> str:
     """Trains a network on annotated pairs; an interrupted training goes on when the command is repeated.
 
-    Writes runs/NAME_LOSS_TRANSFORMATION/ with models/model.pt (best validation), models/last.pt, training.png and
-    tensorboard/.
+    Writes runs/NAME_LOSS_TRANSFORMATION/ with models/model.pt (best validation), models/last.pt, training.png,
+    training.log and tensorboard/.
 
     Args:
         data: a plan (.json); or a folder or datalist, for which a plan is made first.
         bundle_root: folder of the bundle; the package's own by default.
+        dry_run: check data and settings, say what would be done, and train nothing.
     """
     load_libraries()
     from istn_monai.folders import bundle_folder
     from istn_monai.planning.plan import plan_of
-    from istn_monai.registration import train_network
+    from istn_monai.runs import train_network
 
-    train_network(bundle_folder(bundle_root), plan_of(data, settings.get("nifti_frame")), **settings)
-    return "trained; evaluate with: istn-monai evaluate"
+    with tempfile.TemporaryDirectory() as folder:
+        plan = plan_of(data, settings.get("nifti_frame"), folder if dry_run else None)
+        train_network(bundle_folder(bundle_root), plan, dry_run, **settings)
+    return "dry run: nothing was trained" if dry_run else "trained; evaluate with: istn-monai evaluate"
 
 
 @command("evaluate")
@@ -93,7 +84,7 @@ def evaluate(
     """
     load_libraries()
     from istn_monai.folders import bundle_folder, to_evaluate
-    from istn_monai.registration import evaluate_datalist
+    from istn_monai.runs import evaluate_datalist
 
     file, datalist, folder = to_evaluate(data, model, output_dir, settings.pop("ckpt_dir", None))
     evaluate_datalist(bundle_folder(bundle_root), datalist, folder, file, refine_steps, config, **settings)
@@ -307,6 +298,7 @@ def synthesize(
     return f"written: {file}"
 
 
+FLAGS = ("--debug", "--quiet", "--verbose")  # of all commands
 COMMANDS: dict[str, Callable[..., str]] = {
     "plan": plan,
     "train": train,
@@ -337,8 +329,14 @@ def run(words: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Runs a command; a failure is one line and exit code 1, and with ``--debug`` the traceback too."""
-    words = [word for word in sys.argv[1:] if word != "--debug"]
+    """Runs a command; a failure is one line and exit code 1, and with ``--debug`` the traceback too.
+
+    ``--quiet`` leaves out all but errors and the last line, ``--verbose`` shows what MONAI's engines log, too.
+    """
+    words = [word for word in sys.argv[1:] if word not in FLAGS]
+    for flag in FLAGS[1:]:
+        if flag in sys.argv:
+            os.environ[OUTPUT] = flag.removeprefix("--")
     if words == ["--version"]:
         print(f"istn-monai {__version__}")
         return

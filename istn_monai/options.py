@@ -116,7 +116,8 @@ KINDS: dict[str, Kind] = {
         ("dataset_dir", "cache_dir", "initial_weights", *LABEL_KEYS, *MASK_KEYS, *POINT_KEYS), none_or(kinds.path)
     ),
     **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), none_or(kinds.text)),
-    **dict.fromkeys(("augment", "qa", "overwrite", "inverse", "both_ways", "use_labels", "use_points"), kinds.switch),
+    **dict.fromkeys(("augment", "qa", "overwrite", "inverse", "both_ways", "dry_run"), kinds.switch),
+    **dict.fromkeys(("use_labels", "use_points"), kinds.switch),
     **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),
     **dict.fromkeys(("num_workers", "refine_steps", "train", "val", "test"), whole(0)),
     **dict.fromkeys(("val_refine_steps", "itn_epochs"), whole(0)),

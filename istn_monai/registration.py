@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser, run
+from monai.bundle import ConfigParser
 from monai.data import decollate_batch
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
 from istn_monai.inferer import guided_arguments
-from istn_monai.io.datalist import existing, read_json
 from istn_monai.io.images import write_image
 from istn_monai.io.nifti import check_written_suffix
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_file
 from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.options import typed_settings
+from istn_monai.runs import overlay
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import PAIR_KEYS, POINT_KEYS
@@ -38,18 +38,6 @@ RESULTS = (
     "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
     "initial_alignment",
 )  # fmt: skip
-
-
-def overlay(config: str | Path | None) -> list[str]:
-    """Config files that come after the bundle's own: one, or none."""
-    if config is None:
-        return []
-    path = Path(config).expanduser().absolute()
-    if not path.is_file():
-        raise FileNotFoundError(f"config: no such file: {path}")
-    if path.suffix == ".json":
-        read_json(path, "config", "a JSON object of settings")
-    return [str(path)]
 
 
 class Registration:
@@ -300,50 +288,3 @@ def represent_file(registration: Registration, image: str, output: str | Path) -
     representation = Representd(registration.network)(data)["fixed_representation"]
     write_image(representation, path)
     return path
-
-
-def train_network(bundle: Path, config: str | Path | None, **settings: Any) -> None:
-    """Runs the bundle's training.
-
-    Args:
-        bundle: the bundle's folder.
-        config: JSON file with the settings of a data set, such as a plan.
-        settings: overrides.
-    """
-    names = ["train", *(["multi_gpu_train"] if world_size() > 1 else [])]
-    files = [str(bundle / "configs" / f"{name}.json") for name in names]
-    run(run_id="training", config_file=files[:1] + overlay(config) + files[1:], **settings)
-
-
-def evaluate_datalist(
-    bundle: Path,
-    datalist: str | Path,
-    output_dir: str | Path,
-    checkpoint_file: str | Path,
-    refine_steps: int = 50,
-    config: str | Path | None = None,
-    **settings: Any,
-) -> None:
-    """Runs the bundle's evaluation on annotated pairs.
-
-    Args:
-        bundle: the bundle's folder.
-        datalist: JSON file of pairs.
-        output_dir: folder for the results.
-        checkpoint_file: weights.
-        refine_steps: number of steps of test-time refinement; 0 for none.
-        config: JSON file with further settings.
-        settings: overrides.
-    """
-    check_refining(refine_steps, settings)
-    names = ["train", "evaluate", *(["multi_gpu_evaluate"] if world_size() > 1 else [])]
-    files = [str(bundle / "configs" / f"{name}.json") for name in names] + overlay(config)
-    path = existing(datalist)
-    given = {"dataset_dir": str(path.parent), "data_list_file": path.name, "checkpoint_file": str(checkpoint_file)}
-    run(
-        run_id="evaluation",
-        config_file=files,
-        **given | settings,
-        output_dir=str(output_dir),
-        refine_steps=refine_steps,
-    )

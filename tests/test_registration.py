@@ -23,11 +23,11 @@ from istn_monai.registration import (
     RESULTS,
     RegisterISTNd,
     Registration,
-    evaluate_datalist,
     register_datalist,
     register_files,
     represent_file,
 )
+from istn_monai.runs import evaluate_datalist
 from istn_monai.workflow.errors import foreseen_cause
 from istn_monai.workflow.results import OUTPUTS
 

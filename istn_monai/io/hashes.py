@@ -1,4 +1,4 @@
-"""What a file is, in a few letters: to tell whether a result was made of the same files."""
+"""Short hashes of files, which tell whether a result was made of the same files."""
 
 from __future__ import annotations
 

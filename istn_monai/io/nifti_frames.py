@@ -23,7 +23,7 @@ NIFTI_FRAMES = ("itk", "sform", "qform")
 AGREE = 0.1
 #: mm at a corner below which they are the same: nibabel's reading, which MONAI's is, has more digits
 ROUNDING = 5e-5
-#: of the products of an image's axes, of length 1: ITK refuses some more than this
+#: of the products of an image's axes, of length 1: beyond this ITK raises an error
 ORTHONORMAL = 1e-4
 UNITS = {"meter": 1000.0, "micron": 0.001}
 Header = Any  # nibabel's, of NIfTI or Analyze

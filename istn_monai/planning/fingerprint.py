@@ -265,7 +265,7 @@ def fingerprint(data: DataSet, nifti_frame: str | None = None) -> Fingerprint:
         print(f"reading {len(chosen)} of {len(everybody)} subjects, evenly spread")
     subjects: dict[Files, Subject] = {}
     with quiet_readers():
-        for files in tqdm(chosen, desc="reading data", unit="subject", leave=False):
+        for files in tqdm(chosen, desc="reading data", unit="subject", leave=False, disable=None):
             subjects[files] = measured(files, next(iter(subjects.items()), None), nifti_frame=nifti_frame)
     if any(subject.is_map for subject in subjects.values()) and data.kinds[0] == "label":
         check_same_kind(subjects)

@@ -158,13 +158,14 @@ def drawn_pairs(source: Path, plan: Path) -> Path:
     return plan.with_name(f"{name_of(source)}_pairs.json")
 
 
-def plan_of(data: str | os.PathLike, nifti_frame: str | None = None) -> Path:
+def plan_of(data: str | os.PathLike, nifti_frame: str | None = None, folder: str | os.PathLike | None = None) -> Path:
     """The plan for what a user gives to a training.
 
     Args:
         data: settings (.json), taken as they are; or a datalist or a folder, for which a plan is made in the current
             folder, or taken from there if it was made from the same data: a repeated training goes on.
         nifti_frame: of a new plan, see :func:`write_plan`.
+        folder: for a new plan, in the place of the current folder.
 
     Raises:
         FileExistsError: if a plan of other data is in the way.
@@ -174,6 +175,7 @@ def plan_of(data: str | os.PathLike, nifti_frame: str | None = None) -> Path:
         return source
     file = default_output(source)
     if not file.exists():
+        file = file if folder is None else Path(folder) / file.name
         plan, file = write_plan(source, file, True, nifti_frame)  # processes of one training write the same
         print(f"{plan.table()}\nwritten: {file}")
         return file

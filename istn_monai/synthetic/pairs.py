@@ -272,7 +272,7 @@ def synthesize(
         return final
     _claim(folder, datalist, overwrite)
     jobs = [(i, j, item) for i, section in enumerate(SECTIONS) for j, item in enumerate(datalist[section])]
-    for i, j, item in tqdm(jobs, desc=f"synthesize {folder}", unit="pair") if has_tqdm else jobs:
+    for i, j, item in tqdm(jobs, desc=f"synthesize {folder}", unit="pair", disable=None) if has_tqdm else jobs:
         (folder / item["transform"]).parent.mkdir(exist_ok=True)
         _write_pair(folder, item, np.random.default_rng([settings["seed"], i, j]), settings)
     os.replace(plan, final)  # last and atomic: a folder with the plan in it is one that was interrupted

@@ -1,6 +1,6 @@
 """What the bundle's configs call, and nothing else.
 
-Wall: only workflow itself, registration and the commands (``__main__``) import workflow.
+Wall: only workflow itself, registration, runs and the commands (``__main__``) import workflow.
 """
 
 from istn_monai._lazy import lazy
@@ -9,6 +9,7 @@ __getattr__, __all__ = lazy(
     __name__,
     {
         "checkpoints": ["Checkpoints", "load_checkpoint"],
+        "epoch_lines": ["EpochLineHandler"],
         "curves": ["PairImageHandler", "TrainingCurveHandler"],
         "datasets": [
             "EpochSampler", "cached_dataset", "datalist_name", "have_masks", "pair_item", "read_pairs",
@@ -30,8 +31,8 @@ __getattr__, __all__ = lazy(
             "trained_settings",
         ],
         "start": [
-            "check_evaluation", "check_inference", "check_training", "finish_training", "infer", "run_evaluation",
-            "seed_run",
+            "check_evaluation", "check_inference", "check_training", "dry_run", "finish_training", "infer",
+            "run_evaluation", "seed_run",
         ],
         "training": [
             "FiniteHandler", "KeepBestHandler", "KeepLastHandler", "LoadHandler", "OutputListHandler",

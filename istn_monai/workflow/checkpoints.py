@@ -1,4 +1,4 @@
-"""Checkpoints of a training: the best network and the last one, written whole, and refused where they do not fit."""
+"""Checkpoints of a training: the best network and the last one, written whole; those that do not fit raise an error."""
 
 from __future__ import annotations
 
@@ -41,12 +41,17 @@ def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     names = [name for name in mine if name in theirs and theirs[name] != mine[name]]
     return "; ".join(f"{name}: {theirs[name]!r} in the checkpoint, {mine[name]!r} now" for name in names)
 
+UNTRAINED = (
+    "; epoch 0 is the network before training: nothing is learned yet. Train longer (max_epochs), and see whether "
+    "initial_alignment brings the structures near to each other"
+)
+
 
 class Checkpoints:
     """Keeps ``model.pt``, the network at its best validation, and ``last.pt``, all that is needed to go on.
 
-    An interrupted training goes on when it is started again with the same settings, from its last whole epoch; with
-    others it is refused at once, and what is there stays. A training of which no epoch is complete holds nothing: one
+    An interrupted training goes on when it is started again with the same settings, from its last whole epoch; others
+    are an error at once, and what is there stays. A training of which no epoch is complete holds nothing: one
     with other settings takes its place.
 
     Nothing is written before the first step has succeeded. Then comes ``last.pt`` of epoch 0; from then on ``model.pt``
@@ -215,5 +220,5 @@ class Checkpoints:
 
     def report(self) -> str:
         """Where the best network is, for a last line of output."""
-        untrained = "" if self.best_epoch else "; epoch 0 is the network before training: nothing is learned yet"
+        untrained = "" if self.best_epoch else UNTRAINED
         return f"best validation Dice {self.best:.4f}, epoch {self.best_epoch}, checkpoint {self.best_file}{untrained}"

@@ -16,6 +16,7 @@ from istn_monai.io.datalist import Item
 from istn_monai.io.locks import InUse, locked_folder
 from istn_monai.io.paths import absolute, check_apart, check_output_dir
 from istn_monai.qa.cohort import QA_COHORT, Entry, check_page, entry_of, pictures_of, write_cohort
+from istn_monai.workflow.console import counted
 from istn_monai.workflow.distributed import gathered, rank, world_size
 from istn_monai.workflow.failures import FAILURES, read_failures, reason_of, write_failures
 from istn_monai.workflow.results import OUTPUTS, SavePairHandler, pair_folder
@@ -111,7 +112,7 @@ class Cohort:
         later: list[int] = []
         for wait in (False, True):
             numbers = later if wait else list(own)
-            for number in tqdm(numbers, desc="registering", unit="pair", disable=rank() > 0 or not numbers):
+            for number in counted(numbers, "registering"):
                 try:
                     skipped += number in self.done or not register(number, wait)
                     self.note(self.name(number), None)

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 CURVES, TABLE = "training.png", "training.csv"
 TERM_COLORS = ("#e8710a", "#159a57", "#9334e6", "#d93025", "#8a6d3b", "#5f6368", "#e52592", "#12b5cb", "#000000")
 COLUMNS = ("epoch", "loss", "validation")  # and the terms of the loss
+LARGER, LINE = 3, 14  # of TensorBoard's pictures: pixels a voxel, and pixels a line of text
+SHOWN = ("F", "M warped", "F'", "M' warped", "SoI: M magenta, F green")
 BEST_COLOR = "#d93025"  # of the best epoch
 Row = dict[str, float]
 
@@ -30,8 +32,9 @@ Row = dict[str, float]
 class PairImageHandler(TensorBoardHandler):
     """Evaluator handler: TensorBoard pictures of the first validation pairs, the same at each validation.
 
-    One row for each pair: F, warped M, F', warped M', and the warped SoI (red) over the fixed one (green). The
-    slice is the one where the fixed SoI is largest; gray is from 0 to 1 at all epochs.
+    One row for each pair: F, warped M, F', warped M', and the warped SoI (magenta) over the fixed one (green; white
+    where they agree), three times larger than their voxels, with a caption. The slice is the one where the fixed SoI
+    is largest; gray is from 0 to 1 at all epochs.
 
     Args:
         log_dir: folder that TensorBoard reads.
@@ -51,6 +54,7 @@ class PairImageHandler(TensorBoardHandler):
         if number > self.pairs:
             return
         picture = pair_picture(engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL])
+        picture = captioned(enlarged(picture), f"validation pair {number}, epoch {engine.state.epoch}")
         self._writer.add_image(f"validation pair {number}", picture, engine.state.epoch)
         self._writer.flush()
 
@@ -63,8 +67,26 @@ def pair_picture(output: ISTNOutput, label: Tensor) -> Tensor:
     slices = largest_slices(fixed_soi[0])[2:]
     gray = [fixed, warp(moving, ddf), output.fixed_representation[:1], warp(output.moving_representation[:1], ddf)]
     row = [plane_of(image[0], slices).expand(3, -1, -1) for image in gray]
-    red, green = plane_of(warp(moving_soi, ddf)[0], slices), plane_of(fixed_soi[0], slices)
-    return torch.cat([*row, torch.stack([red, green, torch.zeros_like(red)])], dim=2)
+    magenta, green = plane_of(warp(moving_soi, ddf)[0], slices), plane_of(fixed_soi[0], slices)
+    return torch.cat([*row, torch.stack([magenta, green, magenta])], dim=2)
+
+
+def enlarged(picture: Tensor, times: int = LARGER) -> Tensor:
+    """A picture ``(3, H, W)`` with each of its pixels as a square of so many."""
+    return picture.repeat_interleave(times, 1).repeat_interleave(times, 2)
+
+
+def captioned(picture: Tensor, text: str) -> Tensor:
+    """A row of five pictures ``(3, H, W)`` below a line of text and what each of them is."""
+    from PIL import Image, ImageDraw
+
+    band = Image.new("RGB", (picture.shape[2], 2 * LINE), "black")
+    draw = ImageDraw.Draw(band)
+    draw.text((4, 2), text, fill="white")
+    for number, name in enumerate(SHOWN):
+        draw.text((4 + number * picture.shape[2] // len(SHOWN), LINE), name, fill="white")
+    pixels = torch.frombuffer(bytearray(band.tobytes()), dtype=torch.uint8).view(2 * LINE, -1, 3)
+    return torch.cat([pixels.permute(2, 0, 1).to(picture) / 255, picture], dim=1)
 
 
 def plane_of(image: Tensor, slices: list[int]) -> Tensor:
@@ -74,7 +96,7 @@ def plane_of(image: Tensor, slices: list[int]) -> Tensor:
 
 
 class TrainingCurveHandler:
-    """Trainer handler: writes ``training.csv`` after each epoch and, when training ends, ``training.png``.
+    """Trainer handler: writes ``training.csv`` and ``training.png`` after each epoch.
 
     Both hold loss, its terms where there are several, and validation metric of all epochs, also of those before an
     interruption.
@@ -96,7 +118,7 @@ class TrainingCurveHandler:
         """
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.record)
-        engine.add_event_handler(Events.COMPLETED, self.draw)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.draw)
 
     def start(self, trainer: Engine) -> None:
         """Takes up what is known of the epochs that are done, and a validation before the first one."""

@@ -33,7 +33,7 @@ def check_datalist(
     read_labels: bool = True,
     nifti_frame: str | None = None,
 ) -> None:
-    """Reads every file of a datalist once and refuses, by split, index, key and file, what training would stumble on.
+    """Reads every file of a datalist once; what is wrong is an error that names split, index, key and file.
 
     Args:
         items: ``{split: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.
@@ -60,7 +60,8 @@ def check_datalist(
             if file is not None and not Path(file).exists():
                 raise FileNotFoundError(f"{place}: no such file: {file}")
     present: set[int] = set()
-    for (image, label, mask), place in tqdm(subjects.items(), desc="checking data", unit="image", leave=False):
+    bar = tqdm(subjects.items(), desc="checking data", unit="image", leave=False, disable=None)  # on a terminal
+    for (image, label, mask), place in bar:
         loaded = read_or_explain(image, place, nifti_frame)
         counted = None if mask is None else read_or_explain(mask, place, nifti_frame)
         if counted is not None:
@@ -82,7 +83,7 @@ def check_points(
     soi_points: Groups | None,
     nifti_frame: str | None = None,
 ) -> None:
-    """Reads all landmarks of a datalist once and refuses, by split, index and file, what training would stumble on.
+    """Reads all landmarks of a datalist once; what is wrong is an error that names split, index and file.
 
     Args:
         items: ``{split: [{key: path}]}``, as :func:`istn_monai.io.datalist.read_datalist` gives them.

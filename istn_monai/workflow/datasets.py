@@ -20,6 +20,7 @@ from torch.utils.data import DistributedSampler
 
 from istn_monai.io.datalist import Item, existing, read_datalist
 from istn_monai.transforms.keys import IMAGE_KEYS, MASK_KEYS
+from istn_monai.workflow.console import bars, say
 from istn_monai.workflow.distributed import first_process_first, rank, world_size
 from istn_monai.workflow.item_cache import ItemCache
 from istn_monai.workflow.pair_files import check_keys
@@ -49,7 +50,7 @@ class Pairs(list[Item]):
 
     @property
     def name(self) -> str:
-        """Name and content of the datalist in a few letters, wherever it lies: to tell whether two are the same."""
+        """Name and short hash of the datalist, wherever it lies, which tell whether two are the same."""
         return f"{self.file.name} {hashlib.sha256(self.file.read_bytes()).hexdigest()[:8]}"
 
 
@@ -119,7 +120,10 @@ def cached_dataset(
     """
     data = as_pairs(data, others)
     if cache_dir is None:
-        return SeededDataset(CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers), seed)
+        if not bars() and len(data) > 1:
+            say(f"preparing {len(data)} pairs")
+        cached = CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=bars())
+        return SeededDataset(cached, seed)
     folder = Path(cache_dir).expanduser()
     return SeededDataset(
         ItemCache(data, transform, folder, hash_func=hash_with_files, hash_transform=pickle_hashing), seed

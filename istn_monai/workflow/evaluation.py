@@ -20,7 +20,6 @@ from monai.data import decollate_batch
 from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import WorldTransform, world_transform
@@ -36,6 +35,7 @@ from istn_monai.transforms.checks import reads_labels
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.keys import LABEL_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
+from istn_monai.workflow.console import counted
 from istn_monai.workflow.distributed import gathered, rank, world_size
 from istn_monai.workflow.failures import listed_failures, reason_of
 from istn_monai.workflow.pair_metrics import (  # noqa: F401 (they were here before)
@@ -221,7 +221,7 @@ class Evaluation:
         known = set(gathered(list(earlier.rows))[0])
         own, failures = Done(), dict[str, str]()
         numbers = [number for number in range(len(self.dataset)) if number not in known][rank() :: world_size()]
-        for number in tqdm(numbers, desc="evaluating", unit="pair", disable=rank() > 0):
+        for number in counted(numbers, "evaluating"):
             try:
                 self.evaluate_pair(number, own)
             except Exception as error:  # whatever it is, the other pairs are not concerned

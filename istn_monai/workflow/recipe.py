@@ -160,7 +160,7 @@ def network_from(settings: NetworkSettings, file: str | None = None) -> Displace
 
 
 def weights_name(file: str | None) -> str | None:
-    """Name and content of a checkpoint in a few letters, wherever it lies; None for none."""
+    """Name and short hash of a checkpoint, wherever it lies; None for none."""
     return None if file is None else f"{Path(file).name} {str(file_hash(file))[:8]}"
 
 

@@ -6,9 +6,11 @@ The checks come from the cheapest to the dearest, and each resolves the entries 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
@@ -22,18 +24,27 @@ from istn_monai.transforms.checks import check_soi_labels, reads_labels
 from istn_monai.transforms.keys import POINT_KEYS
 from istn_monai.transforms.landmarks import check_soi_points
 from istn_monai.weights import read_weights
+from istn_monai.workflow.console import calm, device_in_words, note, say
 from istn_monai.workflow.datalist_checks import check_datalist, check_points
 from istn_monai.workflow.datasets import as_pairs, is_hosted
 from istn_monai.workflow.distributed import check_started, rank
 from istn_monai.workflow.errors import one_line
 from istn_monai.workflow.evaluation import Evaluation
 from istn_monai.workflow.host_training import publish
+from istn_monai.workflow.how_to import write_how_to
 from istn_monai.workflow.pair_files import check_used
 from istn_monai.workflow.results import SavePairHandler, already, check_pair_files, pair_folder
 from istn_monai.workflow.run_lock import hold, released_on_error
 from istn_monai.workflow.settings import check_guides_count, check_refining, check_settings, given, running
 
 SMALLEST = 4  # voxels of a grid that a network is trained on
+IN_FORCE = ("loss", "transformation", "spatial_size", "spacing", "soi_labels", "soi_points", "initial_alignment")
+#: what else counts in a training, and where it stands in the config
+TRAINED_WITH = {
+    **{name: name for name in ("max_epochs", "batch_size", "learning_rate", "training_dtype", "augment")},
+    "contrast": "train#contrasts#name",
+    "initial_weights": "train#initial_weights",
+}
 DEFAULT_DATALIST = "pairs.json"  # of train.json
 
 
@@ -59,37 +70,60 @@ def run_evaluation(evaluation: Evaluation) -> None:
 
 
 def check_training() -> None:
-    """Refuses, before any work, a training that would go wrong; its folder is then this process's alone."""
+    """Raises an error, before any work, for a training that would go wrong; its folder is then this process's alone."""
     with one_line(), released_on_error():
-        check_settings()
-        check_started("multi_gpu_train.json")
         value = resolver()
-        check_data_is_read(value)
-        settings = value("settings")
-        if min(settings.spatial_size) < SMALLEST:
-            raise ValueError(f"spatial_size must be at least {SMALLEST} along each axis, got {settings.spatial_size}")
-        check_objects(value, ("similarity", "regularization"))
-        check_soi_points(settings.soi_points, value("points_map"), value("points_width"))
-        check_output_dir(value("output_dir"))
-        training = value("train#dataset#data")
-        validation = value("validate#dataset#data")
-        data = {"training": as_pairs(training), "validation": as_pairs(validation, training)}
-        announce("training", training, data["training"], settings)
-        labels = reads_labels(settings.soi_labels)
-        check_datalist(
-            data, settings.spatial_dims, settings.soi_labels, in_channels=settings.in_channels, read_labels=labels,
-            nifti_frame=given("nifti_frame"),
-        )  # fmt: skip
-        points = {"training": training, "validation": validation}
-        check_points(points, settings.spatial_dims, settings.soi_points, given("nifti_frame"))
+        lines = checked_training(value)
         check_output_dir(value("ckpt_dir"), "ckpt_dir")
         if rank() == 0:  # of several processes the first one writes
             hold(value("output_dir"))
             hold(value("ckpt_dir"))
         value("checkpoints")
+        training = value("train#dataset#data")
         if rank() == 0 and not is_hosted(training):
             write_run(value("output_dir"), training.file)
+        for line in lines:
+            note(line, value("output_dir"))
         value("train#trainer")
+
+
+def dry_run() -> None:
+    """Checks a training, and says what it would do; nothing is written."""
+    with one_line():
+        value = resolver()
+        checked_training(value, writes=False)
+        steps = math.ceil(len(value("train#dataset#data")) / value("batch_size"))
+        say(f"istn-monai: would train {value('max_epochs')} epochs of {steps} steps and write to {value('output_dir')}")
+
+
+def checked_training(value: Callable[[str], Any], writes: bool = True) -> list[str]:
+    """Checks settings and data of a training; the lines that say what these are, which are printed first."""
+    check_settings()
+    calm()
+    check_started("multi_gpu_train.json")
+    check_data_is_read(value)
+    settings = value("settings")
+    if min(settings.spatial_size) < SMALLEST:
+        raise ValueError(f"spatial_size must be at least {SMALLEST} along each axis, got {settings.spatial_size}")
+    check_objects(value, ("similarity", "regularization"))
+    check_soi_points(settings.soi_points, value("points_map"), value("points_width"))
+    if writes:
+        check_output_dir(value("output_dir"))
+    training, validation = value("train#dataset#data"), value("validate#dataset#data")
+    data = {"training": as_pairs(training), "validation": as_pairs(validation, training)}
+    pairs = f"{len(data['training'])} pairs, {len(data['validation'])} for validation,"
+    lines = announcement("training", training, pairs, settings, value("device"))
+    known = {name: value(entry) for name, entry in TRAINED_WITH.items()}
+    lines.append("istn-monai: " + ", ".join(f"{name} {own}" for name, own in known.items() if own is not None))
+    for line in lines:
+        say(line)
+    check_datalist(
+        data, settings.spatial_dims, settings.soi_labels, in_channels=settings.in_channels,
+        read_labels=reads_labels(settings.soi_labels), nifti_frame=given("nifti_frame"),
+    )  # fmt: skip
+    points = {"training": training, "validation": validation}
+    check_points(points, settings.spatial_dims, settings.soi_points, given("nifti_frame"))
+    return lines
 
 
 def check_objects(value: Callable[[str], Any], names: Sequence[str]) -> None:
@@ -104,9 +138,10 @@ def check_objects(value: Callable[[str], Any], names: Sequence[str]) -> None:
 
 
 def check_evaluation() -> None:
-    """Refuses, before any work, an evaluation that would go wrong."""
+    """Raises an error, before any work, for an evaluation that would go wrong."""
     with one_line():
         check_settings()
+        calm()
         check_started("multi_gpu_evaluate.json")
         value = resolver()
         check_data_is_read(value)
@@ -115,7 +150,8 @@ def check_evaluation() -> None:
         settings, labels, split = value("settings"), value("read_labels"), value("evaluated_split")
         check_soi_labels(labels, settings.soi_points, compared())
         data = value("evaluate#dataset#data")
-        announce(f"evaluating {split}", data, data, settings)
+        for line in announcement(f"evaluating {split}", data, f"{len(data)} pairs", settings, value("device")):
+            say(line)
         check_datalist(
             {split: data}, settings.spatial_dims, labels, in_channels=settings.in_channels,
             read_labels=reads_labels(labels), nifti_frame=given("nifti_frame"),
@@ -129,9 +165,10 @@ def compared() -> str:
 
 
 def check_inference() -> None:
-    """Refuses, before any work, an inference that would go wrong."""
+    """Raises an error, before any work, for an inference that would go wrong."""
     with one_line():
         check_settings()
+        calm()
         value = resolver()
         settings = value("settings")
         if not isinstance(settings, NetworkSettings):
@@ -180,22 +217,28 @@ def check_data_is_read(value: Callable[[str], Any]) -> None:
 
 def in_force(settings: NetworkSettings) -> str:
     """The settings that count, in a line."""
-    names = ("loss", "transformation", "spatial_size", "spacing", "soi_labels", "soi_points", "initial_alignment")
-    values = {name: getattr(settings, name) for name in names}
+    values = {name: getattr(settings, name) for name in IN_FORCE}
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
-def announce(what: str, data: Sequence[Item], pairs: Sequence[Item], settings: NetworkSettings) -> None:
-    """Says which data and settings are used, so that a forgotten one is seen at once."""
-    if rank() == 0:
-        source = "data that the host gives" if is_hosted(data) else f"{data.file}"  # type: ignore[attr-defined]
-        print(f"istn-monai: {what}: {len(pairs)} pairs of {source}; {in_force(settings)}", flush=True)
+def announcement(what: str, data: Sequence[Item], pairs: str, settings: NetworkSettings, device: Any) -> list[str]:
+    """Which data, device and settings are used, so that a forgotten one is seen at once."""
+    source = "data that the host gives" if is_hosted(data) else f"{data.file}"  # type: ignore[attr-defined]
+    return [
+        f"istn-monai: {what}: {pairs} of {source}, on {device_in_words(torch.device(device))}",
+        f"istn-monai: {in_force(settings)}",
+    ]
 
 
 def finish_training(checkpoints: Any, data: Sequence[Item], bundle_root: str) -> None:
     """Says where the best network is, and puts it into the served bundle if a host gave the data."""
     if rank() > 0:
         return
-    print(checkpoints.report())
+    lines = [checkpoints.report()]
     if is_hosted(data):
-        print(publish(checkpoints, bundle_root))
+        lines.append(publish(checkpoints, bundle_root))
+    else:
+        lines.append(f"how to register with it: {write_how_to(checkpoints)}")
+    for line in lines:
+        print(line)
+        note(line, checkpoints.best_file.parents[1] if checkpoints.best_file.parent.name == "models" else ".")

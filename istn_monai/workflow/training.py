@@ -25,6 +25,7 @@ from istn_monai.losses import Counts, DiceMSELoss, ISTNLoss, Target, annotated, 
 from istn_monai.network_settings import none_or
 from istn_monai.networks import ISTNOutput
 from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
+from istn_monai.workflow.console import bars
 from istn_monai.workflow.datasets import seed_of
 from istn_monai.workflow.distributed import gathered, rank
 from istn_monai.workflow.errors import one_line
@@ -307,9 +308,11 @@ class LoadHandler:
 
 
 class ProgressHandler:
-    """Trainer handler: a progress bar with the loss."""
+    """Trainer handler: a progress bar with the loss, on a terminal."""
 
     def attach(self, engine: Engine) -> None:
         """Attaches to a trainer."""
+        if not bars():
+            return
         bar = ProgressBar(desc="training")
         bar.attach(engine, output_transform=lambda output: {"loss": loss_of(output)})

@@ -1,0 +1,88 @@
+"""The bundle's training and evaluation, with the settings of a data set over its own configs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import run
+
+from istn_monai.io.datalist import existing, read_json
+from istn_monai.workflow.distributed import world_size
+from istn_monai.workflow.errors import OUTPUT
+from istn_monai.workflow.settings import check_refining
+
+MONAI_LOGGERS = ("monai.bundle.scripts", "monai.bundle.workflows")
+#: what MONAI warns of in each run of any bundle
+KNOWN = "parsing config_file|Detected deprecated name 'optional_packages_version'"
+
+
+def overlay(config: str | Path | None) -> list[str]:
+    """Config files that come after the bundle's own: one, or none."""
+    if config is None:
+        return []
+    path = Path(config).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"config: no such file: {path}")
+    if path.suffix == ".json":
+        read_json(path, "config", "a JSON object of settings")
+    return [str(path)]
+
+
+def run_bundle(bundle: Path, run_id: str, config_file: list[str], **settings: Any) -> None:
+    """Runs a bundle as ``python -m monai.bundle run`` does; what MONAI says of each bundle is shown with --verbose."""
+    configs = bundle / "configs"
+    files = {"meta_file": str(configs / "metadata.json"), "logging_file": str(configs / "logging.conf")}
+    with warnings.catch_warnings():
+        if os.environ.get(OUTPUT) != "verbose":
+            warnings.filterwarnings("ignore", message=KNOWN)
+            for name in MONAI_LOGGERS:
+                logging.getLogger(name).setLevel(logging.ERROR)
+        run(run_id=run_id, config_file=config_file, **files, **settings)
+
+
+def train_network(bundle: Path, config: str | Path | None, dry_run: bool = False, **settings: Any) -> None:
+    """Runs the bundle's training.
+
+    Args:
+        bundle: the bundle's folder.
+        config: JSON file with the settings of a data set, such as a plan.
+        dry_run: only check, and say what it would do.
+        settings: overrides.
+    """
+    names = ["train"] + ["multi_gpu_train"] * (world_size() > 1)
+    files = [str(bundle / "configs" / f"{name}.json") for name in names]
+    settings |= {"run": ["$workflow.dry_run()"]} if dry_run else {}
+    run_bundle(bundle, "training", files[:1] + overlay(config) + files[1:], **settings)
+
+
+def evaluate_datalist(
+    bundle: Path,
+    datalist: str | Path,
+    output_dir: str | Path,
+    checkpoint_file: str | Path,
+    refine_steps: int = 50,
+    config: str | Path | None = None,
+    **settings: Any,
+) -> None:
+    """Runs the bundle's evaluation on annotated pairs.
+
+    Args:
+        bundle: the bundle's folder.
+        datalist: JSON file of pairs.
+        output_dir: folder for the results.
+        checkpoint_file: weights.
+        refine_steps: number of steps of test-time refinement; 0 for none.
+        config: JSON file with further settings.
+        settings: overrides.
+    """
+    check_refining(refine_steps, settings)
+    names = ["train", "evaluate", *(["multi_gpu_evaluate"] if world_size() > 1 else [])]
+    files = [str(bundle / "configs" / f"{name}.json") for name in names] + overlay(config)
+    path = existing(datalist)
+    given = {"dataset_dir": str(path.parent), "data_list_file": path.name, "checkpoint_file": str(checkpoint_file)}
+    results = {"output_dir": str(output_dir), "refine_steps": refine_steps}
+    run_bundle(bundle, "evaluation", files, **given | settings | results)

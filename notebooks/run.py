@@ -1,0 +1,52 @@
+"""Runs the notebooks anew, each in a folder of its own, and keeps what they show.
+
+    python notebooks/run.py [NAME ...]
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).resolve().parent
+BAR = re.compile(r"\d+%\|")
+
+
+def run(name: str, seconds: int = 600) -> nbformat.NotebookNode:
+    """A notebook as it is after it has run in an empty folder; an error of a cell is an error here."""
+    notebook = nbformat.read(HERE / f"{name}.ipynb", as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        NotebookClient(notebook, timeout=seconds, resources={"metadata": {"path": folder}}).execute()
+        for cell in notebook.cells:
+            clean(cell, folder)
+    return notebook
+
+
+def clean(cell: nbformat.NotebookNode, folder: str) -> None:
+    """Takes progress bars, warnings and times out of a cell, which differ each time, and the place of its folder."""
+    cell.metadata.pop("execution", None)
+    if cell.cell_type != "code":
+        return
+    cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            lines = [line for line in re.split(r"[\r\n]", output.text) if line.strip() and not BAR.search(line)]
+            output.text = "\n".join(lines).replace(folder + "/", "").replace(folder, ".") + "\n"
+
+
+def main() -> None:
+    """Renews the notebooks that are named, or all."""
+    for name in sys.argv[1:] or sorted(file.stem for file in HERE.glob("*.ipynb")):
+        begin = time.time()
+        nbformat.write(run(name), HERE / f"{name}.ipynb")
+        print(f"{name}: {time.time() - begin:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
