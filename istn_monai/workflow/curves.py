@@ -30,8 +30,8 @@ Row = dict[str, float]
 class PairImageHandler(TensorBoardHandler):
     """Evaluator handler: TensorBoard pictures of the first validation pairs, the same at each validation.
 
-    One row for each pair: F, warped M, F', warped M', and the warped SoI (red) over the fixed one (green). The
-    slice is the one where the fixed SoI is largest; gray is from 0 to 1 at all epochs.
+    One row for each pair: F, warped M, F', warped M', and the warped SoI (magenta) over the fixed one (green), white
+    where they agree. The slice is the one where the fixed SoI is largest; gray is from 0 to 1 at all epochs.
 
     Args:
         log_dir: folder that TensorBoard reads.
@@ -63,8 +63,8 @@ def pair_picture(output: ISTNOutput, label: Tensor) -> Tensor:
     slices = largest_slices(fixed_soi[0])[2:]
     gray = [fixed, warp(moving, ddf), output.fixed_representation[:1], warp(output.moving_representation[:1], ddf)]
     row = [plane_of(image[0], slices).expand(3, -1, -1) for image in gray]
-    red, green = plane_of(warp(moving_soi, ddf)[0], slices), plane_of(fixed_soi[0], slices)
-    return torch.cat([*row, torch.stack([red, green, torch.zeros_like(red)])], dim=2)
+    moving, fixed = plane_of(warp(moving_soi, ddf)[0], slices), plane_of(fixed_soi[0], slices)
+    return torch.cat([*row, torch.stack([moving, fixed, moving])], dim=2)
 
 
 def plane_of(image: Tensor, slices: list[int]) -> Tensor:
