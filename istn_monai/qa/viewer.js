@@ -204,16 +204,17 @@
 
     range(text, name, least, most, value, change) {
       const input = element("input", { type: "range", min: least, max: most, value, "aria-label": name,
-        oninput: () => { change(Number(input.value)); this.draw(); } });
-      return element("label", {}, text[0], input, text[1]);
+        oninput: () => { change(Number(input.value)); after.textContent = text[1](input.value); this.draw(); } });
+      const after = element("span", {}, text[1](value));
+      return element("label", {}, text[0], input, after);
     }
 
     controls() {
       this.stageChoice = this.choice("Moving image", this.stages, this.stage, (stage) => this.setStage(stage));
       this.toggler = element("button", { type: "button", "aria-pressed": "false", onclick: () => this.toggle() }, "Show before (Space)");
-      const mix = this.range(["fixed", "moving"], "Blend of fixed and moving", 0, 100, 50, (value) => { this.blend = value / 100; });
+      const mix = this.range(["fixed", () => "moving"], "Blend of fixed and moving", 0, 100, 50, (value) => { this.blend = value / 100; });
       const most = Math.max(4, 4 * this.tile);
-      const tile = this.range(["tile", "mm"], "Size of the tiles in mm", 1, most, this.tile, (value) => { this.tile = value; });
+      const tile = this.range(["tile", (mm) => `${mm} mm`], "Size of the tiles in mm", 1, most, this.tile, (value) => { this.tile = value; });
       tile.hidden = true;
       const mode = this.choice("Mode", ["blend", "checkerboard", "colors"], this.mode, (chosen) => {
         this.mode = chosen;
