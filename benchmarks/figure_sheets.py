@@ -1,4 +1,4 @@
-"""How the paper's figures are laid out and drawn, from the panels of QA pages: moving is red, fixed is green."""
+"""How the paper's figures are laid out and drawn, from the panels of QA pages: moving is magenta, fixed is green."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def toy_sheet(stages: Row) -> Figure:
 
 
 def on_each_other(pair: RegisteredPair, plane: Plane) -> np.ndarray:
-    """Both images, transparent and dim, and the structures: moving red, fixed green, pale yellow where both are."""
+    """Both images, transparent and dim, and the structures: moving magenta, fixed green, white where both are."""
     image, soi = (pair.warped(moving, pair.ddf) for moving in (pair.moving, pair.moving_representation))
     gray = plane.of(0.08 + 0.24 * (image + pair.fixed).amax(0))
     moving, fixed = (plane.of(one.amax(0)) for one in (soi, pair.fixed_representation))

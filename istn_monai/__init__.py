@@ -52,7 +52,8 @@ Where things are, in reading order: no module comes before one that it imports.
   they are
 - :mod:`istn_monai.qa`: judging a registered pair.
   :mod:`~istn_monai.qa.rules`, :mod:`~istn_monai.qa.measures`, :mod:`~istn_monai.qa.panels`,
-  :mod:`~istn_monai.qa.page`, :mod:`~istn_monai.qa.cohort`, :mod:`~istn_monai.qa.inspector`
+  :mod:`~istn_monai.qa.page`, :mod:`~istn_monai.qa.sprites`, :mod:`~istn_monai.qa.viewer`,
+  :mod:`~istn_monai.qa.cohort`, :mod:`~istn_monai.qa.inspector`
 - :mod:`istn_monai.apply`: a written transform on other files; :mod:`istn_monai.moved_points`: a pair's landmarks
 - :mod:`istn_monai.workflow`: what the bundle's configs call.
   :mod:`~istn_monai.workflow.errors`, :mod:`~istn_monai.workflow.distributed`,

@@ -1,4 +1,4 @@
-"""One self-contained HTML file with the QA pages of many pairs, the worst first: no script, no other file."""
+"""One self-contained HTML file with the QA pages and viewers of many pairs, the worst first: no other file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from istn_monai.io.paths import absolute, replacing
-from istn_monai.qa.rules import RED, RULES, STATUS_COLORS, STATUSES
+from istn_monai.qa.rules import AMBER, GREEN, RED, RULES, STATUS_COLORS, STATUSES
+from istn_monai.qa.viewer import POLICY, VIEW_PAGE, content_of, script, style, viewer
 
 QA_COHORT = "qa.html"
 REFUSED = "refused"
@@ -26,6 +28,7 @@ TITLE = "Registration QA"
 #: a page's picture in the file, with the hash of the pair's own page
 PICTURE = re.compile(r'data-page="([0-9a-f]{64})" src="data:image/jpeg;base64,([^"]*)"')
 COLORS = STATUS_COLORS | {REFUSED: "#4a5462"}
+ON_COLORS = {GREEN: "#06120e", AMBER: "#1a1200"}  # text, elsewhere white
 #: columns of the table: what tells most in a cohort
 COHORT_METRICS = (
     "overlap_one_pass",
@@ -38,13 +41,14 @@ COHORT_METRICS = (
     "folding",
 )
 TITLES = {rule.metric: rule.title for rule in RULES} | {"displacement_mm": "displacement, 99 %, mm"}
+VIEWS = 100_000_000  # bytes of all viewers in a file, which browsers still open at once
 WIDTH, QUALITY = 1280, 72  # pixels and JPEG quality of an embedded page: readable, and some 100 kB
 STYLE = """
 :root{color-scheme:light}
 body{font:15px/1.45 system-ui,sans-serif;color:#20262e;background:#f5f6f8;max-width:1320px;
 margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin:0 0 .3rem} p{color:#5a6470;margin:.3rem 0 1rem;max-width:75ch}
-.status{display:inline-block;padding:.1rem .6rem;border-radius:1rem;color:#fff;font-weight:600;font-size:.85rem}
+.status{display:inline-block;padding:.1rem .6rem;border-radius:1rem;font-weight:600;font-size:.85rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;background:#fff;font-size:.85rem;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;border-bottom:1px solid #e4e7eb;text-align:right;vertical-align:bottom}
@@ -66,6 +70,7 @@ class Entry:
         picture: its page as JPEG; empty without one.
         error: why it was refused.
         page: hash of the pair's own page, of which the picture was made.
+        view: what its viewer shows, see :func:`istn_monai.qa.sprites.pair_view`; empty without one.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Entry:
     picture: bytes = b""
     error: str = ""
     page: str = ""
+    view: bytes = b""
 
     @property
     def status(self) -> str:
@@ -118,7 +124,8 @@ def entry_of(folder: Path, known: Mapping[str, bytes] | None = None) -> Entry | 
     if picture is None:
         with Image.open(io.BytesIO(written)) as image:
             picture = jpeg(image)
-    return Entry(folder.name, files, content["qa"], picture, page=name)
+    view = content_of((folder / VIEW_PAGE).read_text(encoding="utf-8")) if (folder / VIEW_PAGE).is_file() else b""
+    return Entry(folder.name, files, content["qa"], picture, page=name, view=view)
 
 
 def pictures_of(file: Path) -> dict[str, bytes]:
@@ -147,6 +154,7 @@ def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = TITLE)
         title: of the page.
     """
     ordered = sorted(entries, key=lambda entry: entry.badness, reverse=True)
+    shown = with_viewers(ordered)
     counts = " ".join(
         f"{badge(status, f'{number} {status}')}"
         for status in (REFUSED, *reversed(STATUSES))
@@ -156,14 +164,16 @@ def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = TITLE)
     head = "".join(f"<th>{html.escape(text)}</th>" for text in titles)
     page = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">{GENERATOR}<title>{html.escape(title)}</title>',
+        POLICY,
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1><p>{len(ordered)} pairs: {counts}</p>",
+        f"<style>{STYLE}</style>{style()}</head><body>",
+        f"<h1>{html.escape(title)}</h1><p>{len(ordered)} pairs: {counts}</p>",
         "<p>The worst first. The status is that of the worst rule; each page states its rules and their limits. It "
         "warns of what looks unlike a good registration and proves nothing: look at the pictures.</p>",
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>',
         f"<tbody>{''.join(map(row, ordered))}</tbody></table></div>",
-        *map(section, ordered),
-        "</body></html>\n",
+        *(section(entry, entry.name in shown) for entry in ordered),
+        f"{script()}</body></html>\n",
     ]
     path = absolute(file)
     with replacing(path) as part:
@@ -171,9 +181,17 @@ def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = TITLE)
     return path
 
 
+def with_viewers(entries: Iterable[Entry]) -> set[str]:
+    """Names of the entries whose viewers the file has room for, by their order."""
+    entries = list(entries)
+    ends = accumulate(len(entry.view) for entry in entries)
+    return {entry.name for entry, end in zip(entries, ends, strict=True) if entry.view and end <= VIEWS}
+
+
 def badge(status: str, text: str | None = None) -> str:
     """A status as text on its color."""
-    return f'<span class="status" style="background:{COLORS[status]}">{html.escape(text or status)}</span>'
+    colors = f"background:{COLORS[status]};color:{ON_COLORS.get(status, '#fff')}"
+    return f'<span class="status" style="{colors}">{html.escape(text or status)}</span>'
 
 
 def row(entry: Entry) -> str:
@@ -185,8 +203,8 @@ def row(entry: Entry) -> str:
     return f"<tr><td>{link}</td><td>{badge(entry.status)}</td><td>{html.escape(entry.files)}</td>{cells}</tr>"
 
 
-def section(entry: Entry) -> str:
-    """One pair's reasons and page; open unless it is green."""
+def section(entry: Entry, viewed: bool) -> str:
+    """One pair's reasons, viewer and page; open unless it is green."""
     name, files = html.escape(entry.name), html.escape(entry.files)
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in entry.reasons)
     code = base64.b64encode(entry.picture).decode()
@@ -195,5 +213,14 @@ def section(entry: Entry) -> str:
     opened = "" if entry.status == STATUSES[0] else " open"
     return (
         f'<details id="{name}"{opened}><summary>{badge(entry.status)} {name} <small>{files}</small></summary>'
-        f"<ul>{reasons}</ul>{picture}</details>"
+        f"<ul>{reasons}</ul>{viewer_box(entry, viewed)}{picture}</details>"
     )
+
+
+def viewer_box(entry: Entry, viewed: bool) -> str:
+    """The viewer, which is decoded when it is opened; where it is, if the file has no room for it."""
+    if not entry.view:
+        return ""
+    if not viewed:
+        return f"<p>{VIEW_PAGE} in the folder of this pair is its viewer: there is no room for it here.</p>"
+    return f'<details class="istn-open"><summary>Interactive viewer</summary>{viewer(entry.view)}</details>'

@@ -28,10 +28,10 @@ WIDTH, MARGIN, GAP = 15.0, 0.3, 0.08
 HEADER, TITLE, FOOTER, PLOT = 1.3, 0.3, 3.05, 4.2
 LINE_HEIGHT = 0.185
 NOTE = (
-    "Planes through the registration grid, right and front on the left. Red: outline of M′, green: of F′, at half of "
-    "their full value. Fused: pale yellow where both have one structure, violet where they have different ones. The "
+    "Planes through the registration grid, right and front on the left. Magenta: outline of M′, green: of F′, at half "
+    "of their full value. Fused: white where both have one structure, orange where they have different ones. The "
     "deformed grid shows where lines of the fixed grid are found in the moving image. Log Jacobian: how much more "
-    "(red) or less (blue) volume a voxel takes from the moving image; pink where it folds."
+    "(red) or less (blue) volume a voxel takes from the moving image; black where it folds."
 )
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NOTE_IMAGE = " Without an ITN the representations are the images, and no rule knows the anatomy."
@@ -121,7 +121,8 @@ def write_finding(layout: Layout, finding: Finding, left: float, top: float) -> 
     layout.text(left + 0.22, top, rule.title, color=INK if known else FAINT, fontsize=9)
     weight = "bold" if finding.status in (AMBER, RED) else "normal"
     layout.text(left + 3.05, top, f"{finding.value:.3f}" if known else "–", ha="right", fontsize=9, weight=weight)
-    layout.text(left + 3.25, top, rule.limits() if known else rule.absent, color=FAINT, fontsize=8.5)
+    layout.text(left + 3.25, top, finding.status if known else rule.absent, color=FAINT, fontsize=8.5, weight=weight)
+    layout.text(left + 3.8, top, rule.limits() if known else "", color=FAINT, fontsize=8.5)
 
 
 def plot_objective(axes: Axes, pair: RegisteredPair) -> None:

@@ -1,7 +1,7 @@
 """The panels of a QA page: planes of a registered pair, drawn into matplotlib's axes.
 
-Planes lie along the registration grid and are seen as radiologists do: right and front are on the left. Moving is red,
-fixed is green.
+Planes lie along the registration grid and are seen as radiologists do: right and front are on the left. Moving is
+magenta, fixed is green: colors that are told apart without seeing red or green.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor
 from istn_monai.geometry.sampling import voxel_grid
 from istn_monai.qa.measures import RegisteredPair, largest_slices
 
-MOVING, FIXED, FIXED_ON_WHITE = "#ff4a3d", "#2fd07f", "#159a57"
-INK, LINE, FOLD = "#20262e", "#3d4a5c", "#ff00d4"
+MOVING, FIXED, FIXED_ON_WHITE = "#ff44ee", "#2fd07f", "#159a57"
+INK, LINE, FOLD = "#20262e", "#3d4a5c", "#000000"
 #: of M' alone, F' alone, one structure in both, different ones in both
-FUSION = ((1.0, 0.29, 0.24), (0.18, 0.82, 0.5), (1.0, 1.0, 0.75), (0.6, 0.36, 1.0))
+FUSION = ((1.0, 0.27, 0.93), (0.18, 0.82, 0.5), (1.0, 1.0, 1.0), (0.9, 0.62, 0.0))
 ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # of the grid's axes, which are the nearest to R, A, S
 LOG_RANGE = math.log(4.0)  # colors of the log Jacobian end at a quarter and four times the volume
 GRID_LINES = 20  # of the deformed grid, along its longest side
@@ -121,7 +121,7 @@ class Painter:
         return draw
 
     def fusion(self, moving: Tensor, fixed: Tensor) -> Draw:
-        """Two representations ``(K, *S)``: red and green alone, pale yellow where one channel is in both, violet where
+        """Two representations ``(K, *S)``: magenta and green alone, white where one channel is in both, orange where
         different ones are."""
         moving, fixed = moving.clamp(0, 1), fixed.clamp(0, 1)
         same = torch.minimum(moving, fixed).amax(0)

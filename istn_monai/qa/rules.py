@@ -14,7 +14,8 @@ from typing import Any
 
 GREEN, AMBER, RED = STATUSES = ("green", "amber", "red")
 UNKNOWN = "none"  # the status of a rule that does not apply
-STATUS_COLORS = {GREEN: "#2e9e5b", AMBER: "#f0a30a", RED: "#d93025", UNKNOWN: "#c3c9d0"}
+#: of Okabe and Ito, and a red that is darker than their vermilion: told apart without seeing red or green
+STATUS_COLORS = {GREEN: "#009e73", AMBER: "#e69f00", RED: "#cc3311", UNKNOWN: "#c3c9d0"}
 
 
 @dataclass(frozen=True)

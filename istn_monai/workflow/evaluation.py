@@ -322,11 +322,11 @@ class Evaluation:
     def entry(self, name: str, result: Mapping[str, Any]) -> Entry:
         """The QA page of one pair, see :meth:`represented`."""
         assert self.inspect is not None
-        verdict, page = self.inspect(result)
+        verdict, page, view = self.inspect(result)
         files = " → ".join(
             Path(str(result[f"{side}_image"].meta["filename_or_obj"])).name for side in ("moving", "fixed")
         )
-        return Entry(name, files, verdict.report(), jpeg(page))
+        return Entry(name, files, verdict.report(), jpeg(page), view=view)
 
     def write(self, result: dict[str, Any], entries: Mapping[int, Entry]) -> None:
         """Writes the table, the page and the JSON, all or none, and prints the summary."""

@@ -2,7 +2,8 @@
 
 Convention:
     Each process keeps one file, which is replaced after each pair: its rows, what its page shows, and the sums over its
-    fields belong together, or a pair would count twice. Pictures of pages lie beside it.
+    fields belong together, or a pair would count twice. Pictures of pages, and what viewers show, lie beside
+    it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pickle
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from istn_monai.io.paths import replacing
 from istn_monai.qa.cohort import Entry
 
 MADE_OF = "made_of.json"
+BESIDE = {"picture": ".jpg", "view": ".json"}  # what is long of an entry, and what its file ends with
 
 
 class FieldSpread:
@@ -120,7 +122,7 @@ class Progress:
         """What one process kept; nothing, where the file or a picture is not whole."""
         try:
             content = torch.load(file, weights_only=True)
-            entries = {number: Entry(**values, picture=self.picture(number).read_bytes())
+            entries = {number: Entry(**values, **{name: self.beside(number, name).read_bytes() for name in BESIDE})
                        for number, values in content["entries"].items()}  # fmt: skip
             spread = {name: FieldSpread() for name in content["spread"]}
             for name, sums in content["spread"].items():
@@ -129,21 +131,20 @@ class Progress:
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
             return Done()
 
-    def picture(self, number: int) -> Path:
-        """The file of a pair's picture."""
-        return self.folder / f"{number}.jpg"
+    def beside(self, number: int, name: str) -> Path:
+        """The file of a pair's picture, or of what its viewer shows."""
+        return self.folder / f"{number}{BESIDE[name]}"
 
     def keep(self, own: Done, number: int) -> None:
         """Writes what this process has done, of which a pair is new."""
         if self.made_of is None:
             return
-        entries = {key: asdict(replace(entry, picture=b"")) for key, entry in own.entries.items()}
-        for values in entries.values():
-            del values["picture"]
+        kept = [item.name for item in fields(Entry) if item.name not in BESIDE]
+        entries = {key: {name: getattr(entry, name) for name in kept} for key, entry in own.entries.items()}
         spread = {name: sums.state() for name, sums in own.spread.items()}
-        if number in own.entries:
-            with replacing(self.picture(number), durable=False) as part:
-                part.write_bytes(own.entries[number].picture)
+        for name in BESIDE if number in own.entries else ():
+            with replacing(self.beside(number, name), durable=False) as part:
+                part.write_bytes(getattr(own.entries[number], name))
         with replacing(self.file, durable=False) as part:
             torch.save({"rows": own.rows, "entries": entries, "spread": spread}, part)
 

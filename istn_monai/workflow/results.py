@@ -31,6 +31,7 @@ from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
 from istn_monai.moved_points import errors, moved, unmet
 from istn_monai.qa.inspector import PairInspector
+from istn_monai.qa.viewer import VIEW_PAGE, view_page
 from istn_monai.transforms.keys import GUIDANCE, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 from istn_monai.workflow.provenance import (
     differing_inputs,
@@ -46,7 +47,7 @@ MOVED = "moved_points.csv"
 QA_PAGE = "qa.png"
 MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
 REPORT = "report.json"
-OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, MOVED, QA_PAGE, REPORT)
+OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, MOVED, QA_PAGE, VIEW_PAGE, REPORT)
 #: images of a pair; of those that have one, the original's shape and place are kept with its hash
 INPUT_KEYS = (*PAIR_KEYS, *MASK_KEYS)
 
@@ -220,9 +221,11 @@ class SavePairHandler:
         if self.inspect is None:
             report["metrics"] = field_metrics(ddf.cpu(), Grid.of(pair["image"]).spacing)
         else:
-            verdict, page = self.inspect(pair)
+            verdict, page, view = self.inspect(pair)
             with self.results.writing(QA_PAGE) as file:
                 page.save(file)
+            with self.results.writing(VIEW_PAGE) as file:
+                file.write_text(view_page(view), encoding="utf-8")
             report["metrics"] = {name: verdict.metrics[name] for name in FIELD_METRICS}
             report["qa"] = verdict.report()
             note = f"; QA {verdict.status}, see {QA_PAGE}"
