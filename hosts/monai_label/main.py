@@ -138,17 +138,21 @@ class Train(BundleTrainTask):
 def weights(bundle: str) -> list[str]:
     """The names of a bundle's checkpoints of the network that is served, ``model.pt`` first: it cannot load others."""
     files = sorted(Path(bundle, "models").glob("*.pt"), key=lambda file: (file.name != BEST, file.name))
-    shapes = [shapes_of(file, file.stat().st_mtime_ns) for file in files]
-    return [file.name for file, own in zip(files, shapes, strict=True) if own is not None and own == shapes[0]]
+    times = [file.stat().st_mtime_ns for file in files]
+    fit = [fits(file, time, files[0], times[0]) for file, time in zip(files, times, strict=True)]
+    return [file.name for file, good in zip(files, fit, strict=True) if good or file == files[0]]
 
 
 @cache
-def shapes_of(file: Path, changed: int) -> dict[str, torch.Size] | None:
-    """The shapes of a checkpoint's tensors by their names; None if it cannot be read. ``changed``: when it was."""
+def fits(file: Path, changed: int, served: Path, served_changed: int) -> bool:
+    """Whether a checkpoint can be loaded into the network of the one that is served; the numbers: when they changed."""
     try:
-        return {name: value.shape for name, value in read_weights(file).state.items()}
+        settings = read_weights(served).settings
+        if settings is not None:  # else nothing is known of the network
+            read_weights(file).load_into(settings.network())
     except (OSError, ValueError):
-        return None
+        return False
+    return True
 
 
 class IstnApp(MONAILabelApp):
