@@ -26,7 +26,6 @@ from istn_monai.workflow.host_requests import (
     check_holds,
     check_id,
     narrowed,
-    report,
 )
 
 IMAGE = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
@@ -91,7 +90,7 @@ def test_label_by_its_own_id(studies):
 
 
 def test_image_without_label_is_warned_of(studies):
-    found = RequestPaird()(request(studies, moving_image="a"))
+    found = RequestPaird()(request(studies, image=str(studies / "b.nii.gz"), moving_image="a"))
     assert "moving_label" not in found
     assert "no label" in found["request"]["warnings"][0]
 
@@ -210,10 +209,15 @@ def test_missing_images_and_labels_are_named(studies):
     refused(request(studies, label=7), 403, "label must be an upload")
 
 
+def test_an_image_is_not_registered_to_itself(studies):
+    refused(request(studies, moving_image="a"), 400, "is the patient's image itself; choose another case")
+    refused(request(studies, moving_image="a.nii.gz"), 400, "choose another case")
+
+
 def test_a_request_brings_nothing_else_to_read(studies):
     secret = str(studies.parent / "secret.nii.gz")
     smuggled = dict.fromkeys(["fixed_image", "fixed_label", "moving_label_original", "warped_label", "theta"], secret)
-    found = RequestPaird()(request(studies, moving_image="a", **smuggled))
+    found = RequestPaird()(request(studies, moving_image="b", **smuggled))
     assert secret not in map(str, found.values()) and found["fixed_image"] == str(studies / "a.nii.gz")
 
 
@@ -284,6 +288,20 @@ def test_reply_is_the_moving_label_on_the_images_own_grid(example, steps):
     assert result["steps"] <= steps and result["seconds"] >= 0 and result["folding"] == 0
 
 
+@pytest.mark.parametrize("steps", [0, 5])
+def test_a_reply_has_the_light_of_the_qa_page(example, steps, tmp_path):
+    folder, settings = example
+    image = folder / "studies" / "case_1.nii.gz"
+    data = served(folder, settings, image=str(image), moving_image="case_0", refine_steps=steps)
+    files = {"moving_image": folder / "studies" / "case_0.nii.gz", "fixed_image": image}
+    files["moving_label"] = folder / "studies" / "labels" / "final" / "case_0.nii.gz"
+    registration = Registration(refine_steps=steps, **settings)
+    registration.save(registration({key: str(file) for key, file in files.items()}), tmp_path / "result")
+    written = json.loads((tmp_path / "result" / "report.json").read_text(encoding="utf-8"))["qa"]
+    assert written["status"] in ("amber", "red") and any("overlap" in reason for reason in written["reasons"])
+    assert data["result"]["qa"] == {name: written[name] for name in ("status", "reasons", "skipped")}
+
+
 def test_reply_without_label_is_the_warped_image(example):
     folder, settings = example
     (folder / "studies" / "case_2.nii.gz").write_bytes((folder / "studies" / "case_0.nii.gz").read_bytes())
@@ -311,13 +329,13 @@ def test_report_measures_displacement_in_mm():
     affine = torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0], dtype=torch.float64))[[1, 0, 2, 3]]  # axes swapped
     ddf = torch.zeros(3, 6, 6, 6)
     ddf[0], ddf[1] = 1.5, -0.5  # 3 mm and 1.5 mm
-    result = report(registered(ddf, affine=affine))
+    result = Replyd().report(registered(ddf, affine=affine))
     assert result["max_displacement_mm"] == pytest.approx(np.hypot(3.0, 1.5))
     assert result["displacement"] == pytest.approx(np.hypot(3.0, 1.5) / 6)
     assert result["folding"] == 0 and result["objective"] == 0.5 and result["steps"] == 4
     assert (result["objective_start"], result["objective_end"]) == (2.0, 1.0) and result["moving_image"] == "m"
-    assert result["warnings"][0] == "w" and len(result["warnings"]) == 2
-    assert result["warnings"][1].startswith("red: points move far")  # .56 of the grid's side
+    assert result["warnings"] == ["w"] and result["qa"]["status"] == "red" and len(result["qa"]["reasons"]) == 1
+    assert result["qa"]["reasons"][0].startswith("red: points move far")  # .56 of the grid's side
 
 
 @pytest.mark.parametrize(
@@ -329,19 +347,21 @@ def test_report_measures_displacement_in_mm():
         ({}, 14.0, "red: points move far"),
     ],
 )
-def test_the_rules_of_qa_judge_a_reply(refinement, change, text):
-    """The very reasons of the QA page's judge, of what can be measured at a host."""
+def test_the_rules_of_qa_judge_a_reply_without_representations(refinement, change, text):
+    """The very reasons of the QA page's judge, of what can be measured then."""
     ddf = torch.zeros(3, 32, 32, 32)
-    assert report(registered(ddf))["warnings"] == ["w"]
+    assert Replyd().report(registered(ddf))["qa"]["reasons"] == []
     ddf[0] = change * (torch.arange(32.0).view(-1, 1, 1) if change < 0 else 1)
-    result = report(registered(ddf, refinement))
+    result = Replyd().report(registered(ddf, refinement))
     judged = traffic_light({name: result[name] for name in (*FIELD_METRICS, "objective", "at_bound")})
-    assert result["warnings"] == ["w", *judged.reasons] and any(reason.startswith(text) for reason in judged.reasons)
+    assert result["qa"]["reasons"] == judged.reasons and result["qa"]["status"] == judged.status
+    assert any(reason.startswith(text) for reason in judged.reasons)
 
 
 def test_one_pass_is_not_expected_to_improve():
-    result = report(registered(torch.zeros(3, 32, 32, 32), {"trace": (2.0,), "steps": 0, "objective_end": 2.0}))
-    assert result["warnings"] == ["w"] and "objective" not in result and result["steps"] == 0
+    one_pass = {"trace": (2.0,), "steps": 0, "objective_end": 2.0}
+    result = Replyd().report(registered(torch.zeros(3, 32, 32, 32), one_pass))
+    assert result["qa"]["reasons"] == [] and "objective" not in result and result["steps"] == 0
 
 
 @pytest.mark.parametrize(

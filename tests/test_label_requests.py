@@ -55,6 +55,22 @@ def infer(**params: Any) -> None:
             "/datastore/label?image=a&tag=final",
             {"form": {"params": {"label_info": [{"name": "left", "idx": 1}]}}, "uploads": [("label", "a.nrrd")]},
         ),
+        (  # as 3D Slicer's "Submit Label" sends it, with a path of the viewer's machine
+            "PUT",
+            "/datastore/label?image=MRHead+1",
+            {
+                "form": {"params": {"label_info": [{"name": "left", "idx": 1}], "model": "istn", "client_id": "a-b"}},
+                "uploads": [("label", "/tmp/slicer-monai-label/tmp1_2.nii.gz")],
+            },
+        ),
+        (  # and "Upload Volume"
+            "PUT",
+            "/datastore/?image=MRHead+1",
+            {
+                "uploads": [("file", "/Users/me/Library (1)/Temp/tmp1_2.nii.gz")],
+                "form": {"params": {"client_id": "user-xyz"}},
+            },
+        ),
         ("PUT", "/datastore/image/info?image=a", {"form": {"info": {"comment": "motion"}}}),
         ("GET", "/datastore/label?label=a&tag=original", {}),
         ("GET", "/info", {}),
@@ -70,6 +86,7 @@ def test_registrations_of_clients_are_let_through():
     infer(moving_image="", model_filename="model.pt", result_extension=".nrrd", result_dtype="uint8")  # 3D Slicer's
     infer(save_label=True, label_tag="original", result_compress=False, client_id="user-xyz", moving_image=None)
     infer(fixed_image="is never read", theta=[1])
+    infer(result_extension=".nrrd", result_dtype="uint8", result_compress=False, restore_label_idx=False)  # OHIF's
 
 
 @pytest.mark.parametrize(
@@ -108,7 +125,7 @@ def test_unknown_keys_of_a_training_are_named_with_those_that_are_allowed():
         {"result_extension": ".py"}, {"result_extension": ".png"}, {"result_dtype": "object"},
         {"result_write_to_file": False},
         {"label_tag": "final"}, {"label_tag": "../final"}, {"label_tag": "a::b"}, {"logging": "debug"},
-        {"skip_writer": True}, {"fixed_image": {"_target_": "os.getpid"}}, {"theta": [[CALL]]},
+        {"skip_writer": True}, {"restore_label_idx": True}, {"restore_label_idx": CALL}, {"fixed_image": {"_target_": "os.getpid"}}, {"theta": [[CALL]]},
     ],
 )  # fmt: skip
 def test_registrations_take_nothing_else(params):
@@ -130,6 +147,13 @@ def test_only_json_objects_are_read(body):
         ("PUT", "/datastore/?image=../app/model/istn/configs/train", {"uploads": [("file", "train.json")]}, 403),
         ("PUT", "/datastore/?image=a", {"uploads": [("file", "train.json")]}, 400),
         ("PUT", "/datastore/?image=a", {"uploads": [("file", "../a.nii.gz")]}, 400),
+        ("PUT", "/datastore/?image=a", {"uploads": [("file", "/tmp/../a.nii.gz")]}, 400),
+        ("PUT", "/datastore/?image=a", {"uploads": [("file", "/tmp/a.py")]}, 400),
+        ("PUT", "/datastore/?image=a", {"uploads": [("file", "/tmp/a.$b.mha")]}, 400),
+        ("PUT", "/datastore/?image=a", {"uploads": [("file", "/tmp/")]}, 400),
+        ("PUT", "/session/", {"uploads": [("files", "/tmp/a.nii.gz")]}, 400),
+        ("PUT", "/datastore/label?image=a", {"form": {"params": {"model": "../other"}}}, 403),
+        ("PUT", "/datastore/?image=a", {"form": {"params": {"model": "istn"}}}, 400),
         ("PUT", "/datastore/?image=a", {"uploads": [("file", "")]}, 400),
         ("PUT", "/datastore/?image=a", {"uploads": [("file", "a.mhd")]}, 400),
         ("PUT", "/datastore/?image=a", {"uploads": [("file", "a.$b.mha")]}, 400),

@@ -6,6 +6,8 @@ See README.md in this folder.
 import logging
 import os
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.infer.bundle import BundleInferTask
@@ -27,13 +30,16 @@ from request_guard import RequestGuard
 from requests_allowed import MODEL, all_routes, batch_keys, infer_keys, train_keys
 from studies_folder import StudiesFolder
 
+from istn_monai.folders import BEST
 from istn_monai.registration import bundle_folder
+from istn_monai.weights import read_weights
 from istn_monai.workflow.errors import foreseen_cause
 from istn_monai.workflow.host_requests import CACHE, OWN_KEYS, RequestError, check_apart
 from istn_monai.workflow.host_training import copy_once
 
 logger = logging.getLogger(__name__)
 MAX_UPLOAD_MB = "1024"
+REFINE_STEPS = 50  # by default; what the model card's metrics are for
 Request = dict[str, Any]
 
 
@@ -89,11 +95,32 @@ def checked(request: Request, keys: dict[str, Check], own: tuple[str, ...]) -> R
 
 
 class Infer(BundleInferTask):
-    """MONAI Label's task, which puts the values that clients can set into the bundle's configuration: no texts here."""
+    """MONAI Label's task, with the cases of the datastore to choose from.
+
+    It puts the values that clients can set into the bundle's configuration: no texts here.
+    """
+
+    def __init__(self, bundle: str, conf: dict[str, str], cases: Callable[[], list[str]]) -> None:
+        super().__init__(bundle, conf, load_strict=True)
+        self.cases = cases
+        self._config |= {"refine_steps": REFINE_STEPS, "model_filename": weights(bundle)}
+
+    def config(self) -> Request:
+        """What viewers offer: of a list they make a drop-down, whose first entry is what they send by default."""
+        atlas = [""] if self.bundle_config.get("moving_image") else []
+        cases = [*atlas, *self.cases()] or [""]
+        return super().config() | {"moving_image": cases, "model_filename": weights(self.bundle_path)}
 
     def pre_transforms(self, data: Any = None) -> Any:
         texts = {key: value for key, value in self.displayable_configs.items() if isinstance(value, str)}
         return super().pre_transforms({**data, **texts})
+
+
+class Batch(BatchInferTask):
+    """MONAI Label's registration of all images, but of the moving one, which is not registered to itself."""
+
+    def get_images(self, request: Request, datastore: Datastore) -> list[str]:
+        return [case for case in super().get_images(request, datastore) if case != request.get("moving_image")]
 
 
 class Train(BundleTrainTask):
@@ -109,8 +136,23 @@ class Train(BundleTrainTask):
 
 
 def weights(bundle: str) -> list[str]:
-    """The names of a bundle's checkpoints, that which is served first."""
-    return sorted((file.name for file in Path(bundle, "models").glob("*.pt")), key=len)
+    """The names of a bundle's checkpoints of the network that is served, ``model.pt`` first: it cannot load others."""
+    files = sorted(Path(bundle, "models").glob("*.pt"), key=lambda file: (file.name != BEST, file.name))
+    times = [file.stat().st_mtime_ns for file in files]
+    fit = [fits(file, time, files[0], times[0]) for file, time in zip(files, times, strict=True)]
+    return [file.name for file, good in zip(files, fit, strict=True) if good or file == files[0]]
+
+
+@cache
+def fits(file: Path, changed: int, served: Path, served_changed: int) -> bool:
+    """Whether a checkpoint can be loaded into the network of the one that is served; the numbers: when they changed."""
+    try:
+        settings = read_weights(served).settings
+        if settings is not None:  # else nothing is known of the network
+            read_weights(file).load_into(settings.network())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class IstnApp(MONAILabelApp):
@@ -143,7 +185,18 @@ class IstnApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, InferTask]:
-        return {MODEL: Infer(self.bundle, self.conf, load_strict=True)}
+        return {MODEL: Infer(self.bundle, self.conf, self.moving_images)}
+
+    def moving_images(self) -> list[str]:
+        """The cases that a request may name as the moving image: those with final labels first, then with others."""
+        store = self.datastore()
+        if not isinstance(store, StudiesFolder):
+            return []
+        rank = {case: store.label_rank(case) for case in store.list_images()}
+        return sorted(rank, key=lambda case: (rank[case], case))
+
+    def init_batch_infer(self) -> BatchInferTask:
+        return Batch()
 
     def init_trainers(self) -> dict[str, TrainTask]:
         return {MODEL: Train(self.bundle, self.conf)}

@@ -201,6 +201,12 @@ def image_name(value: Any, key: str) -> None:
         )
 
 
+def sent_name(value: Any, key: str) -> None:
+    """The name of an uploaded image as 3D Slicer sends it: with the path on the viewer's machine, which is not read."""
+    absolute = isinstance(value, str) and value.startswith("/") and "/../" not in value
+    image_name(value.rpartition("/")[2] if absolute else value, key)
+
+
 def session_name(value: Any, key: str) -> None:
     """The name of a file in a session: an image, or one of a DICOM series."""
     if not (isinstance(value, str) and re.fullmatch(r"[\w-]{1,100}(\.[0-9]{1,20}){0,30}(\.dcm|\.DCM)?", value)):

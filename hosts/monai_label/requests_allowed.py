@@ -19,7 +19,6 @@ from request_checks import (
     anything,
     check_keys,
     check_new_id,
-    image_name,
     json_object,
     json_of,
     matching,
@@ -31,6 +30,7 @@ from request_checks import (
     optional,
     quoted,
     refused,
+    sent_name,
     session_name,
     switch,
     whole,
@@ -68,6 +68,7 @@ def label_info(value: Any, key: str) -> None:
 
 
 INFO = {"client_id": person, "label_info": label_info, "comment": text}
+LABEL_INFO = INFO | {"model": one_of((MODEL, ""))}  # of which 3D Slicer says that a label is
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -90,6 +91,7 @@ def infer_keys(devices: Sequence[str], weights: Callable[[], list[str]]) -> dict
         "result_extension": optional(one_of(RESULT_SUFFIXES)),
         "result_dtype": optional(one_of(TYPES)),
         "result_compress": switch,
+        "restore_label_idx": off,  # OHIF's, of other models
         "save_label": switch,
         "label_tag": prediction_tag,
         "client_id": person,
@@ -202,7 +204,7 @@ def infer_routes(devices: Sequence[str], weights: Callable[[], list[str]]) -> li
             rf"/infer/{MODEL}",
             query=ids | {"output": one_of(("image", "json", "all"))},
             form={"params": json_of(infer_keys(devices, weights) | own)},
-            files={"file": image_name, "label": image_name},
+            files={"file": sent_name, "label": sent_name},
         )
     ]
 
@@ -241,7 +243,7 @@ def image_routes() -> list[Route]:
     return [
         Route("GET", r"/datastore", query={"output": one_of(("stats", "all"))}),
         Route("GET", r"/datastore/dataset", query={"limit_cases": of_text(whole(1, MAX_CASES))}),
-        Route("PUT", old, query=added, form={"params": info}, files={"file": image_name}),
+        Route("PUT", old, query=added, form={"params": info}, files={"file": sent_name}),
         Route("DELETE", old, query={"id": check_id}),
         Route("HEAD", r"/datastore/image", query=image | checksum),
         Route("GET", r"/datastore/image|/datastore/image/info", query=image),
@@ -251,10 +253,10 @@ def image_routes() -> list[Route]:
 
 def label_routes() -> list[Route]:
     """The labels of the datastore's images."""
-    image, label, info = {"image": check_id}, {"label": check_id, "tag": tag}, json_of(INFO)
+    image, label, info = {"image": check_id}, {"label": check_id, "tag": tag}, json_of(LABEL_INFO)
     path = r"/datastore/label"
     return [
-        Route("PUT", path, query=image | {"tag": optional(tag)}, form={"params": info}, files={"label": image_name}),
+        Route("PUT", path, query=image | {"tag": optional(tag)}, form={"params": info}, files={"label": sent_name}),
         Route("DELETE", path, query={"id": check_id, "tag": tag}),
         Route("HEAD", path, query=image | {"tag": tag}),
         Route("GET", rf"{path}|{path}/info", query=label),

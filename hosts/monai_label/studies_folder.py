@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monailabel.datastore.local import LocalDatastore
+from monailabel.interfaces.datastore import DefaultLabelTag
 from request_checks import UPLOAD_SUFFIXES, check_new_id
 
 from istn_monai.workflow.host_requests import FORBIDDEN, RequestError, is_inside
@@ -57,6 +58,11 @@ class StudiesFolder(LocalDatastore):
         """The ids of images that requests may read."""
         folder = Path(self._datastore_path)
         return [name for name in image_ids if is_inside(Path(super(StudiesFolder, self).get_image_uri(name)), folder)]
+
+    def label_rank(self, image_id: str) -> int:
+        """0 for an image with a label that a person has finished, 1 with any other label, 2 with none."""
+        tags = self.get_labels_by_image_id(image_id)
+        return 0 if DefaultLabelTag.FINAL in tags else 1 if tags else 2
 
     def list_images(self) -> list[str]:
         """The ids of all images."""

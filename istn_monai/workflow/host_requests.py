@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.inferer import refinement_of
 from istn_monai.io.datalist import IMAGE_SUFFIXES
-from istn_monai.metrics import field_metrics, without_nan
-from istn_monai.qa.measures import refinement_metrics
+from istn_monai.metrics import Metrics, field_metrics, without_nan
+from istn_monai.qa.measures import measure, refinement_metrics, registered_pair
 from istn_monai.qa.rules import traffic_light
 from istn_monai.transforms.keys import GUIDANCE, MASK_KEYS, ORIGINAL_KEYS, PAIR_KEYS, POINT_KEYS, Pair
 
@@ -166,6 +166,7 @@ class RequestPaird(MapTransform):
         self.check_steps(data.get("refine_steps", 0))
         folder = self.studies_folder(data["image"])
         pair = {"fixed_image": self.fixed(data["image"], folder)} | self.moving(data, folder)
+        check_two(pair["fixed_image"], pair["moving_image"])
         warnings = [] if "moving_label" in pair else ["the moving image has no label: the result is the warped image"]
         names = {key: name_of(image) for key, image in pair.items() if key != "fixed_image"}
         kept = {key: value for key, value in data.items() if key not in OWN_KEYS}
@@ -237,6 +238,16 @@ class RequestPaird(MapTransform):
         return file
 
 
+def check_two(fixed: Any, moving: Any) -> None:
+    """RequestError if an image of the datastore were registered to itself, which says nothing."""
+    files = [Path(image).resolve() for image in (fixed, moving) if isinstance(image, (str, os.PathLike))]
+    if len(files) == 2 and files[0] == files[1]:
+        raise RequestError(
+            f"moving_image: {Path(moving).name} is the patient's image itself; choose another case, one with labels "
+            "(in 3D Slicer and OHIF: among the options)"
+        )
+
+
 def given(data: Mapping[Hashable, Any], key: str) -> Any:
     """A request's value; None if it is missing or an empty text, which is what a form sends."""
     value = data.get(key)
@@ -255,10 +266,19 @@ class Replyd(Transform):
 
     - ``pred``: the moving label ``(1, *fixed)`` on the request's image's own grid, or, without one, the warped image;
       the host takes size and affine from the metadata of ``image``, which are those of the request's image still;
-    - ``result``: for the reply's JSON, see :func:`report`.
+    - ``result``: for the reply's JSON, see :meth:`report`.
 
     A ``result_dtype`` that cannot hold the values of ``pred`` is an error.
+
+    Args:
+        network: a :class:`istn_monai.networks.DisplacementNetwork`, of any weights: it tells what the representations
+            are. Without it the rules of QA that need them do not apply.
+        soi_labels: groups of label values that it was trained on; None for real-valued maps.
     """
+
+    def __init__(self, network: nn.Module | None = None, soi_labels: Sequence[Sequence[int]] | None = None) -> None:
+        self.network = network
+        self.soi_labels = soi_labels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         """After ``WarpPaird``, with the ddf ``(D, *S)`` under ``pred``."""
@@ -269,7 +289,30 @@ class Replyd(Transform):
         values = output.as_tensor().cpu()
         check_holds(data.get("result_dtype"), values)
         pred = with_affine(values.float() if label is None else narrowed(values), affine_of(output), output)
-        return dict(data) | {"pred": pred, "result": report(data)}
+        return dict(data) | {"pred": pred, "result": self.report(data)}
+
+    def report(self, data: Mapping[Hashable, Any]) -> dict[str, Any]:
+        """What a reply says of a registration, in plain numbers; None for what is not a number.
+
+        ``moving_image``, ``moving_label``: their names; ``warnings``: the request's own notes; ``steps`` and
+        ``seconds`` of the refinement; the metrics of the field and of the refinement, by the names that they have
+        everywhere, see :func:`istn_monai.metrics.field_metrics` and
+        :func:`istn_monai.qa.measures.refinement_metrics`; ``qa``: the pair's ``status`` and the ``reasons`` for it, as
+        on the QA page and in ``report.json``.
+        """
+        refinement = refinement_of(data["pred"])
+        done = None if refinement is None else refinement.report
+        ddf = convert_to_tensor(data["pred"], track_meta=False, device="cpu")
+        metrics = field_metrics(ddf, Grid.of(data["image"]).spacing) | refinement_metrics(done)
+        verdict = traffic_light(self.measured(data) or metrics).report()
+        qa = {name: verdict[name] for name in ("status", "reasons", "skipped")}
+        return without_nan(data["request"] | ({} if done is None else done.numbers()) | metrics | {"qa": qa})
+
+    def measured(self, data: Mapping[Hashable, Any]) -> Metrics:
+        """The metrics of the QA page; none without the network, or of an inferer that kept no representations."""
+        if self.network is None or "moving_representation" not in data:
+            return {}
+        return measure(registered_pair(data, self.network, self.soi_labels))
 
 
 def narrowed(label: Tensor) -> Tensor:
@@ -287,22 +330,6 @@ def check_holds(dtype: Any, values: Tensor) -> None:
     if not bounds.min <= low <= high <= bounds.max:
         raise RequestError(
             f"result_dtype {dtype} holds {bounds.min} to {bounds.max}, but the result has values from {low:g} to "
-            f"{high:g}: leave result_dtype out, or give the moving image a label"
+            f"{high:g}: choose a moving image with a label, or leave result_dtype out (3D Slicer asks for uint8)"
         )
 
-
-def report(data: Mapping[Hashable, Any]) -> dict[str, Any]:
-    """What a reply says of a registration, in plain numbers; None for what is not a number.
-
-    ``moving_image``, ``moving_label``: their names; ``steps`` and ``seconds`` of the refinement; the metrics of the
-    field and of the refinement, by the names that they have everywhere, see :func:`istn_monai.metrics.field_metrics`
-    and :func:`istn_monai.qa.measures.refinement_metrics`; ``warnings``: the request's own notes, then what the rules of
-    :mod:`istn_monai.qa.rules` say of these metrics. Rules that need the representations do not apply: a host has none.
-    """
-    refinement = refinement_of(data["pred"])
-    done = None if refinement is None else refinement.report
-    ddf = convert_to_tensor(data["pred"], track_meta=False, device="cpu")
-    metrics = field_metrics(ddf, Grid.of(data["image"]).spacing) | refinement_metrics(done)
-    names = dict(data["request"])
-    warnings = names.pop("warnings") + traffic_light(metrics).reasons
-    return without_nan(names | ({} if done is None else done.numbers()) | metrics | {"warnings": warnings})

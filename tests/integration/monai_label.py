@@ -31,6 +31,7 @@ import nibabel as nib
 import numpy as np
 from label_attacks import Target, all_attacks, files_of, form, harm
 from monai_label_server import ROOT, SUFFIX, Reply, Server, make_environment, multipart, serve
+from slicer_plugin import SlicerPlugin
 
 DATA = Path(os.environ.get("ISTN_DATA_DIR", ROOT.parent / "shared" / "data")) / "hippocampus"
 SHIPPED = ROOT / "bundle" / "models" / "model.pt"
@@ -181,6 +182,7 @@ def check_errors(server: Server, check: Checks, pair: tuple[str, str]) -> None:
         (403, "label must be an upload", fixed, {"label": outside}),
         (403, "image must be an id", outside, {"moving_image": moving}),
         (403, "model_filename", fixed, {"moving_image": moving, "model_filename": "../../model.pt"}),
+        (400, "model_filename", fixed, {"moving_image": moving, "model_filename": "any_contrast.pt"}),
         (403, "label_tag", fixed, {"moving_image": moving, "save_label": True, "label_tag": "../../secret"}),
         (400, "refine_steps must be a whole number", fixed, {"moving_image": moving, "refine_steps": -1}),
         (400, "refine_steps must be a whole number", fixed, {"moving_image": moving, "refine_steps": 10**9}),
@@ -328,9 +330,54 @@ def check_datastore(server: Server, check: Checks, target: Target) -> None:
     wait(lambda: "new" not in json.loads(server.request("GET", "/datastore/?output=all")[2])["objects"])
 
 
+def check_slicer(server: Server, check: Checks, target: Target) -> None:
+    """What 3D Slicer's module sends for each of its clicks, in the order in which a user comes to them."""
+    slicer, folder = SlicerPlugin(server), target.run / "viewer"
+    folder.mkdir()
+    slicer.fetch_info()
+    cases, steps = (slicer.table()[key] for key in ("moving_image", "refine_steps"))
+    final = sorted(file.name.removesuffix(SUFFIX) for file in (target.run / "studies/labels/final").glob(f"*{SUFFIX}"))
+    check(cases[: len(final)] == final and "link" not in cases, f"the options offer the labeled cases first: {cases}")
+    check(steps == STEPS, f"a run refines, in {steps} steps")
+    files = slicer.table()["model_filename"]
+    check(files == ["model.pt"], f"the options offer the weights that fit the served network alone: {files}")
+    check(str(target.run) not in json.dumps(slicer.info), "the options name no folder of the server")
+    image, content = slicer.next_sample()
+    check(image not in final and len(content) > 1000, f"the next sample has no final label: {image}")
+    reply = slicer.run(image)
+    good = reply.status == 200 and reply.values.shape == nib.load(DATA / "imagesTr" / (image + SUFFIX)).shape
+    good = good and set(np.unique(reply.values)) == {0, 1, 2}
+    check(good, f"a run with the first entry of each list: {reply.status}")
+    score, qa = dice(reply.values, image), reply.params.get("qa", reply.params)
+    check(score > MIN_DICE, f"its labels: Dice {score:.3f}")
+    check(qa["status"] in ("green", "amber") and len(qa["skipped"]) < 4, f"its light: {qa}")
+    other = slicer.run(image, moving_image=cases[1])
+    different = other.status == 200 and other.params["moving_image"] == cases[1] + SUFFIX
+    check(different and not np.array_equal(other.values, reply.values), "a run with another entry")
+    reply = slicer.run(cases[0])
+    detail = reply.params.get("detail", "")
+    check(reply.status == 400 and "choose another" in detail, f"a case is not registered to itself: {detail}")
+    file = folder / f"tmp1_2{SUFFIX}"
+    shutil.copy(DATA / "imagesTr" / (target.fixed + SUFFIX), file)
+    status, answer = slicer.upload_volume(file, "MRHead 1")
+    slicer.fetch_info()
+    check(status == 200 and "MRHead 1" in slicer.table()["moving_image"], f"a volume is uploaded: {status} {answer}")
+    reply = slicer.run("MRHead 1")
+    check(reply.status == 200 and dice(reply.values, target.fixed) > MIN_DICE, "and registered")
+    reply = slicer.run(image, moving_image="MRHead 1")
+    check(reply.status == 400, f"as the moving image, it has no labels: {reply.status} {reply.params['detail']}")
+    shutil.copy(DATA / "labelsTr" / (target.fixed + SUFFIX), file)
+    status, answer = slicer.submit_label("MRHead 1", file)
+    slicer.fetch_info()
+    first = slicer.table()["moving_image"].index("MRHead 1") <= len(final)
+    check(status == 200 and first, f"its label is submitted, and it is among the first: {status} {answer}")
+    for path in ("label?id=MRHead%201&tag=final", "?id=MRHead%201"):
+        server.request("DELETE", f"/datastore/{path}")
+
+
 def check_batch(server: Server, check: Checks, target: Target) -> None:
     """The atlas's labels for images of the datastore, in the background; they do not take the place of final ones."""
-    body = json.dumps({"moving_image": target.moving, "max_batch_size": 1}).encode()
+    body = json.dumps({"moving_image": target.moving, "refine_steps": 0, "max_batch_size": 1}).encode()
     status = server.request("POST", "/batch/infer/istn?images=unlabeled", body)[0]
     task = wait(lambda: finished(server, "/batch/infer"))
     check(status == 200 and task["status"] == "DONE", f"a batch of one image: {status}, {task['status']}")
@@ -373,6 +420,8 @@ def check_training(server: Server, check: Checks, app: Path, pair: tuple[str, st
     check("Restored all variables" in lines and "[1/6]" in lines, "from the served network, 6 pairs of 3 images")
     check(digest(models / "original.pt") == digest(SHIPPED), "the first network is kept")
     check(digest(models / "model.pt") != digest(SHIPPED), "the trained network is served")
+    config = json.loads(server.request("GET", "/info/")[2])["models"]["istn"]["config"]
+    check(config["model_filename"] == ["model.pt", "original.pt"], f"and the first: {config['model_filename']}")
     check(not list(app.parent.rglob("synthetic*")), "no synthetic data were made")
     reply = server.infer(fixed, moving_image=moving, refine_steps=STEPS)
     check(reply.status == 200 and dice(reply.values, fixed) > MIN_DICE, f"Dice {dice(reply.values, fixed):.3f} with it")
@@ -431,6 +480,7 @@ def run(work: Path) -> int:
             check_attacks(server, check, target)
             check_limits(server, check, target)
             check_datastore(server, check, target)
+            check_slicer(server, check, target)
             check_batch(server, check, target)
             check_repeated(server, check, pairs[0])
             check_training(server, check, app, pairs[0], run_folder / f"{app.name}.log")

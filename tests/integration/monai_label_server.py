@@ -25,18 +25,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from monai.data import ITKReader
+from monai.transforms import LoadImage
 
 ROOT = Path(__file__).resolve().parents[2]
-REQUIREMENTS = Path(__file__).with_name("monai_label_requirements.txt")
+APP = ROOT / "hosts" / "monai_label"
+REQUIREMENTS = APP / "requirements.txt"
 SUFFIX = ".nii.gz"
-# PyPI's torchvision is built for CUDA; beside a CPU build of torch it cannot be imported until these are declared
-SITECUSTOMIZE = """
-import torch
-
-library = torch.library.Library("torchvision", "DEF")
-for name in ("nms", "qnms"):
-    library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-"""
 
 
 def make_environment(folder: Path) -> Path:
@@ -47,8 +42,6 @@ def make_environment(folder: Path) -> Path:
     if not (complete.is_file() and complete.read_text(encoding="utf-8") == wanted):
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=True)
-        site = next((folder / "lib").glob("python*/site-packages"))
-        (site / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
         complete.write_text(wanted, encoding="utf-8")
     subprocess.run([*pip, "--force-reinstall", "--no-build-isolation", str(ROOT)], check=True)
     return python
@@ -84,7 +77,8 @@ class Server:
             return error.code, error.headers["Content-Type"], error.read()
 
     def infer(self, image: str = "", uploads: dict[str, Path] | None = None, session: str = "", **params: Any) -> Reply:
-        """``POST /infer``."""
+        """``POST /infer``, in one pass if ``params`` say nothing else."""
+        params = {"refine_steps": 0} | params
         query = urllib.parse.urlencode({"image": image, "session_id": session, "output": "all"})
         body, kind = multipart({"params": json.dumps(params)}, uploads or {})
         return Reply.of(*self.request("POST", f"/infer/istn?{query}", body, kind))
@@ -105,17 +99,25 @@ class Reply:
     affine: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
-    def of(cls, status: int, kind: str, body: bytes) -> Reply:
+    def of(cls, status: int, kind: str, body: bytes, suffix: str = SUFFIX) -> Reply:
         if not kind.startswith("multipart"):
             return cls(status, json.loads(body) if kind.startswith("application/json") else {"text": body.decode()})
         head = f"Content-Type: {kind}\r\n\r\n".encode()
         parts = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + body).iter_parts()
         params, image = (part.get_payload(decode=True) for part in parts)
-        with tempfile.NamedTemporaryFile(suffix=SUFFIX) as file:
+        with tempfile.NamedTemporaryFile(suffix=suffix) as file:
             file.write(image)
             file.flush()
-            loaded = nib.load(file.name)
-            return cls(status, json.loads(params), np.asarray(loaded.dataobj), loaded.affine)
+            return cls(status, json.loads(params), *loaded(file.name))
+
+
+def loaded(file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values and affine of an image."""
+    if file.endswith(SUFFIX):
+        image = nib.load(file)
+        return np.asarray(image.dataobj), image.affine
+    image = LoadImage(reader=ITKReader(), image_only=True)(file)
+    return image.numpy(), image.affine.numpy()
 
 
 def multipart(fields: dict[str, str], files: dict[str, Path]) -> tuple[bytes, str]:
@@ -138,18 +140,18 @@ def serve(python: Path, app: Path, studies: Path, work: Path, *conf: str) -> Ite
     temporary, log = work / "tmp", work / f"{app.name}.log"
     temporary.mkdir(exist_ok=True)
     port = free_port()
-    command = [str(python), "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
+    start = app / "start.py" if (app / "start.py").is_file() else APP / "start.py"  # the stock app has none
+    command = [str(python), str(start), str(studies), "--app", str(app)]
     for key, value in zip(conf[::2], conf[1::2], strict=True):
         command += ["--conf", key, value]
     environment = os.environ | {
-        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         "TMPDIR": str(temporary),
         "MONAI_LABEL_SESSION_PATH": str(work / "sessions"),
         "PYTHONPATH": "",
     }
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            [*command, "--port", str(port)],
             stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=work, start_new_session=True,
         )  # fmt: skip
     server = Server(process, f"http://127.0.0.1:{port}", temporary)
