@@ -44,12 +44,19 @@ def trained(toy, tmp_path_factory):
 
 def test_training_leaves_checkpoints_curves_and_pictures(trained):
     output, _ = trained
-    assert {file.name for file in (output / "models").iterdir()} == {"model.pt", "last.pt"}
+    assert {file.name for file in (output / "models").iterdir()} == {"model.pt", "last.pt", "how_to_register.txt"}
     log = EventAccumulator(str(output / "tensorboard"))
     log.Reload()
     assert {"train_loss", "train_loss_iteration", "val_mean_dice"} <= set(log.Tags()["scalars"])
     assert log.Tags()["images"] == [f"validation pair {n + 1}" for n in range(len(log.Tags()["images"]))] != []
     assert (output / "training.png").stat().st_size > 5000 and (output / "training.csv").exists()
+    log = (output / "training.log").read_text(encoding="utf-8")
+    assert "training: 4 pairs, 2 for validation, of " in log and "on cpu (" in log and "learning_rate" in log
+    lines = [line.split("  ", 1)[1] for line in log.splitlines()]
+    assert lines[3].startswith("before training  validation Dice 0.")
+    assert lines[4].startswith("epoch 1/2  loss ") and "left" in lines[4]
+    assert lines[5].startswith("epoch 2/2  loss ") and "left" not in lines[5]
+    assert lines[6].startswith("best validation Dice") and "how_to_register.txt" in lines[7]
     checkpoint = torch.load(output / "models" / "last.pt", weights_only=True)
     assert checkpoint["trainer"]["iteration"] == 4
     weights = read_weights(output / "models" / "model.pt")

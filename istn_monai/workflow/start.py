@@ -241,4 +241,5 @@ def finish_training(checkpoints: Any, data: Sequence[Item], bundle_root: str) ->
         lines.append(f"how to register with it: {write_how_to(checkpoints)}")
     for line in lines:
         print(line)
-        note(line, checkpoints.best_file.parents[1] if checkpoints.best_file.parent.name == "models" else ".")
+        if checkpoints.best_file.parent.name == "models":  # in the folder of a run
+            note(line, checkpoints.best_file.parents[1])

@@ -1,0 +1,187 @@
+"""What long commands say: lines and bars, on terminals and elsewhere, and what is kept of it."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from istn_monai.__main__ import main
+from istn_monai.synthetic.pairs import synthesize
+from istn_monai.workflow import console, how_to
+from istn_monai.workflow.checkpoints import UNTRAINED, Checkpoints
+from istn_monai.workflow.curves import LINE, SHOWN, captioned, enlarged
+from istn_monai.workflow.epoch_lines import EpochLineHandler
+
+
+def test_lines_go_to_the_terminal_unless_it_shall_be_quiet(capsys, monkeypatch):
+    console.say("heard")
+    monkeypatch.setenv("ISTN_OUTPUT", "quiet")
+    console.say("not heard")
+    assert capsys.readouterr().out == "heard\n"
+
+
+def test_only_the_first_process_says_something(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    console.say("said")
+    console.note("noted", tmp_path)
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
+def test_the_log_goes_on_after_an_interruption(tmp_path):
+    console.note("one", tmp_path)
+    console.note("two", tmp_path)
+    lines = (tmp_path / "training.log").read_text(encoding="utf-8").splitlines()
+    assert [line.split("  ")[1] for line in lines] == ["one", "two"]
+    time.strptime(lines[0].split("  ")[0], "%Y-%m-%d %H:%M:%S")
+
+
+def test_a_log_that_cannot_be_written_does_not_end_a_training(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        console.note("one", tmp_path / "missing")
+    assert "no line in training.log" in caplog.text
+
+
+@pytest.mark.parametrize("number, said", [(1, []), (3, [1, 2, 3]), (25, [3, 6, 9, 12, 15, 18, 21, 24, 25])])
+def test_without_a_terminal_items_are_counted_in_lines(capsys, number, said):
+    assert list(console.counted(range(number), "evaluating")) == list(range(number))
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [f"evaluating: {n} of {number} pairs" for n in said] and captured.err == ""
+
+
+def test_on_a_terminal_items_have_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert console.bars() and list(console.counted(range(3), "evaluating")) == [0, 1, 2]
+    captured = capsys.readouterr()
+    assert "evaluating: 100%" in captured.err and captured.out == ""
+    monkeypatch.setenv("ISTN_OUTPUT", "quiet")
+    assert not console.bars()
+
+
+@pytest.mark.parametrize("output, level", [(None, logging.WARNING), ("verbose", logging.INFO)])
+def test_engines_are_heard_when_it_shall_be_verbose(monkeypatch, output, level):
+    if output:
+        monkeypatch.setenv("ISTN_OUTPUT", output)
+    console.calm()
+    assert logging.getLogger("ignite.engine.engine.SupervisedTrainer").getEffectiveLevel() == level
+
+
+# --- epochs -----------------------------------------------------------------------------------------------------------
+
+
+def run_epochs(folder, epochs: int, start: int = 0) -> None:
+    """A trainer that does nothing, validated every second epoch, at 10 s an epoch."""
+    state = SimpleNamespace(key_metric_name="dice", epoch=0, metrics={"dice": 0.25})
+    evaluator, known = SimpleNamespace(state=state), SimpleNamespace(best=0.25, best_epoch=0)
+    trainer = Engine(lambda engine, batch: None)
+
+    def begin(engine):
+        engine.state.epoch = start
+
+    def validate(engine):
+        engine.state.metrics["train_loss"] = 1 / engine.state.epoch
+        if engine.state.epoch % 2 == 0:
+            state.epoch, state.metrics["dice"] = engine.state.epoch, 0.5
+            known.best, known.best_epoch = 0.5, 2
+
+    trainer.add_event_handler(Events.STARTED, begin)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    EpochLineHandler(folder, evaluator, known).attach(trainer)
+    trainer.run([0], max_epochs=epochs)
+
+
+@pytest.fixture
+def ten_seconds(monkeypatch):
+    """A clock that goes on by 10 s whenever it is looked at."""
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("istn_monai.workflow.epoch_lines.time.monotonic", lambda: next(clock))
+
+
+def test_each_epoch_has_a_line_with_loss_dice_and_the_time_that_is_left(tmp_path, capsys, ten_seconds):
+    run_epochs(tmp_path, 12)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "before training  validation Dice 0.2500",
+        "epoch  1/12  loss 1.0000  10 s  left 2 min",
+        "epoch  2/12  loss 0.5000  validation Dice 0.5000 (best 0.5000, epoch 2)  10 s  left 2 min",
+    ]
+    assert lines[-1].startswith("epoch 12/12") and "left" not in lines[-1] and len(lines) == 13
+    kept = (tmp_path / "training.log").read_text(encoding="utf-8").splitlines()
+    assert [line.split("  ", 1)[1] for line in kept] == lines
+
+
+def test_a_training_that_goes_on_counts_its_own_epochs_for_the_time_left(tmp_path, capsys, ten_seconds):
+    run_epochs(tmp_path, 12, start=8)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "going on after epoch 8 of 12" and lines[1].endswith("10 s  left 30 s")
+
+
+def test_a_training_that_learned_nothing_says_so_and_what_to_do():
+    checkpoints = object.__new__(Checkpoints)
+    checkpoints.best, checkpoints.best_epoch, checkpoints.best_file = 0.5, 0, "model.pt"
+    assert checkpoints.report().endswith(UNTRAINED) and "max_epochs" in UNTRAINED
+    checkpoints.best_epoch = 3
+    assert checkpoints.report() == "best validation Dice 0.5000, epoch 3, checkpoint model.pt"
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_three_times_larger_and_have_a_caption():
+    row = torch.rand(3, 40, 5 * 48)
+    large = enlarged(row)
+    assert torch.equal(large[:, ::3, ::3], row) and torch.equal(large[:, 1::3, 2::3], row)
+    picture = captioned(large, "validation pair 1, epoch 3")
+    assert picture.shape == (3, 120 + 2 * LINE, 720) and torch.equal(picture[:, 2 * LINE :], large)
+    band = picture[:, LINE : 2 * LINE]
+    for number in range(len(SHOWN)):  # each picture has its name above it
+        assert band[..., number * 144 : number * 144 + 60].max() > 0.9
+    assert not torch.equal(picture, captioned(large, "validation pair 2, epoch 3"))
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A datalist of small pairs, and a folder to work in."""
+    datalist = synthesize(tmp_path / "data", (32, 32), train=3, validation=1, test=1, image_format="nii.gz")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return datalist
+
+
+def test_a_dry_run_checks_and_writes_nothing(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["istn-monai", "train", str(folder), "--dry_run", "True", "--max_epochs", "3"])
+    main()
+    said = capsys.readouterr().out
+    assert "training: 3 pairs, 1 for validation, of " in said and "would train 3 epochs of 3 steps" in said
+    assert said.endswith("dry run: nothing was trained\n") and not list((tmp_path / "work").iterdir())
+
+
+def test_a_dry_run_finds_what_is_wrong(folder, tmp_path, monkeypatch):
+    next((tmp_path / "data" / "training").glob("*fixed_image*")).unlink()
+    monkeypatch.setattr(sys, "argv", ["istn-monai", "train", str(folder), "--dry_run"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert "training[" in str(ended.value.code) and "fixed_image" in str(ended.value.code)
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_quiet_training_says_its_last_lines_alone_and_leaves_instructions(folder, tmp_path):
+    command = [sys.executable, "-m", "istn_monai", "train", str(folder), "--quiet", "--max_epochs", "1"]
+    done = subprocess.run(command, cwd=tmp_path / "work", capture_output=True, text=True, check=True)
+    assert "epoch 1/1" not in done.stdout and "validation Dice" in done.stdout
+    (text,) = (tmp_path / "work").glob(f"runs/*/models/{how_to.HOW_TO}")
+    run = text.parents[1].relative_to(tmp_path / "work")
+    said = text.read_text(encoding="utf-8")
+    assert f"--model {run} --output_dir registration" in said and str(tmp_path) not in said
+    assert "epoch 1/1" in (text.parents[1] / console.LOG).read_text(encoding="utf-8")
+    assert "\r" not in done.stderr and "input summary" not in done.stdout + done.stderr
