@@ -86,7 +86,8 @@ def test_the_first_pairs_are_shown_at_each_validation(tmp_path, number, shown):
     events = accumulators.EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     assert sorted(events.Tags()["images"]) == [f"validation pair {n}" for n in shown]
     assert [event.step for event in events.Images("validation pair 2")] == [0, 1, 3]
-    assert (events.Images("validation pair 1")[0].width, events.Images("validation pair 1")[0].height) == (180, 30 + 2 * LINE)
+    first = events.Images("validation pair 1")[0]
+    assert (first.width, first.height) == (180, 30 + 2 * LINE)
 
 
 # ---- curves ----------------------------------------------------------------------------------------------------------
