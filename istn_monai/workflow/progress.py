@@ -132,8 +132,8 @@ class Progress:
 
     def entry(self, number: int, values: Mapping[str, Any]) -> Entry:
         """An entry, of what its file keeps and what lies beside."""
-        beside = {name: self.beside(number, name).read_bytes() for name in BESIDE}
-        return Entry(**values | beside)
+        whole: dict[str, Any] = {**values, **{name: self.beside(number, name).read_bytes() for name in BESIDE}}
+        return Entry(**whole)
 
     def beside(self, number: int, name: str) -> Path:
         """The file of a pair's picture, or of what its viewer shows."""
