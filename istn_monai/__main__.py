@@ -115,7 +115,7 @@ def register(
 
     Writes for each pair warped.nii.gz (the moving image on the fixed image's own grid), transform.h5 and
     displacement.nii.gz (fixed to moving points; open in ITK, 3D Slicer, ANTs), both representations, report.json, and
-    qa.png, which shows how well it went; of a datalist also qa.html with all of these.
+    qa.png and view.html, which show how well it went; of a datalist also qa.html with all of these.
 
     Args:
         moving: image to be warped; or a datalist (.json), whose pairs go to output_dir/pair_0000 and so on.

@@ -72,7 +72,7 @@ SETTINGS: dict[str, str] = {
     "moving_series": "Series Instance UID of the moving image, where its DICOM folder holds several",
     "fixed_series": "likewise, of the fixed image",
     "both_ways": "evaluation also registers the other way round, for inverse consistency; False saves the time",
-    "qa": "writes the QA page: qa.png of a pair, qa.html of an evaluation; False leaves it out",
+    "qa": "writes the QA page: qa.png and view.html of a pair, qa.html of an evaluation; False leaves it out",
     "overwrite": "replaces an earlier result of other inputs, weights or options: all its files are removed first",
     "evaluated_labels": "as soi_labels, of what evaluation compares; soi_labels by default",
     "evaluated_split": "part of the datalist to evaluate",

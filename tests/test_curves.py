@@ -44,7 +44,7 @@ def test_pair_picture_is_a_row_of_five_in_color(size, channels):
     assert picture.min() >= 0 and picture.max() <= 1
     gray, color = picture[..., : 4 * size[0]], picture[..., 4 * size[0] :]
     assert torch.equal(gray[0], gray[1]) and torch.equal(gray[0], gray[2])
-    assert color[0].any() and color[1].any() and torch.equal(color[0], color[2])
+    assert color[0].any() and color[1].any() and torch.equal(color[0], color[2])  # magenta and green
 
 
 def test_pair_picture_shows_fixed_then_moving_warped():

@@ -69,7 +69,7 @@ def test_a_stage_has_the_dice_of_its_displacement():
 
 
 @pytest.mark.parametrize("view", [0, 1, 2])
-def test_contours_are_red_and_green_until_they_agree(view):
+def test_contours_are_magenta_and_green_until_they_agree(view):
     drawn = {}
     for voxels in (0.0, 2.0):
         row = {"initial": figures.stage(pair_3d(2), shifted(voxels))}

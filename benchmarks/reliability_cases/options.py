@@ -79,7 +79,7 @@ def switches() -> Iterator[Case]:
         )
     for word in OFF:
         command = register("--qa", word, "--inverse", word)
-        check = both(registered(), absent("out/qa.png", "out/inverse_transform.h5"))
+        check = both(registered(), absent("out/qa.png", "out/view.html", "out/inverse_transform.h5"))
         yield Case(
             KIND,
             f"register --qa {word} --inverse {word}",

@@ -166,14 +166,14 @@ def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = TITLE)
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">{GENERATOR}<title>{html.escape(title)}</title>',
         POLICY,
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        f"<style>{STYLE}</style>{style()}</head><body>",
+        f"<style>{STYLE}</style>{style() if shown else ''}</head><body>",
         f"<h1>{html.escape(title)}</h1><p>{len(ordered)} pairs: {counts}</p>",
         "<p>The worst first. The status is that of the worst rule; each page states its rules and their limits. It "
         "warns of what looks unlike a good registration and proves nothing: look at the pictures.</p>",
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>',
         f"<tbody>{''.join(map(row, ordered))}</tbody></table></div>",
         *(section(entry, entry.name in shown) for entry in ordered),
-        f"{script()}</body></html>\n",
+        f"{script() if shown else ''}</body></html>\n",
     ]
     path = absolute(file)
     with replacing(path) as part:

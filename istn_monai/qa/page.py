@@ -31,7 +31,7 @@ NOTE = (
     "Planes through the registration grid, right and front on the left. Magenta: outline of M′, green: of F′, at half "
     "of their full value. Fused: white where both have one structure, orange where they have different ones. The "
     "deformed grid shows where lines of the fixed grid are found in the moving image. Log Jacobian: how much more "
-    "(red) or less (blue) volume a voxel takes from the moving image; black where it folds."
+    "(red) or less (blue) volume a voxel takes from the moving image; yellow where it folds."
 )
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NOTE_IMAGE = " Without an ITN the representations are the images, and no rule knows the anatomy."

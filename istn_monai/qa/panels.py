@@ -22,7 +22,7 @@ from istn_monai.geometry.sampling import voxel_grid
 from istn_monai.qa.measures import RegisteredPair, largest_slices
 
 MOVING, FIXED, FIXED_ON_WHITE = "#ff44ee", "#2fd07f", "#159a57"
-INK, LINE, FOLD = "#20262e", "#3d4a5c", "#000000"
+INK, LINE, FOLD = "#20262e", "#3d4a5c", "#f0e442"
 #: of M' alone, F' alone, one structure in both, different ones in both
 FUSION = ((1.0, 0.27, 0.93), (0.18, 0.82, 0.5), (1.0, 1.0, 1.0), (0.9, 0.62, 0.0))
 ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # of the grid's axes, which are the nearest to R, A, S

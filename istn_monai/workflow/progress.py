@@ -122,14 +122,18 @@ class Progress:
         """What one process kept; nothing, where the file or a picture is not whole."""
         try:
             content = torch.load(file, weights_only=True)
-            entries = {number: Entry(**values, **{name: self.beside(number, name).read_bytes() for name in BESIDE})
-                       for number, values in content["entries"].items()}  # fmt: skip
+            entries = {number: self.entry(number, values) for number, values in content["entries"].items()}
             spread = {name: FieldSpread() for name in content["spread"]}
             for name, sums in content["spread"].items():
                 spread[name].take(**sums)
             return Done(content["rows"], entries, spread)
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
             return Done()
+
+    def entry(self, number: int, values: Mapping[str, Any]) -> Entry:
+        """An entry, of what its file keeps and what lies beside."""
+        whole: dict[str, Any] = {**values, **{name: self.beside(number, name).read_bytes() for name in BESIDE}}
+        return Entry(**whole)
 
     def beside(self, number: int, name: str) -> Path:
         """The file of a pair's picture, or of what its viewer shows."""
