@@ -1,4 +1,4 @@
-"""The Dockerfile: what it copies is there, and enough; versions are pinned; nothing runs as root. It is not built here."""
+"""The Dockerfile: what it copies is there and enough, versions are pinned, nothing runs as root. It is not built."""
 
 from __future__ import annotations
 
