@@ -16,6 +16,7 @@ PAGES = {
     "bundle/docs/README.md": "model-card.md",
     "hosts/monai_label/README.md": "hosts/monai_label.md",
     "hosts/monai_deploy/README.md": "hosts/monai_deploy.md",
+    "hosts/slicer/README.md": "hosts/slicer.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "README.md": "index.md",  # which the site has its own page for

@@ -125,7 +125,8 @@ def test_unknown_keys_of_a_training_are_named_with_those_that_are_allowed():
         {"result_extension": ".py"}, {"result_extension": ".png"}, {"result_dtype": "object"},
         {"result_write_to_file": False},
         {"label_tag": "final"}, {"label_tag": "../final"}, {"label_tag": "a::b"}, {"logging": "debug"},
-        {"skip_writer": True}, {"restore_label_idx": True}, {"restore_label_idx": CALL}, {"fixed_image": {"_target_": "os.getpid"}}, {"theta": [[CALL]]},
+        {"skip_writer": True}, {"restore_label_idx": True}, {"restore_label_idx": CALL},
+        {"fixed_image": {"_target_": "os.getpid"}}, {"theta": [[CALL]]},
     ],
 )  # fmt: skip
 def test_registrations_take_nothing_else(params):

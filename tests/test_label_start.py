@@ -1,4 +1,4 @@
-"""The one command that starts the MONAI Label server: ``hosts/monai_label/start.py``; a real start: tests/integration."""
+"""The command that starts the MONAI Label server, ``hosts/monai_label/start.py``; a real start: tests/integration."""
 
 from __future__ import annotations
 

@@ -308,7 +308,7 @@ class Replyd(Transform):
         qa = {name: verdict[name] for name in ("status", "reasons", "skipped")}
         return without_nan(data["request"] | ({} if done is None else done.numbers()) | metrics | {"qa": qa})
 
-    def measured(self, data: Mapping[Hashable, Any]) -> Metrics:
+    def measured(self, data: Mapping[Any, Any]) -> Metrics:
         """The metrics of the QA page; none without the network, or of an inferer that kept no representations."""
         if self.network is None or "moving_representation" not in data:
             return {}

@@ -1,0 +1,1 @@
+"""What the module ISTNRegistration is made of, besides its panel."""
