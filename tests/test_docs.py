@@ -199,3 +199,37 @@ def test_the_tests_that_the_table_of_formats_names_exist():
     assert len(named) > 15 and named <= known, named - known
     bare = [row for row in rows if "`test_" not in row and not row.startswith(("| ---", "| format"))]
     assert not bare, bare
+
+
+#: what CONTRIBUTING.md's table of words has in its last column, as far as it can be told from other meanings
+NOT_OURS = (
+    r"\brefus(e|es|ed|ing)\b|\bdoubts?\b|\bmend(s|ed|ing)?\b|\bcentr(e|es|ed)\b"
+    r"|[Rr]egularis|[Nn]eighbour|\bgrey\b|[Cc]olour"
+)
+#: sentences that a reader of the field had to read twice
+READ_TWICE = (
+    "intensities align the box, an ISTN the vessels", "no subject in two parts", "where the hardware knows it",
+    "input of another kind than the network", "share the pairs", "in all images only disturbs", "by heart",
+    "Amber: look.", "The best of all.", "No rule fires", "in a few letters", "two such agree", "creeping",
+    "Calls a method of all parts",
+)  # fmt: skip
+
+
+def written() -> dict[str, str]:
+    """What users and developers read: documents, docstrings, messages and names, without the table of words itself."""
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Dockerfile"]
+    for folder, ends in (("docs", "md"), ("istn_monai", "py"), ("hosts", "py"), ("hosts", "md"), ("bundle", "md")):
+        files += [file for file in (ROOT / folder).rglob(f"*.{ends}") if "model" not in file.parts]
+    texts = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in files}
+    texts["CONTRIBUTING.md"] = re.sub(r"^\|.*$", "", texts["CONTRIBUTING.md"], flags=re.MULTILINE)
+    return texts
+
+
+def test_words_are_those_of_the_table():
+    found = [f"{file}: {match.group()}" for file, text in written().items() for match in re.finditer(NOT_OURS, text)]
+    assert not found
+
+
+def test_no_sentence_that_had_to_be_read_twice_is_left():
+    texts = written()
+    assert not [f"{file}: {words}" for file, text in texts.items() for words in READ_TWICE if words in text]

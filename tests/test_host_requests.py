@@ -144,7 +144,7 @@ def refused(data: dict, status: int, text: str) -> None:
 @pytest.mark.parametrize("name", ["{secret}", "../secret", "labels/final/b", "..", ".hidden", "a\\b", "b\0.nii"])
 def test_paths_are_refused(studies, key, name):
     name = name.format(secret=studies.parent / "secret.nii.gz")
-    refused(request(studies, **{"moving_image": "b", key: name}), 403, f"{key}.*paths are refused")
+    refused(request(studies, **{"moving_image": "b", key: name}), 403, f"{key}.*paths are not allowed")
 
 
 def test_links_out_of_the_studies_folder_are_refused(studies):
@@ -179,7 +179,7 @@ def test_image_from_elsewhere_is_refused(studies, monkeypatch, image):
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".lock", "a\\b", "a\nb", "a\0b", "", "a" * 300])
 def test_an_id_is_no_path(name):
-    with pytest.raises(RequestError, match="paths are refused") as error:
+    with pytest.raises(RequestError, match="paths are not allowed") as error:
         check_id(name, "image")
     assert error.value.status == 403 and len(str(error.value)) < 600
 

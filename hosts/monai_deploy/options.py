@@ -1,7 +1,7 @@
 """Options of the application, from the command line or from environment variables.
 
-The SDK's parser refuses what it does not know, and a packaged application is told all it needs by its environment; so
-the options are taken off the command line first, and each has a variable for its default.
+The SDK's parser raises an error for what it does not know, and a packaged application is told all it needs by its
+environment; so the options are taken off the command line first, and each has a variable for its default.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def optional(check: Check) -> Check:
     return lambda value, key: None if value is None or value == "" else check(value, key)
 
 
-def refused(reason: str) -> Check:
+def never(reason: str) -> Check:
     """A check that nothing passes."""
 
     def check(value: Any, key: str) -> None:

@@ -193,9 +193,9 @@ class RequestGuard:
             except ConnectionAbortedError:
                 return None  # nobody is there to be told
             except HTTPException as error:
-                return await self.refuse(scope, receive, send, error.status_code, str(error.detail))
+                return await self.answer_error(scope, receive, send, error.status_code, str(error.detail))
             except Exception as error:
-                return await self.refuse(scope, receive, send, *self.explain(error))
+                return await self.answer_error(scope, receive, send, *self.explain(error))
             return await reply.send(send)
 
     async def answer(self, scope: Message, receive: Callable, body: IO[bytes], kept: IO[bytes]) -> Reply:
@@ -208,7 +208,7 @@ class RequestGuard:
         reply.clean(self.roots)
         return reply
 
-    async def refuse(self, scope: Message, receive: Callable, send: Callable, status: int, text: str) -> None:
+    async def answer_error(self, scope: Message, receive: Callable, send: Callable, status: int, text: str) -> None:
         """Answers with an error."""
         response = JSONResponse({"detail": without_paths(text, self.roots)}, status)
         await response(scope, receive, send)

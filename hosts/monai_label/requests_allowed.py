@@ -22,6 +22,7 @@ from request_checks import (
     json_object,
     json_of,
     matching,
+    never,
     number,
     object_of,
     of_text,
@@ -29,7 +30,6 @@ from request_checks import (
     one_of,
     optional,
     quoted,
-    refused,
     sent_name,
     session_name,
     switch,
@@ -195,8 +195,8 @@ def all_routes(devices: Sequence[str], weights: Callable[[], list[str]]) -> tupl
 def infer_routes(devices: Sequence[str], weights: Callable[[], list[str]]) -> list[Route]:
     """Registration of one image."""
     # MONAI Label would take these for its own
-    own = {"label": refused("must be an upload; name a moving image by moving_image")}
-    own |= {key: refused("must be an id in the query, not among the parameters") for key in ("image", "session")}
+    own = {"label": never("must be an upload; name a moving image by moving_image")}
+    own |= {key: never("must be an id in the query, not among the parameters") for key in ("image", "session")}
     ids = {"image": optional(check_id), "session_id": optional(session)}
     return [
         Route(

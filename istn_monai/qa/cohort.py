@@ -22,12 +22,12 @@ from istn_monai.qa.rules import AMBER, GREEN, RED, RULES, STATUS_COLORS, STATUSE
 from istn_monai.qa.viewer import POLICY, VIEW_PAGE, content_of, script, style, viewer
 
 QA_COHORT = "qa.html"
-REFUSED = "refused"
+FAILED = "failed"
 GENERATOR = '<meta name="generator" content="istn-monai">'  # by it a page is ours
 TITLE = "Registration QA"
 #: a page's picture in the file, with the hash of the pair's own page
 PICTURE = re.compile(r'data-page="([0-9a-f]{64})" src="data:image/jpeg;base64,([^"]*)"')
-COLORS = STATUS_COLORS | {REFUSED: "#4a5462"}
+COLORS = STATUS_COLORS | {FAILED: "#4a5462"}
 ON_COLORS = {GREEN: "#06120e", AMBER: "#1a1200"}  # text, elsewhere white
 #: columns of the table: what tells most in a cohort
 COHORT_METRICS = (
@@ -66,9 +66,9 @@ class Entry:
     Attributes:
         name: such as ``pair_0007``.
         files: moving and fixed.
-        report: what :meth:`istn_monai.qa.rules.Verdict.report` gives; None for a pair that was refused.
+        report: what :meth:`istn_monai.qa.rules.Verdict.report` gives; None for a pair that failed.
         picture: its page as JPEG; empty without one.
-        error: why it was refused.
+        error: why it failed.
         page: hash of the pair's own page, of which the picture was made.
         view: what its viewer shows, see :func:`istn_monai.qa.sprites.pair_view`; empty without one.
     """
@@ -83,8 +83,8 @@ class Entry:
 
     @property
     def status(self) -> str:
-        """One of ``STATUSES``, or ``REFUSED``."""
-        return REFUSED if self.report is None else self.report["status"]
+        """One of ``STATUSES``, or ``FAILED``."""
+        return FAILED if self.report is None else self.report["status"]
 
     @property
     def reasons(self) -> list[str]:
@@ -93,7 +93,7 @@ class Entry:
 
     @property
     def badness(self) -> tuple[int, int, int]:
-        """Sorts entries: refused, then by status and the number of red and of all reasons."""
+        """Sorts entries: failed, then by status and the number of red and of all reasons."""
         place = len(STATUSES) if self.report is None else STATUSES.index(self.status)
         return place, sum(reason.startswith(RED) for reason in self.reasons), len(self.reasons)
 
@@ -157,7 +157,7 @@ def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = TITLE)
     shown = with_viewers(ordered)
     counts = " ".join(
         f"{badge(status, f'{number} {status}')}"
-        for status in (REFUSED, *reversed(STATUSES))
+        for status in (FAILED, *reversed(STATUSES))
         if (number := sum(entry.status == status for entry in ordered))
     )
     titles = ("pair", "status", "files", *(TITLES[name] for name in COHORT_METRICS))

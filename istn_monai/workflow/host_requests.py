@@ -97,7 +97,7 @@ def check_id(name: Any, key: str) -> str:
     if not name or len(name) > MAX_ID or name.startswith(".") or re.search(r"[/\\\x00-\x1f]", name):
         raise RequestError(
             f"{key} must be an id of an image in the datastore, such as 'case_01', got {name[:MAX_ID]!r}: paths are "
-            "refused; upload the image, or put it into the studies folder",
+            "not allowed; upload the image, or put it into the studies folder",
             FORBIDDEN,
         )
     return name

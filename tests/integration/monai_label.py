@@ -175,10 +175,10 @@ def check_errors(server: Server, check: Checks, pair: tuple[str, str]) -> None:
         (404, "no image 'nobody'", fixed, {"moving_image": "nobody"}),
         (404, "no label 'nobody'", fixed, {"moving_image": moving, "moving_label": "nobody"}),
         (404, "no image with this id", "nobody", {"moving_image": moving}),
-        (403, "paths are refused", fixed, {"moving_image": outside}),
-        (403, "paths are refused", fixed, {"moving_image": "../secret/outside"}),
+        (403, "paths are not allowed", fixed, {"moving_image": outside}),
+        (403, "paths are not allowed", fixed, {"moving_image": "../secret/outside"}),
         (403, "leads out of the studies folder", fixed, {"moving_image": "link"}),
-        (403, "paths are refused", fixed, {"moving_image": moving, "moving_label": outside}),
+        (403, "paths are not allowed", fixed, {"moving_image": moving, "moving_label": outside}),
         (403, "label must be an upload", fixed, {"label": outside}),
         (403, "image must be an id", outside, {"moving_image": moving}),
         (403, "model_filename", fixed, {"moving_image": moving, "model_filename": "../../model.pt"}),
@@ -417,7 +417,8 @@ def check_training(server: Server, check: Checks, app: Path, pair: tuple[str, st
     lines = log.read_text(encoding="utf-8")
     seconds = time.perf_counter() - begin
     check(task["status"] == "DONE", f"one epoch on 4 labeled images: {task['status']}, {seconds:.0f} s")
-    check("Restored all variables" in lines and "training: 6 pairs, " in lines, "from the served network, 6 pairs of 3 images")
+    begun = "Restored all variables" in lines and "training: 6 pairs, " in lines
+    check(begun, "from the served network, 6 pairs of 3 images")
     check(digest(models / "original.pt") == digest(SHIPPED), "the first network is kept")
     check(digest(models / "model.pt") != digest(SHIPPED), "the trained network is served")
     config = json.loads(server.request("GET", "/info/")[2])["models"]["istn"]["config"]
