@@ -61,6 +61,7 @@ class Descent:
         patience: a pair stops after as many full steps without an improvement of at least ``tolerance``, relative.
         tolerance: see ``patience``.
         deadline: on the clock ``time.perf_counter``; None for none.
+        on_step: is called after each step, for a progress bar.
     """
 
     epsilon: float
@@ -68,6 +69,7 @@ class Descent:
     patience: int
     tolerance: float
     deadline: float | None = None
+    on_step: Callable[[], object] | None = None
 
     def __call__(
         self,
@@ -109,6 +111,8 @@ class Descent:
                 scales = [gradient_scale(gradient) for gradient in gradients]
             gradients = [gradient * scale for gradient, scale in zip(gradients, scales, strict=True)]
             optimizer.step(gradients, learning_rate * cosine_to_zero(step, steps))
+            if self.on_step is not None:
+                self.on_step()
         return track
 
     def at_stride(

@@ -137,6 +137,8 @@ class Refiner:
         self.patience = patience
         self.tolerance = tolerance
         self.max_seconds = max_seconds
+        #: is called after each step, for a progress bar; None for none
+        self.on_step: Callable[[], object] | None = None
 
     def __call__(self, network: ISTN, image: Tensor, guidance: Guidance | None = None) -> Refinement:
         """Refines a network's prediction for ``image`` ``(B, 2C, *S)``; the ITN runs once.
@@ -279,7 +281,7 @@ class Refiner:
         else:
             epsilon, relative = damping_of(self.weights), True
         deadline = None if self.max_seconds is None else begin + self.max_seconds
-        return Descent(epsilon, relative, self.patience, self.tolerance, deadline)
+        return Descent(epsilon, relative, self.patience, self.tolerance, deadline, self.on_step)
 
     def objective_of(
         self,

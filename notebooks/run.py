@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 BAR = re.compile(r"\d+%\|")
 
 
-def run(name: str, seconds: int = 600) -> nbformat.NotebookNode:
+def run(name: str, seconds: int = 3600) -> nbformat.NotebookNode:
     """A notebook as it is after it has run in an empty folder; an error of a cell is an error here."""
     notebook = nbformat.read(HERE / f"{name}.ipynb", as_version=4)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import small_istn
 from ignite.engine import Engine, Events
 
 from istn_monai.__main__ import main
+from istn_monai.inferer import RefineInferer
 from istn_monai.synthetic.pairs import synthesize
 from istn_monai.workflow import console, how_to
 from istn_monai.workflow.checkpoints import UNTRAINED, Checkpoints
@@ -185,3 +187,15 @@ def test_a_quiet_training_says_its_last_lines_alone_and_leaves_instructions(fold
     assert f"--model {run} --output_dir registration" in said and str(tmp_path) not in said
     assert "epoch 1/1" in (text.parents[1] / console.LOG).read_text(encoding="utf-8")
     assert "\r" not in done.stderr and "input summary" not in done.stdout + done.stderr
+
+
+def test_a_refinement_has_a_bar_of_its_steps_on_a_terminal_alone(capsys, monkeypatch):
+    inferer = RefineInferer(steps=6)
+    istn = small_istn((12, 10))
+    with console.refining(inferer):
+        inferer.refiner(istn, torch.rand(1, 2, 12, 10))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with console.refining(inferer):
+        inferer.refiner(istn, torch.rand(1, 2, 12, 10))
+    assert "refining" in capsys.readouterr().err and inferer.refiner.on_step is None

@@ -13,8 +13,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -73,6 +74,21 @@ def counted(items: Sequence[T], what: str, unit: str = "pair") -> Iterator[T]:
         yield item
         if len(items) > 1 and (number % step == 0 or number == len(items)):
             say(f"{what}: {number} of {len(items)} {unit}s")
+
+
+@contextmanager
+def refining(inferer: Any) -> Iterator[None]:
+    """A bar of the refinement's steps on a terminal, while a pair is registered."""
+    refiner = getattr(inferer, "refiner", None)
+    if refiner is None or not bars():
+        yield
+        return
+    with tqdm(total=refiner.steps, desc="refining", unit="step", leave=False) as bar:
+        refiner.on_step = bar.update
+        try:
+            yield
+        finally:
+            refiner.on_step = None
 
 
 def in_words(seconds: float) -> str:
