@@ -149,7 +149,7 @@ def test_terms_of_the_loss_stand_beside_it(tmp_path):
 def test_a_resumed_training_shows_the_whole_history_once(tmp_path, resumed_after):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, 6, stop=3)
-    assert not (tmp_path / "training.png").exists()
+    assert (tmp_path / "training.png").exists()  # renewed after each epoch
     trained(tmp_path, 6, start=resumed_after)
     interrupted = (tmp_path / "training.csv").read_text(encoding="utf-8")
     trained(tmp_path / "other", 6)

@@ -147,6 +147,8 @@ class TrainingCurveHandler:
         try:
             draw_curves(self.rows, self.folder / CURVES)
         except ImportError as error:
+            if trainer.state.epoch < trainer.state.max_epochs:
+                return  # once is enough
             logger.warning(f"no {CURVES}: {error}; `pip install matplotlib`. The numbers are in {self.folder / TABLE}")
 
 
