@@ -15,7 +15,7 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
-BAR = re.compile(r"\d+%\|")
+BAR, ESCAPE = re.compile(r"\d+%\|"), re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def run(name: str, seconds: int = 3600) -> nbformat.NotebookNode:
@@ -33,11 +33,13 @@ def clean(cell: nbformat.NotebookNode, folder: str) -> None:
     cell.metadata.pop("execution", None)
     if cell.cell_type != "code":
         return
-    cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    for output in cell.outputs:
-        if output.output_type == "stream":
-            lines = [line for line in re.split(r"[\r\n]", output.text) if line.strip() and not BAR.search(line)]
-            output.text = "\n".join(lines).replace(folder + "/", "").replace(folder, ".") + "\n"
+    text = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+    lines = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", text)) if line.strip() and not BAR.search(line)]
+    shown = [output for output in cell.outputs if output.output_type != "stream"]
+    if lines:
+        said = "\n".join(lines).replace(folder + "/", "").replace(folder, ".") + "\n"
+        shown.insert(0, nbformat.v4.new_output("stream", name="stdout", text=said))
+    cell.outputs = shown
 
 
 def main() -> None:
