@@ -98,6 +98,9 @@ class Refiner:
         True
     """
 
+    #: is called after each step, for a progress bar
+    on_step: Callable[[], object] | None = None
+
     def __init__(
         self,
         steps: int = 50,
@@ -137,8 +140,6 @@ class Refiner:
         self.patience = patience
         self.tolerance = tolerance
         self.max_seconds = max_seconds
-        #: is called after each step, for a progress bar; None for none
-        self.on_step: Callable[[], object] | None = None
 
     def __call__(self, network: ISTN, image: Tensor, guidance: Guidance | None = None) -> Refinement:
         """Refines a network's prediction for ``image`` ``(B, 2C, *S)``; the ITN runs once.

@@ -179,6 +179,9 @@ class Counting:
         self.registration, self.errors, self.seen = registration, errors or {}, []
         self.saver, self.guides = registration.saver, registration.guides
 
+    def content(self, name):
+        return self.registration.content(name)
+
     def __call__(self, files):
         name = Path(files["moving_image"]).name
         self.seen.append(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import subprocess
 import sys
 import time
@@ -164,7 +165,7 @@ def test_a_dry_run_checks_and_writes_nothing(folder, tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", ["istn-monai", "train", str(folder), "--dry_run", "True", "--max_epochs", "3"])
     main()
     said = capsys.readouterr().out
-    assert "training: 3 pairs, 1 for validation, of " in said and "would train 3 epochs of 3 steps" in said
+    assert "training: 3 pairs, 1 for validation, of " in said and "would train 3 epochs of 3 steps\n" in said
     assert said.endswith("dry run: nothing was trained\n") and not list((tmp_path / "work").iterdir())
 
 
@@ -199,3 +200,48 @@ def test_a_refinement_has_a_bar_of_its_steps_on_a_terminal_alone(capsys, monkeyp
     with console.refining(inferer):
         inferer.refiner(istn, torch.rand(1, 2, 12, 10))
     assert "refining" in capsys.readouterr().err and inferer.refiner.on_step is None
+
+
+@pytest.mark.parametrize(
+    "option, value, said",
+    [
+        ("output_dir", "file", "output_dir is not writable"),
+        ("initial_weights", "file", "checkpoint"),
+        ("itn_epochs", "5", "itn_epochs are the first of max_epochs 2"),
+        ("itn_def", '{"_target_":"nope"}', "itn_def"),
+    ],
+)
+def test_a_dry_run_finds_what_a_training_would_end_with(folder, tmp_path, monkeypatch, option, value, said):
+    (tmp_path / "work" / "file").write_text("", encoding="utf-8")
+    words = ["istn-monai", "train", str(folder), "--dry_run", "--max_epochs", "2", f"--{option}", value]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert said in str(ended.value.code)
+    assert [file.name for file in (tmp_path / "work").iterdir()] == ["file"]
+
+
+def test_instructions_are_quoted_for_a_shell_and_for_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "it's {mine}"
+    (run / "models").mkdir(parents=True)
+    (run / "run.json").write_text("{}", encoding="utf-8")
+    settings = SimpleNamespace(loss="e", transformation="bspline", soi_labels=[[1]], spacing=1)
+    best = run / "models" / "model.pt"
+    text = how_to.write_how_to(SimpleNamespace(best_file=best, settings=settings, best_epoch=2, best=0.5))
+    said = text.read_text(encoding="utf-8")
+    (line,) = [line for line in said.splitlines() if "PAIRS.json --model" in line and "evaluate" in line]
+    assert shlex.split(line)[4] == "it's {mine}"
+    (code,) = [line.strip() for line in said.splitlines() if line.strip().startswith("result = ")]
+    assert compile(code, "how_to", "exec") and '"it\'s {mine}"' in code
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, OSError])
+def test_output_that_nobody_reads_ends_no_work(monkeypatch, error):
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(console.tqdm, "write", broken)
+    console.say("lost")
+    monkeypatch.setattr(sys, "stdout", None)
+    console.say("lost")

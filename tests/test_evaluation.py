@@ -496,7 +496,7 @@ def test_an_evaluation_goes_on_with_what_is_missing_and_is_the_same_in_the_end(r
 
 
 def test_what_an_evaluation_has_done_survives_with_pages_and_only_for_the_same(tmp_path):
-    entry = Entry("pair_0003", "a → b", traffic_light({"folding": 0.0, "sdlogj": 0.1}).report(), b"picture")
+    entry = Entry("pair_0003", "a → b", traffic_light({"folding": 0.0, "sdlogj": 0.1}).report(), b"picture", view=b"{}")
     done = Done({3: [{"pair": 3, "method": "Id", "tre": float("nan")}]}, {3: entry}, {"Id": FieldSpread()})
     done.spread["Id"].add(torch.ones(1, 2, 4, 5))
     progress = Progress(tmp_path / ".pairs", {"weights": "a"})

@@ -102,7 +102,8 @@ def test_killed_and_gone_on_with_a_training_gives_the_same_whatever_loads_its_da
     tables = [(tmp_path / folder / "training.csv").read_text(encoding="utf-8") for folder in ("whole", "parts")]
     assert tables[0] == tables[1] and [line[0] for line in tables[0].split()] == ["e", "0", "1", "2", "3"]
     assert (tmp_path / "parts" / "training.png").exists()
-    assert {file.name for file in (tmp_path / "parts" / "models").iterdir()} == {"model.pt", "last.pt"}
+    left = {file.name for file in (tmp_path / "parts" / "models").iterdir()}
+    assert left == {"model.pt", "last.pt", "how_to_register.txt"}
 
 
 def test_a_network_that_gives_nan_stops_and_leaves_no_checkpoint(toy, tmp_path, monkeypatch):

@@ -330,7 +330,7 @@ def test_run_shows_the_light_and_selects_the_transform(panel, tmp_path):
     assert (ui.runButton.enabled, ui.cancelButton.enabled, panel.timer.active) == (False, True, True)
     ended(panel.registration)
     panel.timer.slots["timeout()"]()
-    assert ui.statusLabel.text == "green: all rules passed" and "#2e9e5b" in ui.lightLabel.styleSheet
+    assert ui.statusLabel.text == "green: all rules passed" and "#009e73" in ui.lightLabel.styleSheet
     assert ui.transformSelector.node == "moving to fixed"
     assert (ui.runButton.enabled, ui.cancelButton.enabled, panel.timer.active) == (True, False, False)
 

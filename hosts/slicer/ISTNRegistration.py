@@ -34,7 +34,7 @@ WORDS = {
     "red": "the result is most likely of no use",
     "none": "not judged",
 }
-COLORS = {"green": "#2e9e5b", "amber": "#f0a30a", "red": "#d93025", "none": "#c3c9d0"}
+COLORS = {"green": "#009e73", "amber": "#e69f00", "red": "#cc3311", "none": "#c3c9d0"}
 MADE_BY = "ISTNRegistration"  # an attribute of the transforms that this module makes
 PYTHON_SETTING = "ISTNRegistration/python"
 POLL_MS = 300

@@ -170,6 +170,14 @@ def not_written(file: Path, error: BaseException) -> NotWritten:
     return NotWritten(f"cannot write {file}: {reason}; what was there before is unchanged")
 
 
+def check_can_be_written(path: str | os.PathLike, name: str) -> None:
+    """OSError if a folder could not be made or written; nothing is tried. ``name`` is how the error calls it."""
+    folder = absolute(path)
+    there = next(known for known in (folder, *folder.parents) if known.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise OSError(f"{name} is not writable: {folder} ({there} is not a folder that can be written); choose another")
+
+
 def check_output_dir(path: str | os.PathLike, name: str = "output_dir") -> Path:
     """Makes a folder for results and tries to write in it; ``name`` is how errors call it.
 

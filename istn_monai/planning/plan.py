@@ -177,7 +177,7 @@ def plan_of(data: str | os.PathLike, nifti_frame: str | None = None, folder: str
     if not file.exists():
         file = file if folder is None else Path(folder) / file.name
         plan, file = write_plan(source, file, True, nifti_frame)  # processes of one training write the same
-        print(f"{plan.table()}\nwritten: {file}")
+        print(plan.table() if folder else f"{plan.table()}\nwritten: {file}")
         return file
     known = read_settings(file).get(NOTES, {}).get("made_from")
     if known != data_set(source, drawn_pairs(source, file)).origin:

@@ -1,7 +1,7 @@
 """What a long command says: brief lines, bars on a terminal alone, and in a training's folder all of it in a file.
 
 Convention:
-    The environment variable ``ISTN_OUTPUT`` is "quiet" (errors and the last line), "verbose" (also what MONAI's
+    The environment variable ``ISTN_OUTPUT`` is "quiet" (errors and the last lines), "verbose" (also what MONAI's
     engines log) or not set; the commands' ``--quiet`` and ``--verbose`` set it.
 """
 
@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from istn_monai.workflow.errors import OUTPUT
 logger = logging.getLogger(__name__)
 LOG = "training.log"
 #: loggers whose lines are for those who look for a fault
-DETAILED = ("ignite", "istn_monai.inferer")
+DETAILED = ("ignite", "istn_monai.inferer", "istn_monai.workflow.checkpoints")
 T = TypeVar("T")
 
 
@@ -47,8 +47,10 @@ def calm() -> None:
 
 
 def say(text: str) -> None:
-    """A line of output, of the first process."""
-    if rank() == 0 and not is_quiet():
+    """A line of output, of the first process; where nobody listens any more the work goes on."""
+    if rank() > 0 or is_quiet() or sys.stdout is None:
+        return
+    with suppress(OSError, ValueError):  # a closed pipe, a full disk, a closed file
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 

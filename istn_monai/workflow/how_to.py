@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from istn_monai import __version__
+from istn_monai.folders import RUN
 from istn_monai.io.paths import replacing
 from istn_monai.weights import BEST
 from istn_monai.workflow.checkpoints import Checkpoints
@@ -39,10 +41,12 @@ All pairs of a datalist, and metrics of pairs with labels:
 From Python, and inside a MONAI Compose:
 
     from istn_monai import Registration, RegisterISTNd
-    result = Registration("{model}")({{"moving_image": "MOVING.nii.gz", "fixed_image": "FIXED.nii.gz"}})
-    transform = RegisterISTNd("moving", "fixed", model="{model}")
+    result = Registration({quoted})({{"moving_image": "MOVING.nii.gz", "fixed_image": "FIXED.nii.gz"}})
+    transform = RegisterISTNd("moving", "fixed", model={quoted})
 
 What the network is: istn-monai info {model}
+
+(Paths are as seen from the folder in which it was trained.)
 """
 
 
@@ -53,7 +57,7 @@ def write_how_to(checkpoints: Checkpoints) -> Path:
         checkpoints: of the training; the folder is named as it is seen from the current one.
     """
     folder = checkpoints.best_file.parent
-    run = folder.parent if folder.name == "models" else checkpoints.best_file
+    run = folder.parent if folder.name == "models" and (folder.parent / RUN).is_file() else checkpoints.best_file
     model = os.path.relpath(run)
     model = str(run) if model.startswith("..") else model
     settings = checkpoints.settings
@@ -61,5 +65,6 @@ def write_how_to(checkpoints: Checkpoints) -> Path:
     result = f"{BEST} is epoch {checkpoints.best_epoch}, validation Dice {checkpoints.best:.4f}"
     file = folder / HOW_TO
     with replacing(file) as part:
-        part.write_text(TEXT.format(version=__version__, what=what, result=result, model=model), encoding="utf-8")
+        said = {"version": __version__, "what": what, "result": result}
+        part.write_text(TEXT.format(**said, model=shlex.quote(model), quoted=repr(model)), encoding="utf-8")
     return file

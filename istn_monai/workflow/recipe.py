@@ -51,10 +51,7 @@ class ITNFirstHandler:
     def __init__(
         self, epochs: int, loss: TrainingLoss, inferer: AutocastInferer, settings: NetworkSettings, max_epochs: int
     ) -> None:
-        if epochs and not settings.has_itn:
-            raise ValueError(f"itn_epochs is for loss e or i, which have an ITN, got loss {settings.loss!r}")
-        if epochs > max_epochs:
-            raise ValueError(f"itn_epochs are the first of max_epochs {max_epochs}, got {epochs}")
+        check_epochs(epochs, max_epochs, settings)
         self.epochs, self.loss, self.inferer = epochs, loss, inferer
 
     def attach(self, engine: Engine) -> None:
@@ -63,6 +60,14 @@ class ITNFirstHandler:
 
     def __call__(self, engine: Engine) -> None:
         self.loss.itn_alone = self.inferer.itn_alone = engine.state.epoch <= self.epochs
+
+
+def check_epochs(epochs: int, max_epochs: int, settings: NetworkSettings) -> None:
+    """ValueError if there is no ITN that could learn by itself, or fewer epochs altogether."""
+    if epochs and not settings.has_itn:
+        raise ValueError(f"itn_epochs is for loss e or i, which have an ITN, got loss {settings.loss!r}")
+    if epochs > max_epochs:
+        raise ValueError(f"itn_epochs are the first of max_epochs {max_epochs}, got {epochs}")
 
 
 class WeightAverage:

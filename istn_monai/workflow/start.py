@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from istn_monai.folders import write_run
+from istn_monai.folders import LAST, write_run
 from istn_monai.io.datalist import Item
-from istn_monai.io.paths import check_apart, check_output_dir
+from istn_monai.io.paths import check_apart, check_can_be_written, check_output_dir
 from istn_monai.moved_points import check_points as check_moved_points
 from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.transforms.checks import check_soi_labels, reads_labels
@@ -33,6 +34,7 @@ from istn_monai.workflow.evaluation import Evaluation
 from istn_monai.workflow.host_training import publish
 from istn_monai.workflow.how_to import write_how_to
 from istn_monai.workflow.pair_files import check_used
+from istn_monai.workflow.recipe import check_epochs
 from istn_monai.workflow.results import SavePairHandler, already, check_pair_files, pair_folder
 from istn_monai.workflow.run_lock import hold, released_on_error
 from istn_monai.workflow.settings import check_guides_count, check_refining, check_settings, given, running
@@ -92,8 +94,16 @@ def dry_run() -> None:
     with one_line():
         value = resolver()
         checked_training(value, writes=False)
+        for name in ("output_dir", "ckpt_dir"):
+            check_can_be_written(value(name), name)
+        value("train#loss")
+        value("network_def")  # initial weights fit or not
+        check_epochs(value("train#itn_epochs"), value("max_epochs"), value("settings"))
         steps = math.ceil(len(value("train#dataset#data")) / value("batch_size"))
-        say(f"istn-monai: would train {value('max_epochs')} epochs of {steps} steps and write to {value('output_dir')}")
+        there = (Path(value("ckpt_dir")).expanduser() / LAST).exists()
+        what = "go on with the training that is there, to" if there else "train"
+        say(f"istn-monai: would {what} {value('max_epochs')} epochs of {steps} steps")
+        say(f"istn-monai: and write to {value('output_dir')}")
 
 
 def checked_training(value: Callable[[str], Any], writes: bool = True) -> list[str]:
@@ -241,5 +251,4 @@ def finish_training(checkpoints: Any, data: Sequence[Item], bundle_root: str) ->
         lines.append(f"how to register with it: {write_how_to(checkpoints)}")
     for line in lines:
         print(line)
-        if checkpoints.best_file.parent.name == "models":  # in the folder of a run
-            note(line, checkpoints.best_file.parents[1])
+        note(line, resolver()("output_dir"))
