@@ -11,7 +11,7 @@ from torch import Tensor
 
 from istn_monai.geometry.bending import bending_energy
 from istn_monai.geometry.sampling import compose, sample_moved, warp
-from istn_monai.geometry.separable import averaged
+from istn_monai.geometry.separable import block_means
 from istn_monai.guidance import Guidance, both_masks, checked_guidance, label_difference, landmark_difference
 from istn_monai.local_correlation import LocalCorrelation, counted_mean, strided
 from istn_monai.mind import mind_ssc
@@ -190,12 +190,12 @@ class PairObjective:
         return other
 
     def reduced(self, joined: Tensor, stride: int) -> Tensor:
-        """One side, averaged at each ``stride``-th voxel: over what counts alone, where there is a mask."""
+        """One side, area-averaged at each ``stride``-th voxel: over what counts alone, where there is a mask."""
         if "mask" not in self.names or stride == 1:
-            return averaged(joined, stride)
+            return block_means(joined, stride)
         values, mask = joined[:, :-1], joined[:, -1:]
-        inside = averaged(mask, stride)
-        return torch.cat([averaged(values * mask, stride) / inside.clamp_min(TINY), inside], 1)
+        inside = block_means(mask, stride)
+        return torch.cat([block_means(values * mask, stride) / inside.clamp_min(TINY), inside], 1)
 
     def terms(self, ddf: Tensor, stride: int = 1, bending: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted terms by name, ``(B,)`` each, of a ddf ``(B, D, *S)`` known at each ``stride``-th voxel.

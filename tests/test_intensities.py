@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from istn_monai import Registration, RegistrationGridd
 from istn_monai.folders import find_weights
 from istn_monai.geometry.grids import Grid
-from istn_monai.geometry.separable import averaged
+from istn_monai.geometry.separable import block_means
 from istn_monai.metrics import folding_fraction, jacobian_determinant
 from istn_monai.refine_weights import PRESETS
 from istn_monai.weights import read_weights
@@ -23,7 +23,7 @@ STRETCH = (1.12, 0.93, 1.05)
 
 def texture() -> torch.Tensor:
     """A ball with a smooth texture in the middle of darkness, ``(1, *S)``."""
-    coarse = averaged(rand(1, 1, 30, 27, 24), 2)
+    coarse = block_means(rand(1, 1, 30, 27, 24), 2)
     image = torch.nn.functional.interpolate(coarse, SIZE, mode="trilinear", align_corners=True)[0]
     axes = [torch.linspace(-1, 1, n) for n in SIZE]
     radius = sum(grid**2 for grid in torch.meshgrid(*axes, indexing="ij")).sqrt()

@@ -18,7 +18,7 @@ from istn_monai import (
 )
 from istn_monai.descent import gradient_scale
 from istn_monai.geometry.sampling import MovedGrid, voxel_grid
-from istn_monai.geometry.separable import along_axes, area_weights, averaged
+from istn_monai.geometry.separable import along_axes, area_weights, block_means
 from istn_monai.levels import Level, checked_levels, levels_in_turn
 from istn_monai.local_correlation import LocalCorrelation, Moments, window_weights
 from istn_monai.metrics import jacobian_determinant
@@ -50,7 +50,7 @@ def composite() -> CompositeTransformation:
 @pytest.mark.parametrize("size", [(13,), (12, 17), (9, 10, 11)])
 def test_a_voxel_of_the_pyramid_is_the_mean_of_those_around_it(stride, weights, size):
     image = rand(2, 3, *size)
-    found = averaged(image, stride)
+    found = block_means(image, stride)
     assert found.shape == (2, 3, *(math.ceil(n / stride) for n in size))
     kernel = np.array(weights) / sum(weights)
     half = len(weights) // 2
@@ -59,8 +59,8 @@ def test_a_voxel_of_the_pyramid_is_the_mean_of_those_around_it(stride, weights, 
         for _ in size:
             window = np.tensordot(kernel, window, 1)
         assert found[(1, 2, *place)].item() == pytest.approx(float(window), abs=1e-6)
-    torch.testing.assert_close(averaged(torch.ones(1, 1, *size), stride), torch.ones(1, 1, *found.shape[2:]))
-    assert torch.equal(averaged(image, 1), image)
+    torch.testing.assert_close(block_means(torch.ones(1, 1, *size), stride), torch.ones(1, 1, *found.shape[2:]))
+    assert torch.equal(block_means(image, 1), image)
 
 
 def test_products_along_axes_are_those_of_einsum():
@@ -95,7 +95,7 @@ def test_what_a_mask_leaves_out_is_in_no_mean_of_the_pyramid():
     for outside in (0.0, 50.0):
         sides = [torch.where(mask > 0, image, outside) for image in (moving, fixed)]
         objective = PairObjective("accurate", *sides, (1.0, 1.0), guidance={"moving_mask": mask, "fixed_mask": mask})
-        values.append(objective.at(2).fixed["structures"] * (averaged(mask, 2) > 0))
+        values.append(objective.at(2).fixed["structures"] * (block_means(mask, 2) > 0))
     assert torch.equal(*values)
 
 

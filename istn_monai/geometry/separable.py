@@ -34,7 +34,7 @@ def area_weights(size: int, stride: int, like: Tensor) -> Tensor:
     return covered / covered.sum(1, keepdim=True)
 
 
-def averaged(images: Tensor, stride: int) -> Tensor:
+def block_means(images: Tensor, stride: int) -> Tensor:
     """``(B, C, *S)`` at each ``stride``-th voxel, of which each is the mean of those around it (image pyramid)."""
     if stride == 1:
         return images

@@ -44,8 +44,8 @@ def pair_view(pair: RegisteredPair, verdict: Verdict) -> bytes:
     while True:
         size = shown_size(full, voxels)
         content = shared | geometry(pair, size)
-        content["images"] = {name: image_uri(averaged(volume, size)) for name, volume in images.items()}
-        content["outlines"] = {name: outline_uri(averaged(volume, size)) for name, volume in representations.items()}
+        content["images"] = {name: image_uri(coarser(volume, size)) for name, volume in images.items()}
+        content["outlines"] = {name: outline_uri(coarser(volume, size)) for name, volume in representations.items()}
         written = json.dumps(content).encode()
         if len(written) <= LIMIT or max(size) == 1:
             return written
@@ -85,8 +85,8 @@ def shown_size(size: Sequence[int], voxels: float) -> tuple[int, ...]:
     return tuple(max(1, math.floor(n * factor + 1e-9)) for n in size)
 
 
-def averaged(volume: Tensor, size: Sequence[int]) -> Tensor:
-    """``(C, *S)`` averaged onto a coarser grid of the same extent."""
+def coarser(volume: Tensor, size: Sequence[int]) -> Tensor:
+    """``(C, *S)`` area-averaged onto a coarser grid of the same extent."""
     if tuple(volume.shape[1:]) == tuple(size):
         return volume
     return interpolate(volume[None].float(), tuple(size), mode="area")[0]

@@ -25,8 +25,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import ITKReader
-from monai.transforms import LoadImage
+import SimpleITK as sitk
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "hosts" / "monai_label"
@@ -112,12 +111,15 @@ class Reply:
 
 
 def loaded(file: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values and affine of an image."""
+    """Values of an image, and its affine, RAS mm."""
     if file.endswith(SUFFIX):
         image = nib.load(file)
         return np.asarray(image.dataobj), image.affine
-    image = LoadImage(reader=ITKReader(), image_only=True)(file)
-    return image.numpy(), image.affine.numpy()
+    image = sitk.ReadImage(file)
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image).T, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # LPS to RAS
 
 
 def multipart(fields: dict[str, str], files: dict[str, Path]) -> tuple[bytes, str]:
