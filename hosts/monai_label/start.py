@@ -46,7 +46,8 @@ def environment(old: Mapping[str, str], shim: bool) -> dict[str, str]:
     """
     paths = filter(None, [str(SHIM) if shim else "", old.get("PYTHONPATH")])
     path = os.pathsep.join([str(Path(sys.executable).parent), old.get("PATH", os.defpath)])
-    return {**old, "PATH": path, "PYTHONPATH": os.pathsep.join(paths)}
+    # requests run in threads of their own, each of which would keep memory of its own for later ones (glibc)
+    return {"MALLOC_ARENA_MAX": "2", **old, "PATH": path, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def command(arguments: Sequence[str]) -> list[str]:
