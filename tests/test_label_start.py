@@ -39,7 +39,8 @@ def test_the_server_inherits_the_environment_and_finds_this_python_first(start):
     old = {"PATH": "/usr/bin", "PYTHONPATH": "/mine", "MONAI_LABEL_SESSIONS": "x"}
     new = start.environment(old, shim=False)
     assert start.environment({"MALLOC_ARENA_MAX": "8"}, shim=False)["MALLOC_ARENA_MAX"] == "8"
-    assert new == old | {"MALLOC_ARENA_MAX": "2", "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin"])}
+    path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin"])
+    assert new == old | {"MALLOC_ARENA_MAX": "2", "PATH": path}
     assert start.environment(old, shim=True)["PYTHONPATH"] == os.pathsep.join([str(HOST / "without_cuda"), "/mine"])
     assert start.environment({}, shim=True)["PYTHONPATH"] == str(HOST / "without_cuda")
 
