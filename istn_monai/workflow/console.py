@@ -69,7 +69,7 @@ def note(text: str, folder: str | Path) -> None:
 def counted(items: Sequence[T], what: str, unit: str = "pair") -> Iterator[T]:
     """Items one by one, with a bar on a terminal; elsewhere with a line for each tenth of them."""
     if bars():
-        yield from tqdm(items, desc=what, unit=unit)
+        yield from tqdm(items, desc=what, unit=unit, disable=not items)
         return
     step = max(1, math.ceil(len(items) / 10))
     for number, item in enumerate(items, 1):
