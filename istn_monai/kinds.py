@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from istn_monai import refine_weights
+from istn_monai.geometry.names import bounds_of, kinds_of
 from istn_monai.levels import checked_levels
 
 Kind = Callable[[str, Any], Any]
@@ -110,6 +111,19 @@ def numbers(kind: Kind, counts: tuple[int, ...] = ()) -> Kind:
         return [kind(name, single) for single in found]
 
     return read
+
+
+def transformation(name: str, value: Any) -> Any:
+    """The name of a transformation, see :func:`istn_monai.geometry.names.kinds_of`."""
+    return None if value is None else "+".join(kinds_of(value))
+
+
+def affine_bounds(name: str, value: Any) -> Any:
+    """Bounds of an affine transformation by name, see :func:`istn_monai.geometry.names.bounds_of`."""
+    found = literal(value)
+    if found is not None:
+        bounds_of("affine", found)
+    return found
 
 
 def size(name: str, value: Any) -> Any:

@@ -14,7 +14,8 @@ from monai.networks import blocks, nets
 from torch import nn
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS
-from istn_monai.geometry.composite import TRANSFORMATIONS, spatial_transformation
+from istn_monai.geometry.composite import spatial_transformation
+from istn_monai.geometry.names import GLOBAL, kinds_of
 from istn_monai.geometry.transformation import Transformation, checked_size, per_axis
 from istn_monai.kinds import says_none
 from istn_monai.layers import SoftClamp, with_central_statistics
@@ -55,9 +56,12 @@ class NetworkSettings:
 
     Attributes:
         loss: "u", "s", "e" or "i". With "u" and "s" there is no ITN; the STN sees the images.
-        transformation: "affine" or "bspline".
-        control_spacing: of "bspline", in mm, one for each level, coarse to fine.
-        max_displacement: of "bspline": bound of a level as a fraction of its control spacing; None for no bound.
+        transformation: "rigid", "affine", "bspline", "svf", or several joined by ``+``, see
+            :func:`istn_monai.geometry.composite.spatial_transformation`.
+        control_spacing: of "bspline" and "svf", in mm, one for each level, coarse to fine.
+        max_displacement: likewise: bound of a level as a fraction of its control spacing; None for no bound.
+        affine_bounds: of "rigid" and "affine" by name, see :func:`istn_monai.geometry.names.bounds_of`; None for the
+            defaults.
         spatial_size: voxels of the registration grid in training. Other sizes work at inference.
         spacing: voxel size of the registration grid in mm.
         soi_labels: groups of label values, one for each SoI channel; None for real-valued maps; [] for landmarks alone.
@@ -84,6 +88,7 @@ class NetworkSettings:
     transformation: str = "bspline"
     control_spacing: float | Sequence[float] = (24, 12, 6)
     max_displacement: float | None = 0.4
+    affine_bounds: Mapping[str, float] | None = None
     spatial_size: Sequence[int] = (48, 64, 48)
     spacing: float | Sequence[float] = 1
     soi_labels: Sequence[Sequence[int]] | None = ((1,), (2,))
@@ -97,7 +102,7 @@ class NetworkSettings:
         for field in fields(self):
             object.__setattr__(self, field.name, plain_json(none_or(getattr(self, field.name))))
         check_choice("loss", self.loss, VARIANTS)
-        check_choice("transformation", self.transformation, TRANSFORMATIONS)
+        object.__setattr__(self, "transformation", "+".join(kinds_of(self.transformation)))
         check_choice("initial_alignment", self.initial_alignment, INITIAL_ALIGNMENTS)
         if self.max_displacement is not None and not isinstance(self.max_displacement, (int, float)):
             raise ValueError(f"max_displacement must be a number above 0 or None, got {self.max_displacement!r}")
@@ -146,8 +151,9 @@ class NetworkSettings:
     def spatial_transformation(self) -> Transformation:
         """The transformation on the grid of training."""
         return spatial_transformation(
-            self.transformation, self.spatial_size, self.spacing, self.control_spacing, self.max_displacement
-        )
+            self.transformation, self.spatial_size, self.spacing, self.control_spacing, self.max_displacement,
+            self.affine_bounds,
+        )  # fmt: skip
 
     def network(self, itn_dtype: torch.dtype | None = None) -> DisplacementNetwork:
         """The network with random weights, which depend on nothing else than these settings.
@@ -238,7 +244,7 @@ class NetworkSettings:
         mine, theirs = getattr(self, name), getattr(other, name)
         if name == "loss":  # u and s, e and i, have one architecture each
             return self.has_itn == other.has_itn
-        if name in ("control_spacing", "max_displacement") and self.transformation == "affine":
+        if name in ("control_spacing", "max_displacement") and self.transformation in GLOBAL:
             return True
         if name == "itn_def" and not self.has_itn:
             return True

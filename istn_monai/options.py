@@ -27,9 +27,10 @@ SETTINGS: dict[str, str] = {
     "ckpt_dir": "folder of the checkpoints model.pt (best) and last.pt",
     "device": "cpu, cuda:0, ...",
     "seed": "of all random numbers",
-    "transformation": "affine or bspline",
-    "control_spacing": "of bspline: mm, one number for each level, coarse to fine",
-    "max_displacement": "of bspline: bound of a level as a fraction of its control spacing; none for no bound",
+    "transformation": "rigid, affine, bspline, svf (velocity field), or several joined, such as affine+bspline",
+    "control_spacing": "of bspline and svf: mm, one number for each level, coarse to fine",
+    "max_displacement": "likewise: bound of a level as a fraction of its control spacing; none for no bound of bspline",
+    "affine_bounds": "of rigid and affine: translation in mm, rotation and shear in degrees, scale as a factor, by name",
     "loss": "u, s, e or i: STN-u, STN-s, ISTN-e, ISTN-i",
     "similarity": "MONAI loss that compares two images in all terms; none is the paper's mean squared error",
     "regularization": "MONAI loss of the ddf; none by default",
@@ -129,7 +130,8 @@ KINDS: dict[str, Kind] = {
     "run_name": kinds.folder_name,
     "device": kinds.device,
     "seed": whole(0, 2**32 - 1025),  # each process adds its rank to it
-    "transformation": choice("affine", "bspline"),
+    "transformation": kinds.transformation,
+    "affine_bounds": none_or(kinds.affine_bounds),
     "control_spacing": numbers(number(above=0)),
     "max_displacement": none_or(number(above=0)),
     "loss": choice("u", "s", "e", "i"),
@@ -154,9 +156,9 @@ KINDS: dict[str, Kind] = {
 #: what only training reads
 TRAINING = {
     "dataset_dir", "data_list_file", "synthetic_dir", "run_name", "ckpt_dir", "seed", "transformation",
-    "control_spacing", "max_displacement", "loss", "similarity", "regularization", "regularization_weight",
-    "loss_weights", "spacing", "soi_labels", "soi_points", "points_map", "points_width", "in_channels", "itn_def",
-    "stn_def", "initial_weights", "itn_epochs", "contrast", "augment", "cache_dir", "num_workers", "max_epochs",
+    "control_spacing", "max_displacement", "affine_bounds", "loss", "similarity", "regularization",
+    "regularization_weight", "loss_weights", "spacing", "soi_labels", "soi_points", "points_map", "points_width",
+    "in_channels", "itn_def", "stn_def", "initial_weights", "itn_epochs", "contrast", "augment", "cache_dir", "num_workers", "max_epochs",
     "batch_size", "learning_rate", "training_dtype", "ema_decay", "val_interval", "val_refine_steps",
 }  # fmt: skip
 #: the settings that the help of a command lists; what a network was trained with, it knows
@@ -176,8 +178,8 @@ CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": (
 
 #: what a network was trained with, and where things are: given to other commands, it is compared with the weights
 COMPARED = {
-    "loss", "transformation", "control_spacing", "max_displacement", "spacing", "soi_labels", "soi_points",
-    "in_channels", "itn_def", "stn_def", "checkpoint_file", "ckpt_dir", "dataset_dir", "data_list_file", "run_name",
+    "loss", "transformation", "control_spacing", "max_displacement", "affine_bounds", "spacing", "soi_labels",
+    "soi_points", "in_channels", "itn_def", "stn_def", "checkpoint_file", "ckpt_dir", "dataset_dir", "data_list_file", "run_name",
     "synthetic_dir",
 }  # fmt: skip
 #: what every command takes besides, and what Registration and the hosts also set

@@ -21,6 +21,7 @@ from monai.utils import get_package_version
 from torch import Tensor, nn
 
 from istn_monai.folders import BEST
+from istn_monai.geometry.names import GLOBAL
 from istn_monai.io.paths import replacing
 from istn_monai.network_settings import NetworkSettings
 
@@ -185,7 +186,7 @@ def information(weights: Weights) -> str:
     if settings is None:
         return table(lines | {"description": "none: a plain state dictionary"})
     itn = "none" if not settings.has_itn else (settings.itn_def or {}).get("_target_", "BasicUNet")
-    levels = f", control spacing {settings.control_spacing} mm" if settings.transformation == "bspline" else ""
+    levels = f", control spacing {settings.control_spacing} mm" if settings.transformation not in GLOBAL else ""
     training, result = weights.description.get("training", {}), weights.description.get("result", {})
     lines["network"] = f"loss {settings.loss}, ITN {itn}, STN {(settings.stn_def or {}).get('_target_', 'PyramidSTN')}"
     lines["transformation"] = f"{settings.transformation}{levels}"

@@ -294,8 +294,8 @@ def test_unknown_choice(name, choices, value):
 def test_unknown_choices_are_refused_by_the_components_too():
     with pytest.raises(ValueError, match="loss must be one of .*'z'"):
         ISTNLoss("z")
-    with pytest.raises(ValueError, match="transformation must be one of .*'rigid'"):
-        spatial_transformation("rigid", (8, 8))
+    with pytest.raises(ValueError, match="transformation must be one of .*'elastic'"):
+        spatial_transformation("elastic", (8, 8))
     with pytest.raises(ValueError, match="initial_alignment must be one of .*'middle'"):
         InitialAlignmentd("middle")
 

@@ -83,7 +83,7 @@ def test_settings_of_a_user_come_before_its_own():
 def test_the_file_says_what_it_is():
     weights = read_weights(find_weights("intensities"))
     settings = weights.settings
-    assert (settings.transformation, settings.initial_alignment) == ("affine_bspline", "moments")
+    assert (settings.transformation, settings.initial_alignment) == ("affine+bspline", "moments")
     assert tuple(settings.control_spacing) == (20, 6, 4, 3, 2.5) and not settings.has_itn
     assert sum(value.numel() for value in weights.state.values()) == 1
     network = settings.network()

@@ -57,7 +57,7 @@ def test_a_path_may_begin_with_the_home_folder_or_with_a_tilde_that_is_none(monk
         ("regularization_weight", -1), ("max_displacement", "far"), ("spacing", 0), ("spacing", "[1,1]x"),
         ("spacing", [1, 1, 1, 1]), ("control_spacing", []), ("control_spacing", [24, -6]), ("spatial_size", [48]),
         ("spatial_size", "[48,64,0]"), ("spatial_size", "large"), ("device", "gpu"), ("device", "cuda:x"),
-        ("device", "cpu:-1"), ("device", ""), ("device", 7), ("loss", "x"), ("loss", 1), ("transformation", "rigid"),
+        ("device", "cpu:-1"), ("device", ""), ("device", 7), ("loss", "x"), ("loss", 1), ("transformation", "elastic"),
         ("training_dtype", "float16"), ("similarity", "x"), ("similarity", "{}"), ("regularization", [1]),
         ("run_name", "../elsewhere"), ("run_name", "a/b"), ("run_name", ".."), ("output_dir", ""),
         ("output_dir", "a\0b"), ("output_dir", 2024), ("model", True), ("frame", "ITK"), ("train", "True"),

@@ -44,7 +44,7 @@ def test_none_is_a_word_and_tuples_are_lists():
     "wrong, said",
     [
         ({"loss": "x"}, "loss must be one of"),
-        ({"transformation": "rigid"}, "transformation must be one of"),
+        ({"transformation": "elastic"}, "transformation must be one of"),
         ({"initial_alignment": "middle"}, "initial_alignment must be one of"),
         ({"spatial_size": [16, 1]}, "spatial_size must be 2 or 3 whole numbers"),
         ({"spatial_size": "16"}, "spatial_size must be 2 or 3 whole numbers"),

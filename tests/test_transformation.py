@@ -30,6 +30,7 @@ from istn_monai.geometry.bending import bending_energy
 from istn_monai.geometry.bspline import BSplineTransformation, cubic_bspline
 from istn_monai.geometry.composite import CompositeTransformation, spatial_transformation
 from istn_monai.geometry.dense import DenseTransformation
+from istn_monai.geometry.svf import SVFTransformation
 from istn_monai.metrics import jacobian_determinant
 
 quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -66,6 +67,7 @@ def all_kinds(dims, size=None, spacing=None):
             [AffineTransformation(size, spacing, 1.0, 0.1, 0.1, 0.3), BSplineTransformation(size, spacing, 3.7)]
         ),
         "levels": spatial_transformation("bspline", size, spacing, (8.0, 4.0)),
+        "svf": SVFTransformation(size, spacing, (8.0, 4.0)),
     }
 
 
@@ -520,8 +522,8 @@ def test_named_transformations():
     assert {part.max_displacement for part in levels.components} == {0.3}
     assert levels.spacing == (1.0, 2.0, 3.0)
     assert len(spatial_transformation("bspline", (9, 8), control_spacing=5.0).components) == 1
-    with pytest.raises(ValueError, match="transformation must be one of .*affine.*bspline.*'rigid'"):
-        spatial_transformation("rigid", (9, 8))
+    with pytest.raises(ValueError, match="transformation must be one of .*affine.*bspline.*'elastic'"):
+        spatial_transformation("elastic", (9, 8))
 
 
 # errors name the argument

@@ -39,6 +39,8 @@ class AffineTransformation(Transformation):
         0.0
     """
 
+    invertible = True
+
     def __init__(
         self,
         spatial_size: Sequence[int],
@@ -102,15 +104,22 @@ class AffineTransformation(Transformation):
 
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``."""
-        matrix = self.matrix(theta)
-        voxel_size = self.voxel_size.to(theta.dtype)
-        identity = torch.eye(self.spatial_dims, dtype=theta.dtype, device=theta.device)
+        return self.of_matrix(self.matrix(theta), stride)
+
+    def inverse_displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
+        """See :meth:`Transformation.inverse`."""
+        return self.of_matrix(torch.linalg.inv(self.matrix(theta)), stride)
+
+    def of_matrix(self, matrix: Tensor, stride: int) -> Tensor:
+        """The ddf of matrices ``(B, D+1, D+1)`` in mm about the grid's center."""
+        voxel_size = self.voxel_size.to(matrix.dtype)
+        identity = torch.eye(self.spatial_dims, dtype=matrix.dtype, device=matrix.device)
         # A - 1 rather than A x - x, so that theta = 0 gives 0 to the last bit
         per_voxel = (matrix[:, :-1, :-1] - identity) * voxel_size / voxel_size[:, None]
         shift = matrix[:, :-1, -1:] / voxel_size[:, None]
         total = shift.view(*shift.shape[:2], *[1] * self.spatial_dims)
         for axis, size in enumerate(self.spatial_size):  # a sum of one term for each axis needs no grid of coordinates
-            about_center = torch.arange(0, size, stride, dtype=theta.dtype, device=theta.device) - (size - 1) / 2
+            about_center = torch.arange(0, size, stride, dtype=matrix.dtype, device=matrix.device) - (size - 1) / 2
             term = per_voxel[:, :, axis, None] * about_center
             total = total + term.view(
                 *shift.shape[:2], *(-1 if other == axis else 1 for other in range(self.spatial_dims))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.bspline import BSplineTransformation
+from istn_monai.geometry.names import GLOBAL, TRANSFORMATIONS, bounds_of, kinds_of  # noqa: F401 (it was here before)
 from istn_monai.geometry.sampling import compose
+from istn_monai.geometry.svf import SVFTransformation
 from istn_monai.geometry.transformation import Transformation
-
-TRANSFORMATIONS = ("affine", "bspline", "affine_bspline")
 
 
 class CompositeTransformation(Transformation):
@@ -63,6 +63,19 @@ class CompositeTransformation(Transformation):
             total = compose(outer=part(block, stride), inner=total, stride=stride)
         return total
 
+    @property
+    def invertible(self) -> bool:  # type: ignore[override]
+        """Whether all components are."""
+        return all(part.invertible for part in self.components)
+
+    def inverse_displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
+        """See :meth:`Transformation.inverse`: of the components' inverses the first component's acts first."""
+        inverses = [part.inverse(block, stride) for part, block in zip(self.components, self.split(theta), strict=True)]
+        total = inverses[0]
+        for ddf in inverses[1:]:
+            total = compose(outer=ddf, inner=total, stride=stride)
+        return total
+
     def whole(self, theta: Tensor, stride: int = 1) -> Tensor:
         """As :meth:`forward`, without a gradient; components that are the identity take no time."""
         with torch.no_grad():
@@ -107,26 +120,39 @@ def spatial_transformation(
     spacing: float | Sequence[float] = 1.0,
     control_spacing: float | Sequence[float] = (24.0, 12.0, 6.0),
     max_displacement: float | None = 0.4,
+    affine_bounds: Mapping[str, float] | None = None,
 ) -> Transformation:
     """The transformation that a config names.
 
     Args:
-        name: "affine"; "bspline": composed cubic B-splines, one for each number in ``control_spacing``; or
-            "affine_bspline": an affine transformation before these.
+        name: "rigid", "affine", "bspline": composed cubic B-splines, one for each number in ``control_spacing``, or
+            "svf": a stationary velocity field, which has an inverse; or several, joined by ``+``, coarse to fine, such
+            as "affine+bspline", see :func:`kinds_of`.
         spatial_size: registration grid ``*S``.
         spacing: its voxel size in mm.
-        control_spacing: of "bspline", in mm, coarse to fine; a single number is a single level.
-        max_displacement: of "bspline", see :class:`BSplineTransformation`.
+        control_spacing: of "bspline" and "svf", in mm, coarse to fine; a single number is a single level.
+        max_displacement: likewise, see :class:`BSplineTransformation` and :class:`SVFTransformation`.
+        affine_bounds: of "rigid" and "affine", see :func:`bounds_of`; None for the defaults.
+
+    Raises:
+        ValueError: naming what is wrong, and what is expected.
 
     Examples:
         >>> spatial_transformation("affine", (24, 20)).num_parameters
         6
+        >>> [type(part).__name__ for part in spatial_transformation("rigid+svf", (24, 20)).components]
+        ['AffineTransformation', 'SVFTransformation']
     """
-    if name == "affine":
-        return AffineTransformation(spatial_size, spacing)
-    if name in TRANSFORMATIONS:
-        spacings = control_spacing if isinstance(control_spacing, Sequence) else [control_spacing]
-        levels = [BSplineTransformation(spatial_size, spacing, level, max_displacement) for level in spacings]
-        first = [AffineTransformation(spatial_size, spacing)] if name == "affine_bspline" else []
-        return CompositeTransformation([*first, *levels])
-    raise ValueError(f"transformation must be one of {TRANSFORMATIONS}, got {name!r}")
+    parts: list[Transformation] = []
+    kinds = kinds_of(name)
+    if affine_bounds and not set(kinds) & set(GLOBAL):
+        raise ValueError(f"affine_bounds are of rigid and affine transformations, and transformation is {name!r}")
+    for kind in kinds:
+        if kind in GLOBAL:
+            parts.append(AffineTransformation(spatial_size, spacing, **bounds_of(kind, affine_bounds)))
+        elif kind == "svf":
+            parts.append(SVFTransformation(spatial_size, spacing, control_spacing, max_displacement))
+        else:
+            levels = control_spacing if isinstance(control_spacing, Sequence) else [control_spacing]
+            parts += [BSplineTransformation(spatial_size, spacing, level, max_displacement) for level in levels]
+    return parts[0] if len(parts) == 1 and kinds != ("bspline",) else CompositeTransformation(parts)

@@ -95,6 +95,25 @@ class Transformation(nn.Module):
         with torch.autocast(theta.device.type, enabled=False):
             return self.displacement(theta, stride)
 
+    #: whether :meth:`inverse` is known in closed form
+    invertible = False
+
+    def inverse(self, theta: Tensor, stride: int = 1) -> Tensor:
+        """``theta`` ``(B, P)`` to the ddf ``(B, D, *S)`` of the inverse, from moving to fixed points on the same grid.
+
+        Raises:
+            TypeError: if the inverse of this kind is not known in closed form, see ``invertible``.
+        """
+        if not self.invertible:
+            raise TypeError(f"{type(self).__name__} has no inverse in closed form: affine transformations and svf have")
+        theta = self.checked(theta)
+        with torch.autocast(theta.device.type, enabled=False):
+            return self.inverse_displacement(theta, stride)
+
+    def inverse_displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
+        """The ddf of the inverse for a checked ``theta``; what a subclass that is ``invertible`` computes."""
+        raise TypeError(f"{type(self).__name__} does not define inverse_displacement(theta, stride)")
+
     def bending_energy(self, theta: Tensor, stride: int = 1) -> Tensor:
         """Of ``theta`` ``(B, P)`` in 1/mm^2, ``(B,)``; by finite differences at each ``stride``-th voxel, unless a
         subclass knows it without its field."""

@@ -21,13 +21,13 @@ BSPLINE_RATE, BSPLINE_STEPS = 0.2, 50
 
 
 def default_rate(transformation: str, steps: int, levels: Sequence[Sequence[int]] | None = None) -> float:
-    """The bundle's learning rate for the parameters of "affine" or "bspline".
+    """The bundle's learning rate for the parameters of a transformation, by its name.
 
     In fewer steps than usual B-splines take smaller ones: 10 at the full rate end where they began. No step is as one.
     """
     levels = none_or(levels)
     steps = steps if levels is None else sum(level.steps for level in checked_levels(levels))
-    if transformation != "bspline":
+    if transformation not in ("bspline", "svf"):
         return LEARNING_RATES["theta"]
     return BSPLINE_RATE * min(1.0, max(1, steps) / BSPLINE_STEPS)
 
