@@ -158,8 +158,9 @@ TRAINING = {
     "dataset_dir", "data_list_file", "synthetic_dir", "run_name", "ckpt_dir", "seed", "transformation",
     "control_spacing", "max_displacement", "affine_bounds", "loss", "similarity", "regularization",
     "regularization_weight", "loss_weights", "spacing", "soi_labels", "soi_points", "points_map", "points_width",
-    "in_channels", "itn_def", "stn_def", "initial_weights", "itn_epochs", "contrast", "augment", "cache_dir", "num_workers", "max_epochs",
-    "batch_size", "learning_rate", "training_dtype", "ema_decay", "val_interval", "val_refine_steps",
+    "in_channels", "itn_def", "stn_def", "initial_weights", "itn_epochs", "contrast", "augment", "cache_dir",
+    "num_workers", "max_epochs", "batch_size", "learning_rate", "training_dtype", "ema_decay", "val_interval",
+    "val_refine_steps",
 }  # fmt: skip
 #: the settings that the help of a command lists; what a network was trained with, it knows
 OF_COMMAND = {
@@ -179,8 +180,8 @@ CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": (
 #: what a network was trained with, and where things are: given to other commands, it is compared with the weights
 COMPARED = {
     "loss", "transformation", "control_spacing", "max_displacement", "affine_bounds", "spacing", "soi_labels",
-    "soi_points", "in_channels", "itn_def", "stn_def", "checkpoint_file", "ckpt_dir", "dataset_dir", "data_list_file", "run_name",
-    "synthetic_dir",
+    "soi_points", "in_channels", "itn_def", "stn_def", "checkpoint_file", "ckpt_dir", "dataset_dir", "data_list_file",
+    "run_name", "synthetic_dir",
 }  # fmt: skip
 #: what every command takes besides, and what Registration and the hosts also set
 ALWAYS = {"bundle_root", "output_dir"} | COMPARED
