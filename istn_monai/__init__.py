@@ -37,8 +37,9 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.json_files`, :mod:`~istn_monai.io.landmark_tables`,
   :mod:`~istn_monai.io.landmark_markups`, :mod:`~istn_monai.io.landmarks`, :mod:`~istn_monai.io.nifti`,
   :mod:`~istn_monai.io.itk_geometry`, :mod:`~istn_monai.io.foreign_transforms`, :mod:`~istn_monai.io.transform_kinds`,
-  :mod:`~istn_monai.io.whole_transforms` (not truncated),
-  :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
+  :mod:`~istn_monai.io.whole_transforms` (not truncated), :mod:`~istn_monai.io.elastix`,
+  :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.matrix_files` (greedy's and FSL's),
+  :mod:`~istn_monai.io.any_transform` (by its name), :mod:`~istn_monai.io.datalist`
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
   :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
