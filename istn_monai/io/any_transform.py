@@ -43,6 +43,12 @@ def file_of(name: str) -> Path:
     return Path(parts_of(name)[1]).expanduser().absolute()
 
 
+def needs_grids(name: str) -> bool:
+    """Whether a transform's name says that images belong to it: a matrix of flirt's, an inverse."""
+    prefix, _, inverse = parts_of(name)
+    return prefix == "fsl:" or inverse
+
+
 def read_any_transform(
     name: str, dims: int | None = None, moving: Grid | None = None, fixed: Grid | None = None
 ) -> WorldTransform:
