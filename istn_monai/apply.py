@@ -174,6 +174,16 @@ def check_shape(points: Points, file: str, output: Path) -> None:
         )
 
 
+def check_files(output: Path, transform: str, input: str, reference: str | None) -> None:
+    """FileExistsError if the output is a file that is read; ValueError if its suffix is not one for what it will be."""
+    read: list[tuple[str, str | Path]] = [("transform", file_of(transform)), ("input", input)]
+    check_apart([output], [*read, *([("reference", reference)] if reference else [])], "choose another output")
+    if is_points(input):
+        suffix_of(output)
+    else:
+        check_written_suffix(output)
+
+
 def apply_transform(
     transform: str,
     input: str,
@@ -208,13 +218,7 @@ def apply_transform(
     inverse = bool(switch("inverse", inverse))
     check_options(input, reference, interpolation, frame)
     path = new_file(output, overwrite=overwrite)
-    read: dict[str, str | Path | None]
-    read = {"transform": file_of(transform), "input": input, "reference": reference}
-    check_apart([path], [(name, file) for name, file in read.items() if file], "choose another output")
-    if is_points(input):
-        suffix_of(path)
-    else:
-        check_written_suffix(path)
+    check_files(path, transform, input, reference)
     loaded = None if reference is not None and needs_grids(transform) else read_any_transform(transform)
     if is_points(input):
         loaded = loaded or read_any_transform(transform)
