@@ -8,7 +8,8 @@ the grids' middles meet. The peers run in PEER_PYTHON, which needs neither torch
 affinely (``0GenericAffine.mat``) and by SyN (a composite ``.h5``, and warp and affine as two files), itk-elastix by an
 affine and a B-spline (parameter files), picsl_greedy affinely (a plain matrix). Each writes the moving image on the
 fixed grid, linearly interpolated; ``istn-monai apply`` does so with the file alone. Of ANTs' two files it is given what
-``istn-monai compose`` made of them, in the reverse of the order that ANTs takes.
+``istn-monai compose`` made of them, in the reverse of the order that ANTs takes. The last row is the other way round:
+ANTsPy resamples by a composite that ``compose`` made of elastix' and ANTs' files and an inverse.
 
 ``error`` is the largest difference over the range of the moving image, wherever the place that is looked up lies
 ``INSIDE`` voxels or more inside of the moving image: beyond its border tools fill what they do not know, and within
@@ -38,7 +39,10 @@ STARTS = {
     "elastix affine": ("itk-elastix", "{0}/TransformParameters.0.txt"),
     "elastix affine + B-spline": ("itk-elastix", "{0}/TransformParameters.1.txt"),
     "greedy affine": ("picsl_greedy", "greedy:{0}/greedy.mat"),
+    "ours read by ants": ("antspyx", "{0}/mixed.h5"),
 }
+#: the other way round: what ``compose`` makes of files of two tools and an inverse, for ANTs to read
+MIXED = ("{0}/TransformParameters.1.txt", "[{0}/TransformParameters.0.txt,1]", "{0}/ants_0GenericAffine.mat")
 
 
 def image_of(name: str) -> str:
@@ -69,6 +73,15 @@ def ants_starts(folder: str) -> None:
     both = ants.registration(fixed, moving, "SyN", outprefix=f"{folder}/two_")
     warped(both["fwdtransforms"], "ants files")
     Path(folder, "ants files.json").write_text(json.dumps(both["fwdtransforms"]), encoding="utf-8")
+
+
+def ants_reads(folder: str) -> None:
+    """The moving image by ANTsPy and a composite that we wrote."""
+    import ants
+
+    moving, fixed = (ants.image_read(f"{folder}/{side}.nii.gz") for side in ("moving", "fixed"))
+    image = ants.apply_transforms(fixed, moving, [f"{folder}/mixed.h5"], "linear", defaultvalue=float(moving.min()))
+    ants.image_write(image, f"{folder}/{image_of('ours read by ants')}")
 
 
 def elastix_starts(folder: str) -> None:
@@ -105,7 +118,9 @@ def greedy_starts(folder: str) -> None:
 
 def peer(package: str, folder: str) -> None:
     """All starts of one package, in its interpreter."""
-    {"antspyx": ants_starts, "itk-elastix": elastix_starts, "picsl_greedy": greedy_starts}[package](folder)
+    {"reading": ants_reads, "antspyx": ants_starts, "itk-elastix": elastix_starts, "picsl_greedy": greedy_starts}[
+        package
+    ](folder)
 
 
 def installed() -> None:
@@ -190,8 +205,11 @@ def pair_rows(
         if peers["antspyx"]:
             files = json.loads((folder / "ants files.json").read_text(encoding="utf-8"))
             compose_files(files[::-1], str(folder / "composed.h5"))
+        if peers["antspyx"] and peers["itk-elastix"]:
+            compose_files([name.format(folder) for name in MIXED], str(folder / "mixed.h5"))
+            subprocess.run([peer_python, __file__, "peer", "reading", work], check=True, stdout=subprocess.DEVNULL)
         for name, (package, _) in STARTS.items():
-            if peers[package]:
+            if peers[package] and (folder / image_of(name)).exists():
                 rows.append({"what": f"pair {number}", "candidate": name, **row_of(name, folder)})
                 print(json.dumps(rows[-1]), flush=True)
     return rows
