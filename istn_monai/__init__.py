@@ -37,8 +37,9 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.json_files`, :mod:`~istn_monai.io.landmark_tables`,
   :mod:`~istn_monai.io.landmark_markups`, :mod:`~istn_monai.io.landmarks`, :mod:`~istn_monai.io.nifti`,
   :mod:`~istn_monai.io.itk_geometry`, :mod:`~istn_monai.io.foreign_transforms`, :mod:`~istn_monai.io.transform_kinds`,
-  :mod:`~istn_monai.io.whole_transforms` (not truncated),
-  :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.datalist`
+  :mod:`~istn_monai.io.whole_transforms` (not truncated), :mod:`~istn_monai.io.elastix`,
+  :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.matrix_files` (greedy's and FSL's),
+  :mod:`~istn_monai.io.any_transform` (by its name), :mod:`~istn_monai.io.datalist`
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
   :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
@@ -54,7 +55,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.qa.rules`, :mod:`~istn_monai.qa.measures`, :mod:`~istn_monai.qa.panels`,
   :mod:`~istn_monai.qa.page`, :mod:`~istn_monai.qa.sprites`, :mod:`~istn_monai.qa.viewer`,
   :mod:`~istn_monai.qa.cohort`, :mod:`~istn_monai.qa.inspector`
-- :mod:`istn_monai.apply`: a written transform on other files; :mod:`istn_monai.moved_points`: a pair's landmarks
+- :mod:`istn_monai.apply`: a written transform on other files; :mod:`istn_monai.compose`: several joined into one;
+  :mod:`istn_monai.transform_info`: what one is; :mod:`istn_monai.moved_points`: a pair's landmarks
 - :mod:`istn_monai.workflow`: what the bundle's configs call.
   :mod:`~istn_monai.workflow.errors`, :mod:`~istn_monai.workflow.distributed`,
   :mod:`~istn_monai.workflow.console` (what a command says), :mod:`~istn_monai.workflow.settings`,
@@ -78,7 +80,7 @@ Where things are, in reading order: no module comes before one that it imports.
   is chosen, and why), :mod:`~istn_monai.planning.plan`
 - :mod:`istn_monai.runs`: training and evaluation with a data set's settings;
   :mod:`istn_monai.registration`: pairs of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``;
-  :mod:`istn_monai.__main__`: the commands
+  :mod:`istn_monai.file_commands` and :mod:`istn_monai.__main__`: the commands
 """
 
 from istn_monai._lazy import lazy

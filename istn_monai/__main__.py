@@ -1,6 +1,7 @@
 """Command line: ``istn-monai COMMAND --help`` (or ``python -m istn_monai COMMAND --help``).
 
-Commands import what they use when they run: ``--help`` and ``--version`` need neither torch nor MONAI.
+Commands import what they use when they run: ``--help`` and ``--version`` need neither torch nor MONAI. Those that need
+no network are in :mod:`istn_monai.file_commands`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import fire
 
 from istn_monai import __version__
 from istn_monai.arguments import checked_arguments, help_of
+from istn_monai.file_commands import apply, compose, info, pairs, synthesize
 from istn_monai.options import command, unknown
 from istn_monai.processors import load_libraries
 from istn_monai.workflow.errors import OUTPUT, ending_in_one_line
@@ -181,123 +183,6 @@ def represent(
     return f"written: {represent_file(Registration(model, 0, config, bundle_root, **settings), image, output)}"
 
 
-@command()
-def apply(
-    transform: str,
-    input: str,
-    output: str,
-    reference: str | None = None,
-    inverse: bool = False,
-    interpolation: str = "auto",
-    frame: str | None = None,
-    overwrite: bool = False,
-    nifti_frame: str | None = None,
-    *,
-    series: str | None = None,
-    series_reference: str | None = None,
-) -> str:
-    """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
-
-    Args:
-        transform: transform.h5 of register, or any that ITK reads.
-        input: image, label map, or landmarks (.csv, .fcsv, .mrk.json).
-        output: file to write; an existing one is left alone.
-        reference: image whose grid the result has: the fixed one (with inverse the moving one).
-        inverse: bring what belongs to the fixed image to the moving one.
-        interpolation: auto (label or linear, by the image's values), linear, nearest, or label (linear one-hot, then
-            the largest).
-        frame: RAS or LPS, of landmarks whose file does not say it; the result is in the frame of the input.
-        overwrite: replace an existing output.
-        nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
-        series: Series Instance UID of the input, where its DICOM folder holds several.
-        series_reference: likewise, of the reference.
-    """
-    load_libraries()
-    from istn_monai.apply import apply_transform
-
-    options = (inverse, interpolation, frame, overwrite, nifti_frame, series, series_reference)
-    return f"written: {apply_transform(transform, input, output, reference, *options)}"
-
-
-@command()
-def info(model: str | None = None) -> str:
-    """Says what a checkpoint is: its network, grid, structures, data and result.
-
-    Args:
-        model: folder of a training run or of a bundle, or a checkpoint; the shipped weights by default.
-    """
-    load_libraries()
-    from istn_monai.folders import bundle_folder, find_weights
-    from istn_monai.weights import information, read_weights
-
-    return information(read_weights(find_weights(bundle_folder() if model is None else model)))
-
-
-@command()
-def pairs(
-    images: str,
-    output: str,
-    labels: str | None = None,
-    train: int = 100,
-    val: int = 10,
-    test: int = 100,
-    seed: int = 0,
-    landmarks: str | None = None,
-    overwrite: bool = False,
-) -> str:
-    """Draws random pairs of a folder of images, so that no subject appears in more than one split.
-
-    Args:
-        images: folder with one image for each subject.
-        output: JSON file to write; an existing one is left alone.
-        labels: folder with label maps of the images' names.
-        train: number of training pairs.
-        val: number of validation pairs.
-        test: number of test pairs.
-        seed: of the draw.
-        landmarks: folder with landmark files (.csv, .fcsv, .mrk.json), or landmark maps, of the images' names.
-        overwrite: replace an existing datalist.
-    """
-    load_libraries()
-    from istn_monai.pairing import make_datalist
-
-    return f"written: {make_datalist(images, output, labels, train, val, test, seed, landmarks, overwrite)}"
-
-
-@command()
-def synthesize(
-    output_dir: str,
-    spatial_size: Sequence[int] = (48, 64, 48),
-    spacing: float | Sequence[float] = 1.0,
-    train: int = 40,
-    val: int = 8,
-    test: int = 8,
-    seed: int = 0,
-    image_format: str | None = None,
-    overwrite: bool = False,
-) -> str:
-    """Writes the paper's toy: vessel trees in a bright box whose pose misleads intensities, with a datalist.
-
-    Args:
-        output_dir: folder; must be new, empty, or hold a set of this command.
-        spatial_size: voxels, two or three numbers.
-        spacing: voxel size in mm.
-        train: number of training pairs.
-        val: number of validation pairs.
-        test: number of test pairs.
-        seed: everything follows from it.
-        image_format: nii.gz, or png in 2-D.
-        overwrite: replace a set of this command that was made with other settings.
-    """
-    load_libraries()
-    from istn_monai.synthetic.pairs import synthesize as write_synthetic_pairs
-
-    file = write_synthetic_pairs(
-        output_dir, spatial_size, spacing, train, val, test, seed, image_format, overwrite=overwrite
-    )
-    return f"written: {file}"
-
-
 FLAGS = ("--debug", "--quiet", "--verbose")  # of all commands
 COMMANDS: dict[str, Callable[..., str]] = {
     "plan": plan,
@@ -305,6 +190,7 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "evaluate": evaluate,
     "register": register,
     "apply": apply,
+    "compose": compose,
     "represent": represent,
     "info": info,
     "pairs": pairs,

@@ -19,8 +19,8 @@ from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import with_affine
 from istn_monai.geometry.resampling import intensities, on_grid_in_slabs, whole_labels
 from istn_monai.geometry.world_transform import WorldTransform
+from istn_monai.io.any_transform import file_of, needs_grids, read_any_transform
 from istn_monai.io.images import TIME, load_image, source, write_image
-from istn_monai.io.itk_transforms import read_transform
 from istn_monai.io.landmarks import (
     FRAMES,
     MARKUPS,
@@ -174,6 +174,16 @@ def check_shape(points: Points, file: str, output: Path) -> None:
         )
 
 
+def check_files(output: Path, transform: str, input: str, reference: str | None) -> None:
+    """FileExistsError if the output is a file that is read; ValueError if its suffix is not one for what it will be."""
+    read: list[tuple[str, str | Path]] = [("transform", file_of(transform)), ("input", input)]
+    check_apart([output], [*read, *([("reference", reference)] if reference else [])], "choose another output")
+    if is_points(input):
+        suffix_of(output)
+    else:
+        check_written_suffix(output)
+
+
 def apply_transform(
     transform: str,
     input: str,
@@ -190,7 +200,8 @@ def apply_transform(
     """Applies a transform to another file: brings what belongs to the moving image to the fixed one.
 
     Args:
-        transform: transform.h5 or displacement.nii.gz of register, any that ITK reads, or ANTs' Warp.nii.gz.
+        transform: transform.h5 or displacement.nii.gz of register, or any other by its name, see
+            :mod:`istn_monai.io.any_transform`.
         input: image, label map, or landmarks (.csv, .fcsv, .mrk.json).
         output: file to write; an existing one is left alone, unless ``overwrite``.
         reference: image whose grid the result has: the fixed one (with inverse the moving one).
@@ -207,14 +218,10 @@ def apply_transform(
     inverse = bool(switch("inverse", inverse))
     check_options(input, reference, interpolation, frame)
     path = new_file(output, overwrite=overwrite)
-    read = {"transform": transform, "input": input, "reference": reference}
-    check_apart([path], [(name, file) for name, file in read.items() if file], "choose another output")
+    check_files(path, transform, input, reference)
+    loaded = None if reference is not None and needs_grids(transform) else read_any_transform(transform)
     if is_points(input):
-        suffix_of(path)
-    else:
-        check_written_suffix(path)
-    loaded = read_transform(transform)
-    if is_points(input):
+        loaded = loaded or read_any_transform(transform)
         points, own_frame = read_in_frame(input, frame)
         check_dims(points, input, loaded.dims, "the transform")
         check_shape(points, input, path)
@@ -222,7 +229,11 @@ def apply_transform(
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
     named = ((input, "input", series), (reference, "reference", series_reference))
-    images = [load_image(file, name, loaded.dims, nifti_frame, uid) for file, name, uid in named]
+    dims = None if loaded is None else loaded.dims
+    images = [load_image(file, name, dims, nifti_frame, uid) for file, name, uid in named]
+    if loaded is None:
+        moving, fixed = map(Grid.of, images[::-1] if inverse else images)
+        loaded = read_any_transform(transform, images[0].ndim - 1, moving, fixed)
     check_finite(images[0], source(images[0], "input"))
     interpolation = chosen_interpolation(images[0], interpolation)
     write_image(resample_image(images[0], loaded, images[1], inverse, interpolation), path)

@@ -24,7 +24,14 @@ def options_of(function: Callable[..., str]) -> tuple[list[str], bool]:
     """The names that a command takes in their order, and whether it takes settings too."""
     parameters = inspect.signature(function).parameters.values()
     takes_settings = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD], takes_settings
+    without_name = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [parameter.name for parameter in parameters if parameter.kind not in without_name], takes_settings
+
+
+def needed_of(function: Callable[..., str]) -> list[str]:
+    """The names that a command cannot do without."""
+    parameters = inspect.signature(function).parameters
+    return [name for name in options_of(function)[0] if parameters[name].default is inspect.Parameter.empty]
 
 
 def is_switch(name: str) -> bool:
@@ -32,8 +39,10 @@ def is_switch(name: str) -> bool:
     return switch in (KINDS.get(name), KINDS.get(name.removeprefix("no"))) or "#" in name
 
 
-def full_name(word: str, names: Sequence[str], takes_settings: bool) -> str:
+def full_name(word: str, names: Sequence[str], takes_settings: bool, needed: Sequence[str] = ()) -> str:
     """An option as it was typed, ``--name``, ``--name=value``, ``--noname`` or ``-n``, with its whole name.
+
+    Of several names that begin with one letter, that counts which the command cannot do without.
 
     Raises:
         ValueError: if there is no such option, or several that begin with this letter.
@@ -44,6 +53,7 @@ def full_name(word: str, names: Sequence[str], takes_settings: bool) -> str:
     name = (found["name"] or "").replace("-", "_")
     if found["short"]:
         begin = [known for known in names if known.startswith(found["short"])]
+        begin = [known for known in begin if known in needed] if len(begin) > 1 and set(begin) & set(needed) else begin
         if len(begin) != 1:
             which = f"{', '.join(begin)} begin so" if begin else f"options are: {', '.join(names)}"
             raise ValueError(f"option {word.split('=')[0]!r} is not clear: {which}; write --name value")
@@ -63,6 +73,7 @@ def checked_arguments(function: Callable[..., str], words: Sequence[str]) -> lis
         ValueError: for an unknown option, one that is given twice, a word too many, or one that is missing.
     """
     names, takes_settings = options_of(function)
+    needed = needed_of(function)
     result: list[str] = []
     given: list[str] = []
     positional = 0
@@ -75,7 +86,7 @@ def checked_arguments(function: Callable[..., str], words: Sequence[str]) -> lis
             positional += 1
             result.append(word)
         else:
-            word = full_name(word, names, takes_settings)
+            word = full_name(word, names, takes_settings, needed)
             given.append(word[2:].split("=")[0])
             result.append(word)
             if "=" not in word and index + 1 < len(words) and not is_flag(words[index + 1]):
@@ -96,10 +107,11 @@ def check_counts(function: Callable[..., str], given: Sequence[str], positional:
     parameters = inspect.signature(function).parameters
     places = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     free = [name for name in places if name not in given]
-    if positional > len(free):
+    any_number = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+    if positional > len(free) and not any_number:
         raise ValueError(f"{positional} values without a name, but only {len(free)} fit: {', '.join(free) or 'none'}")
-    needed = [name for name in places if parameters[name].default is inspect.Parameter.empty]
-    missing = [name for name in needed if name in free[positional:]]
+    filled = {*given, *free[:positional]}
+    missing = [name for name in needed_of(function) if name not in filled]
     if missing:
         raise ValueError(f"{missing[0]} is missing: give {' and '.join(f'--{name} ...' for name in missing)}")
 

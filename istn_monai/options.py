@@ -96,6 +96,7 @@ KINDS: dict[str, Kind] = {
             "input",
             "output",
             "transform",
+            "transforms",
             "reference",
             "images",
             "labels",
@@ -238,17 +239,19 @@ def command(settings_of: str | None = None) -> Callable[[Callable[..., str]], Ca
     def decorate(function: Callable[..., str]) -> Callable[..., str]:
         """Wraps a command."""
         own = inspect.signature(function)
+        many = [name for name, parameter in own.parameters.items() if parameter.kind is parameter.VAR_POSITIONAL]
 
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> str:
             """The command, with typed arguments."""
             bound = own.bind(*args, **kwargs)
             settings = bound.arguments.pop("settings", {})
+            listed = [typed(name, value) for name in many for value in bound.arguments.pop(name, ())]
             arguments = {name: typed(name, value) for name, value in bound.arguments.items()}
-            return function(**arguments, **(typed_settings(settings_of, settings) if settings_of else {}))
+            return function(*listed, **arguments, **(typed_settings(settings_of, settings) if settings_of else {}))
 
-        listed = run if settings_of is None else with_settings(settings_of)(run)
-        return SetParseFn(str)(listed)  # Fire hands over what was typed, not what it looks like
+        decorated = run if settings_of is None else with_settings(settings_of)(run)
+        return SetParseFn(str)(decorated)  # Fire hands over what was typed, not what it looks like
 
     return decorate
 

@@ -64,11 +64,10 @@ def test_vectors_that_nifti_marks_as_ras_are_read_as_itk_reads_them(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("flirt.mat", "1 0 0 3\n0 1 0 4\n0 0 1 5\n0 0 0 1\n", "a plain matrix of numbers"),
+        ("flirt.mat", "1 0 0 3\n0 1 0 4\n0 0 1 5\n0 0 0 1\n", "a plain matrix of numbers.*greedy:FILE.*fsl:FILE"),
         ("reg.lta", "type      = 1\nnxforms   = 1\n", "lta_convert"),
         ("t.xfm", "MNI Transform File\nTransform_Type = Linear;\n", "MINC"),
         ("a.aff12.1D", "# 3dAllineate matrices\n1 0 0 3 0 1 0 4 0 0 1 5\n", "AFNI"),
-        ("TransformParameters.0.txt", '(Transform "EulerTransform")\n', "elastix"),
     ],
 )
 def test_formats_of_others_are_named_with_how_to_convert_them(tmp_path, name, content, said):

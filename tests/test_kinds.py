@@ -141,6 +141,10 @@ def test_switches_and_short_options_keep_their_values():
         checked_arguments(COMMANDS["register"], words)
     assert checked_arguments(COMMANDS["register"], words[:4]) == checked
     assert checked_arguments(COMMANDS["apply"], ["a", "b", "c", "-r", "d"]) == ["a", "b", "c", "--reference=d"]
+    assert checked_arguments(COMMANDS["apply"], ["a", "b", "-o", "c"]) == ["a", "b", "--output=c"]  # not overwrite
+    assert checked_arguments(COMMANDS["compose"], ["a", "b", "c", "d", "-o", "e"])[-1] == "--output=e"
+    with pytest.raises(ValueError, match="output is missing"):
+        checked_arguments(COMMANDS["compose"], ["a", "b"])
 
 
 def test_settings_that_training_does_not_read_are_refused():

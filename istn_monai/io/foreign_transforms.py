@@ -1,7 +1,8 @@
 """Transform files of tools that do not write ITK's: recognized by what stands in them, and what to do with each.
 
 None is read here. Each has a frame and a direction of its own, which its file does not always say, and which the tools
-named here know.
+named here know. :mod:`istn_monai.io.elastix` reads elastix's files, and :mod:`istn_monai.io.matrix_files` plain
+matrices whose convention is said.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from istn_monai.io.nifti_headers import units_of
 
 HEAD = 2**12  # bytes that tell a format
 MATRIX = (
-    "a plain matrix of numbers, which does not say its frame: convert FSL's by c3d_affine_tool -ref TARGET -src SOURCE "
-    "FILE -fsl2ras -oitk OUT.txt, and one of RAS mm that pulls back by c3d_affine_tool FILE -oitk OUT.txt"
+    "a plain matrix of numbers, which does not say its frame: write greedy:FILE for one of RAS mm that pulls back "
+    "(greedy, c3d), or fsl:FILE, with both images, for FSL's flirt; or convert it by c3d_affine_tool ... -oitk OUT.txt"
 )
 #: pattern of a file's first bytes, and what it is
 BY_CONTENT = (
@@ -26,11 +27,6 @@ BY_CONTENT = (
     (
         rb"\AMNI Transform File",
         "a MINC .xfm, which ITK's readers take for LPS: convert it by lta_convert --inmni FILE --outitk OUT.txt",
-    ),
-    (
-        rb"\A(//[^\n]*\n|\s)*\(Transform ",
-        'elastix\'s parameters: run elastix again with (ITKTransformOutputFileNameExtension "h5"), or make a field by '
-        "transformix -def all",
     ),
     (
         rb"\A(#[^\n]*3dAllineate|#[^\n]*3dvolreg|#[^\n]*aff12)",
@@ -41,7 +37,7 @@ BY_CONTENT = (
 BY_SUFFIX = {
     ".lta": BY_CONTENT[0][1],
     ".xfm": BY_CONTENT[1][1],
-    ".1D": BY_CONTENT[3][1],
+    ".1D": BY_CONTENT[2][1],
     ".m3z": "a FreeSurfer morph: convert it by mri_warp_convert --outitk OUT.nii.gz",
     ".x5": "an X5 file: convert it to ITK's format by nitransforms",
 }

@@ -149,13 +149,14 @@ def write_image(image: MetaTensor, file: Path) -> None:
 
 
 def load_image(
-    file: str, name: str, dims: int, nifti_frame: str | None = None, series: str | None = None
+    file: str, name: str, dims: int | None, nifti_frame: str | None = None, series: str | None = None
 ) -> MetaTensor:
-    """A channel-first image of so many dimensions, or an error that names the argument and the file."""
+    """A channel-first image of so many dimensions, None for any, or an error that names the argument and the file."""
     path = Path(file).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{name}: no such file: {path}")
     image = read_or_explain(path, name, nifti_frame, series, dtype=None)
+    dims = image.ndim - 1 if dims is None else dims
     if image.ndim - 1 != dims:
         raise ValueError(f"{source(image, name)} is {image.ndim - 1}-D, the transform {dims}-D: both must be the same")
     check_dims(image, name, dims)

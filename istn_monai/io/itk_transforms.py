@@ -22,6 +22,7 @@ from torch import Tensor
 
 from istn_monai.geometry.frames import flipped, lps
 from istn_monai.geometry.world_transform import WorldAffine, WorldBSpline, WorldComponent, WorldField, WorldTransform
+from istn_monai.io.elastix import elastix_transforms, is_elastix
 from istn_monai.io.file_checks import check_file
 from istn_monai.io.foreign_transforms import check_vectors, foreign_format
 from istn_monai.io.itk_geometry import affine_of_geometry, geometry, to_index_of
@@ -180,6 +181,13 @@ def write_transform(transform: WorldTransform, file: str | Path) -> Path:
     return path
 
 
+def itk_transforms(path: Path) -> list[Any]:
+    """As :func:`transforms_in`, of a file that was looked through before."""
+    check_kinds(path)
+    check_whole_transform(path)
+    return transforms_in(path)
+
+
 def transforms_in(path: Path) -> list[Any]:
     """The transforms in a file, by SimpleITK, or by itk where that cannot read all of it.
 
@@ -212,7 +220,7 @@ def transforms_in(path: Path) -> list[Any]:
 
 
 def read_transform(file: str | Path, dims: int | None = None) -> WorldTransform:
-    """Reads a transform that :func:`write_transform` or another tool wrote, in any format that ITK reads.
+    """Reads a transform that :func:`write_transform` or another tool wrote, in any format that ITK reads, or elastix's.
 
     Args:
         file: of several transforms in one file the last acts first, as in ITK. An image of vectors is a displacement
@@ -233,9 +241,14 @@ def read_transform(file: str | Path, dims: int | None = None) -> WorldTransform:
         check_numbers(transform)
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    if dims is not None and transform.dims != dims:
-        raise ValueError(f"{path} is a transform of {transform.dims} dimensions, the images have {dims}")
+    check_dimensions(transform, path, dims)
     return transform
+
+
+def check_dimensions(transform: WorldTransform, file: Path, dims: int | None) -> None:
+    """ValueError if a transform has not so many dimensions; None for any."""
+    if dims is not None and transform.dims != dims:
+        raise ValueError(f"{file} is a transform of {transform.dims} dimensions, the images have {dims}")
 
 
 def check_numbers(transform: WorldTransform) -> None:
@@ -253,9 +266,7 @@ def transform_in(path: Path) -> WorldTransform:
     if path.name.lower().endswith(IMAGES):
         field = read_displacement(path)
         return WorldTransform([field], len(field.values))
-    check_kinds(path)
-    check_whole_transform(path)
-    read = transforms_in(path)
+    read = elastix_transforms(path) if is_elastix(path) else itk_transforms(path)
     _, dims = kind_of(read[0])
     if dims not in (2, 3):
         raise ValueError(f"a transform of {dims} dimensions is not supported: of 2 and 3 are")
