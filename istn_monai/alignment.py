@@ -6,55 +6,72 @@ Convention:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from istn_monai.geometry.affine import AffineTransformation
-from istn_monai.geometry.grids import Grid, map_points, registration_grid
-from istn_monai.geometry.resampling import area_averaged, unit_range
-from istn_monai.refinement import Refiner
+from istn_monai.geometry.grids import Grid, map_points
+from istn_monai.geometry.names import is_file_name
+from istn_monai.geometry.resampling import unit_range
+from istn_monai.linear_registration import LEVELS, Side, best_start, linear_registration, translation, turned
 
-INITIAL_ALIGNMENTS = ("world", "center", "moments", "rigid")
+INITIAL_ALIGNMENTS = ("world", "center", "moments", "principal_axes", "rigid", "affine", "structures")
+BY_INTENSITIES = ("moments", "principal_axes", "rigid", "affine")
 #: voxels along the longest axis of the fixed image, and steps, coarse to fine
-RIGID_LEVELS = ((24, 100), (48, 50))
+RIGID_LEVELS = LEVELS
 
 
-def center_of_mass(image: MetaTensor) -> Tensor:
+def check_start(name: object) -> None:
+    """ValueError unless a text is the name of an initial alignment, or may be that of a transform's file."""
+    if not isinstance(name, str) or (name not in INITIAL_ALIGNMENTS and not is_file_name(name)):
+        raise ValueError(f"initial_alignment must be one of {INITIAL_ALIGNMENTS}, or a transform's file, got {name!r}")
+
+
+def center_of_mass(image: MetaTensor, name: str = "moments") -> Tensor:
     """World point ``(D,)`` of the first moment of the first channel of ``(C, *S)``, counted from its darkest voxel.
 
     Raises:
-        ValueError: the channel is constant.
+        ValueError: the channel is constant; ``name`` is that of the initial alignment.
     """
     values = image.as_tensor()[0]
     weights = values.double() - values.min()
     total = weights.sum()
     if total == 0:
-        raise ValueError("initial_alignment 'moments' needs an image that is not constant")
+        raise ValueError(f"initial_alignment {name!r} needs an image that is not constant")
     axes = range(weights.ndim)
     profiles = [weights.sum([other for other in axes if other != axis]) for axis in axes]
     moments = [(profile * torch.arange(len(profile))).sum() / total for profile in profiles]
     return map_points(Grid.of(image).affine, torch.stack(moments))
 
 
-def translation(shift: Tensor) -> Tensor:
-    """``(D,)`` in mm to ``(D+1, D+1)``."""
-    matrix = torch.eye(len(shift) + 1, dtype=torch.float64)
-    matrix[:-1, -1] = shift
-    return matrix
+def principal_axes(image: MetaTensor) -> Tensor:
+    """Unit world vectors ``(D, D)``, one in each column: the principal axes of the first channel's mass, longest first.
+
+    Counted from the darkest voxel, as :func:`center_of_mass`.
+    """
+    values = image.as_tensor()[0].double()
+    weights = values - values.min()
+    points = Grid.of(image).points() - center_of_mass(image, "principal_axes").view(-1, *[1] * weights.ndim)
+    flat = points.flatten(1)
+    covariance = (flat * weights.flatten()) @ flat.T / weights.sum()
+    return torch.linalg.eigh(covariance).eigenvectors.flip(1)
 
 
-def initial_alignment(name: str, moving: MetaTensor, fixed: MetaTensor) -> Tensor:
+def initial_alignment(name: str, moving: MetaTensor, fixed: MetaTensor, similarity: str = "mse") -> Tensor:
     """``T0`` ``(D+1, D+1)`` float64, fixed world to moving world point.
 
     Args:
         name: "world" trusts the headers (identity); "center" joins the middles of the two grids, for crops whose
-            origins carry no anatomy; "moments" joins the centers of mass of the intensities; "rigid" goes on from
-            there by a registration, see :func:`rigid_alignment`.
-        moving: ``(C, *S)``; of several channels the first one counts.
+            origins carry no anatomy; "moments" joins the centers of mass of the intensities; "principal_axes" also the
+            axes of their second moments; "rigid" and "affine" go on from "moments" by a registration from many turns,
+            see :func:`istn_monai.linear_registration.linear_registration`. "structures" needs a network, see
+            :func:`istn_monai.structure_alignment.structure_alignment`.
+        moving: ``(C, *S)``; of several channels the first one counts for moments.
         fixed: likewise.
+        similarity: of the images, of "principal_axes", "rigid" and "affine".
 
     Raises:
         ValueError: the name is none of these, or an image is constant where its intensities are needed.
@@ -62,19 +79,45 @@ def initial_alignment(name: str, moving: MetaTensor, fixed: MetaTensor) -> Tenso
     if name == "world":
         return torch.eye(fixed.ndim, dtype=torch.float64)
     if name == "center":
-        centers = [Grid.of(image).center for image in (moving, fixed)]
-    elif name in ("moments", "rigid"):
-        centers = [center_of_mass(image) for image in (moving, fixed)]
-    else:
+        return translation(Grid.of(moving).center - Grid.of(fixed).center)
+    if name not in BY_INTENSITIES:
         raise ValueError(f"initial_alignment must be one of {INITIAL_ALIGNMENTS}, got {name!r}")
+    centers = [center_of_mass(image, name) for image in (moving, fixed)]
     start = translation(centers[0] - centers[1])
-    return start if name != "rigid" else rigid_alignment(moving, fixed, start)
+    if name == "moments":
+        return start
+    if name == "principal_axes":
+        return principal_alignment(moving, fixed, start, similarity)
+    sides = in_unit_range(moving), in_unit_range(fixed)
+    return linear_registration(*sides, [start, *turned(start, centers[1])], name, similarity)[0]
+
+
+def in_unit_range(image: MetaTensor) -> Side:
+    """An image, intensities in [0, 1]."""
+    return Side(unit_range(image.as_tensor().float()), Grid.of(image))
+
+
+def principal_alignment(moving: MetaTensor, fixed: MetaTensor, start: Tensor, similarity: str = "mse") -> Tensor:
+    """``T0`` that joins the principal axes of two images: of the rotations that do, the one that makes them most alike.
+
+    Axes have no sign: in 3-D four rotations join them, in 2-D two.
+    """
+    of_moving, of_fixed = principal_axes(moving), principal_axes(fixed)
+    center = center_of_mass(fixed, "principal_axes")
+    starts = []
+    for signs in itertools.product((1.0, -1.0), repeat=len(center)):
+        linear = of_moving @ torch.diag(torch.tensor(signs, dtype=torch.float64)) @ of_fixed.T
+        if torch.linalg.det(linear) > 0:
+            about = translation(center - linear @ center)
+            about[:-1, :-1] = linear
+            starts.append(start @ about)
+    return best_start(in_unit_range(moving), in_unit_range(fixed), starts, similarity)
 
 
 def rigid_alignment(
     moving: MetaTensor, fixed: MetaTensor, start: Tensor, levels: Sequence[tuple[int, int]] = RIGID_LEVELS
 ) -> Tensor:
-    """``T0`` of a rigid registration of the intensities, from coarse to fine; no network.
+    """``T0`` of a rigid registration of the intensities from one start, from coarse to fine; no network.
 
     Least squares of intensities scaled to [0, 1]: for images of one modality. Bounds are 45 degrees in each plane and a
     quarter of the fixed image's extent from the start.
@@ -85,19 +128,4 @@ def rigid_alignment(
         start: ``T0`` to start from.
         levels: voxels along the longest axis, and steps of Adam, for each level.
     """
-    images = (moving.as_tensor()[None].float(), fixed.as_tensor()[None].float())
-    grids = (Grid.of(moving).aligned(start), Grid.of(fixed))
-    extent = max(grids[1].extent)
-    theta = None
-    for voxels, steps in levels:
-        size, spacing = (voxels,) * grids[1].spatial_dims, extent / voxels
-        grid = registration_grid(grids[1], size, spacing)
-        both = [unit_range(area_averaged(image, own, grid)) for image, own in zip(images, grids, strict=True)]
-        rigid = AffineTransformation(size, spacing, extent / 4, max_log_scale=0.0, max_shear=0.0)
-        # bounds and center are the same at each level, so theta carries over
-        theta = Refiner(steps=steps, learning_rate=0.02).register(rigid, both[0], both[1], theta).theta
-    about_center = rigid.matrix(theta)[0].double()
-    to_world = grid.affine.clone()  # mm from the grid's center to world
-    to_world[:-1, :-1] /= spacing
-    to_world[:-1, -1] = grid.center
-    return start @ to_world @ about_center @ torch.linalg.inv(to_world)
+    return linear_registration(in_unit_range(moving), in_unit_range(fixed), [start], levels=levels)[0]

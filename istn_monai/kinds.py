@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from istn_monai import refine_weights
-from istn_monai.geometry.names import bounds_of, kinds_of
+from istn_monai.geometry.names import bounds_of, is_file_name, kinds_of
 from istn_monai.levels import checked_levels
 
 Kind = Callable[[str, Any], Any]
 
+STARTS = ("world", "center", "moments", "principal_axes", "rigid", "affine", "structures")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none")
 DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
@@ -116,6 +117,15 @@ def numbers(kind: Kind, counts: tuple[int, ...] = ()) -> Kind:
 def transformation(name: str, value: Any) -> Any:
     """The name of a transformation, see :func:`istn_monai.geometry.names.kinds_of`."""
     return None if value is None else "+".join(kinds_of(value))
+
+
+def start(name: str, value: Any) -> Any:
+    """An initial alignment by its name, or a transform's file."""
+    if value is None or (isinstance(value, str) and value in STARTS):
+        return value
+    if not isinstance(value, str) or not is_file_name(value):
+        raise wrong(name, value, f"one of {', '.join(STARTS)}, or a transform's file")
+    return value
 
 
 def affine_bounds(name: str, value: Any) -> Any:

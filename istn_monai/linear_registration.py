@@ -74,13 +74,21 @@ def turned(start: Tensor, center: Tensor) -> list[Tensor]:
     for degrees in TURNS:
         signs = (1.0,) if degrees == 180.0 else (1.0, -1.0)
         rotations += [rotation(sign * math.radians(degrees), axis) for axis in axes_of(dims) for sign in signs]
-    result = []
-    for matrix in rotations:
-        about = torch.eye(dims + 1, dtype=torch.float64)
-        about[:-1, :-1] = matrix
-        about[:-1, -1] = center - matrix @ center
-        result.append(start @ about)
-    return result
+    return [start @ about(center, matrix) for matrix in rotations]
+
+
+def about(center: Tensor, linear: Tensor) -> Tensor:
+    """``(D+1, D+1)`` that maps points linearly, by ``(D, D)``, and leaves a center ``(D,)`` where it is."""
+    matrix = translation(center - linear @ center)
+    matrix[:-1, :-1] = linear
+    return matrix
+
+
+def translation(shift: Tensor) -> Tensor:
+    """``(D,)`` in mm to ``(D+1, D+1)``."""
+    matrix = torch.eye(len(shift) + 1, dtype=torch.float64)
+    matrix[:-1, -1] = shift
+    return matrix
 
 
 def axes_of(dims: int) -> list[Tensor]:
@@ -149,18 +157,29 @@ def on_coarse_grid(moving: Side, grid: Grid, start: Tensor) -> Tensor:
     return area_averaged(moving.values[None], own, grid) * inside
 
 
+def best_start(moving: Side, fixed: Side, starts: Sequence[Tensor], similarity: str = "mse") -> Tensor:
+    """The start that makes two sides most alike on the coarsest grid."""
+    extent, voxels = max(fixed.grid.extent), LEVELS[0][0]
+    grid = registration_grid(fixed.grid, (voxels,) * fixed.grid.spatial_dims, extent / voxels)
+    still = seen(area_averaged(fixed.values[None], fixed.grid, grid), similarity)
+    return sorted_starts(moving, still, grid, starts, similarity)[0]
+
+
 def promising(moving: Side, still: Tensor, grid: Grid, starts: Sequence[Tensor], similarity: str) -> list[Tensor]:
     """The first of some starts and the ``TRIED`` best of the others, on a grid where the fixed side is ``still``."""
     if len(starts) <= 1 + TRIED:
         return list(starts)
+    return [starts[0], *sorted_starts(moving, still, grid, starts[1:], similarity)[:TRIED]]
+
+
+def sorted_starts(moving: Side, still: Tensor, grid: Grid, starts: Sequence[Tensor], similarity: str) -> list[Tensor]:
+    """Starts, the one first that makes the moving side most like the fixed one."""
     small = coarse(moving, max(grid.spacing))
     values = []
-    for start in starts[1:]:
-        own = small.grid.aligned(start)
-        moved = resample(small.values[None], grid.to(own), grid.spatial_size)
+    for start in starts:
+        moved = resample(small.values[None], grid.to(small.grid.aligned(start)), grid.spatial_size)
         values.append(SIMILARITIES[similarity](seen(moved, similarity), still).item())
-    order = sorted(range(len(values)), key=values.__getitem__)[:TRIED]
-    return [starts[0], *(starts[1 + number] for number in order)]
+    return [starts[number] for number in sorted(range(len(values)), key=values.__getitem__)]
 
 
 def coarse(side: Side, spacing: float) -> Side:

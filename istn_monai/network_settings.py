@@ -13,12 +13,13 @@ from monai.bundle import ConfigParser
 from monai.networks import blocks, nets
 from torch import nn
 
-from istn_monai.alignment import INITIAL_ALIGNMENTS
+from istn_monai.alignment import check_start
 from istn_monai.geometry.composite import spatial_transformation
 from istn_monai.geometry.names import GLOBAL, kinds_of
 from istn_monai.geometry.transformation import Transformation, checked_size, per_axis
 from istn_monai.kinds import says_none
 from istn_monai.layers import SoftClamp, with_central_statistics
+from istn_monai.linear_registration import SIMILARITIES
 from istn_monai.losses import VARIANTS
 from istn_monai.networks import ISTN, UNET_DIVISOR, BackboneITN, DisplacementNetwork, unet
 from istn_monai.stn import PyramidSTN
@@ -26,7 +27,7 @@ from istn_monai.transforms.checks import check_choice, check_soi_labels
 from istn_monai.transforms.landmarks import check_soi_points
 
 #: what may differ at inference: the weights do not depend on it
-FREE = ("initial_alignment",)
+FREE = ("initial_alignment", "initial_similarity")
 UNET_CHANNELS = (8, 16, 32, 64, 128, 8)
 #: definitions of ITNs by name
 ITNS = {
@@ -68,7 +69,9 @@ class NetworkSettings:
         soi_points: groups of landmark names, one for each further SoI channel; None for none.
         in_channels: channels of an image.
         initial_alignment: how moving images are brought to fixed ones before the network, see
-            :func:`istn_monai.alignment.initial_alignment`.
+            :func:`istn_monai.alignment.initial_alignment`; or the name of a transform's file.
+        initial_similarity: of images, where they are registered for it: a name of
+            :data:`istn_monai.linear_registration.SIMILARITIES`.
         itn_def: MONAI's JSON of another ITN, ``{"_target_": ..., ...}``; None for the default, a BasicUNet; or
             "segmentation", :class:`istn_monai.SegmentationITN`, for label groups that do not overlap. It may
             refer to ``@spatial_dims``, ``@in_channels`` and ``@soi_channels``.
@@ -95,6 +98,7 @@ class NetworkSettings:
     soi_points: Sequence[Sequence[str]] | None = None
     in_channels: int = 1
     initial_alignment: str = "center"
+    initial_similarity: str = "mse"
     itn_def: Mapping[str, Any] | None = None
     stn_def: Mapping[str, Any] | None = None
 
@@ -103,7 +107,8 @@ class NetworkSettings:
             object.__setattr__(self, field.name, plain_json(none_or(getattr(self, field.name))))
         check_choice("loss", self.loss, VARIANTS)
         object.__setattr__(self, "transformation", "+".join(kinds_of(self.transformation)))
-        check_choice("initial_alignment", self.initial_alignment, INITIAL_ALIGNMENTS)
+        check_start(self.initial_alignment)
+        check_choice("initial_similarity", self.initial_similarity, tuple(SIMILARITIES))
         if self.max_displacement is not None and not isinstance(self.max_displacement, (int, float)):
             raise ValueError(f"max_displacement must be a number above 0 or None, got {self.max_displacement!r}")
         check_soi_labels(self.soi_labels, self.soi_points)

@@ -196,18 +196,23 @@ class ISTN(nn.Module):
             raise ValueError(
                 f"image must be (B, 2C, *S), moving channels then fixed, with {dims} axes S, got {tuple(image.shape)}"
             )
-        batch, channels, size = image.shape[0], image.shape[1] // 2, tuple(image.shape[2:])
-        # a smaller grid than that of training lies in zeros, as what is beyond an image does: norms see as much of them
-        image = centered(image, self.transformation.spatial_size)
+        batch, channels = image.shape[0], image.shape[1] // 2
         images = image.reshape(2 * batch, channels, *image.shape[2:])  # one pass for the two of each pair
-        both = self.transformed(images)
-        if both.shape[2:] != image.shape[2:]:
+        moving, fixed = self.representations(images).unflatten(0, (batch, 2)).unbind(1)
+        return moving, fixed
+
+    def representations(self, images: Tensor) -> Tensor:
+        """Of single images ``(B, C, *S)``, ``(B, K, *S)``."""
+        size = tuple(images.shape[2:])
+        # a smaller grid than that of training lies in zeros, as what is beyond an image does: norms see as much of them
+        images = centered(images, self.transformation.spatial_size)
+        found = self.transformed(images)
+        if found.shape[2:] != images.shape[2:]:
             raise ValueError(
-                f"the ITN must keep the image's size {tuple(image.shape[2:])}, it gave {tuple(both.shape[2:])}; see "
+                f"the ITN must keep the image's size {tuple(images.shape[2:])}, it gave {tuple(found.shape[2:])}; see "
                 "BackboneITN"
             )
-        moving, fixed = middle_of(both, size).contiguous().unflatten(0, (batch, 2)).unbind(1)
-        return moving, fixed
+        return middle_of(found, size).contiguous()
 
     def transformed(self, images: Tensor) -> Tensor:
         """What the ITN makes of ``(B, C, *S)``; where no gradient is wanted, as fast as the device can."""

@@ -27,10 +27,10 @@ SETTINGS: dict[str, str] = {
     "ckpt_dir": "folder of the checkpoints model.pt (best) and last.pt",
     "device": "cpu, cuda:0, ...",
     "seed": "of all random numbers",
-    "transformation": "rigid, affine, bspline, svf (velocity field), or several joined, such as affine+bspline",
+    "transformation": "rigid, affine, bspline, svf (velocity field), or several joined: affine+bspline",
     "control_spacing": "of bspline and svf: mm, one number for each level, coarse to fine",
     "max_displacement": "likewise: bound of a level as a fraction of its control spacing; none for no bound of bspline",
-    "affine_bounds": "of rigid and affine: translation in mm, rotation and shear in degrees, scale as a factor, by name",
+    "affine_bounds": "of rigid and affine, by name: translation in mm, rotation and shear in degrees, scale (factor)",
     "loss": "u, s, e or i: STN-u, STN-s, ISTN-e, ISTN-i",
     "similarity": "MONAI loss that compares two images in all terms; none is the paper's mean squared error",
     "regularization": "MONAI loss of the ddf; none by default",
@@ -42,7 +42,8 @@ SETTINGS: dict[str, str] = {
     "soi_points": "groups of landmark names, one for each further SoI channel; [['*']] is all in one; none for none",
     "points_map": "what a landmark becomes: heatmap (Gaussian) or distance (cut distance map)",
     "points_width": "mm from a landmark at which its map has fallen to a half",
-    "initial_alignment": "world, center, moments or rigid",
+    "initial_alignment": "world, center, moments, principal_axes, rigid, affine, structures, or a transform's file",
+    "initial_similarity": "of images in principal_axes, rigid and affine: mse, image (local correlation), nmi or mind",
     "in_channels": "channels of an image",
     "nifti_frame": "what counts where readers understand a NIfTI header in two ways: itk, sform or qform",
     "itn_def": "segmentation, a large U-Net for labels that do not overlap, or MONAI's JSON of another network",
@@ -141,7 +142,8 @@ KINDS: dict[str, Kind] = {
     "spacing": numbers(number(above=0), (2, 3)),
     "points_map": choice("heatmap", "distance"),
     "points_width": number(above=0),
-    "initial_alignment": choice("world", "center", "moments", "rigid"),
+    "initial_alignment": kinds.start,
+    "initial_similarity": choice("mse", "image", "nmi", "mind"),
     "learning_rate": number(above=0, most=10),
     "refine_learning_rate": none_or(number(above=0, most=10)),
     "refine_levels": none_or(kinds.levels),
@@ -165,13 +167,17 @@ TRAINING = {
 }  # fmt: skip
 #: the settings that the help of a command lists; what a network was trained with, it knows
 OF_COMMAND = {
-    "train": TRAINING | {"output_dir", "nifti_frame", "device", "spatial_size", "initial_alignment"},
+    "train": TRAINING | {
+        "output_dir", "nifti_frame", "device", "spatial_size", "initial_alignment", "initial_similarity",
+    },
     "evaluate": {
-        "device", "seed", "spatial_size", "initial_alignment", "qa", "both_ways", "evaluated_labels", "evaluated_split",
-        "refine_learning_rate", "refine_levels", "refine_weights", "cache_dir", "overwrite", "nifti_frame", "itn_dtype",
+        "device", "seed", "spatial_size", "initial_alignment", "initial_similarity", "qa", "both_ways",
+        "evaluated_labels", "evaluated_split", "refine_learning_rate", "refine_levels", "refine_weights", "cache_dir", "overwrite", "nifti_frame",
+        "itn_dtype",
     },
     "register": {
-        "device", "spatial_size", "initial_alignment", "qa", "refine_learning_rate", "refine_levels", "refine_weights",
+        "device", "spatial_size", "initial_alignment", "initial_similarity", "qa", "refine_learning_rate", "refine_levels",
+        "refine_weights",
         "overwrite", "nifti_frame", "moving_series", "fixed_series", "use_labels", "use_points", "itn_dtype",
     },
 }  # fmt: skip

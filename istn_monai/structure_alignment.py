@@ -6,31 +6,46 @@ Convention:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from istn_monai.geometry.grids import Grid, map_points, registration_grid
-from istn_monai.linear_registration import Side, linear_registration, on_coarse_grid, turned
+from istn_monai.geometry.resampling import area_averaged
+from istn_monai.linear_registration import (
+    Side,
+    about,
+    axes_of,
+    linear_registration,
+    on_coarse_grid,
+    rotation,
+    translation,
+    turned,
+)
 
-ROUNDS = 4  # of network and registration: the better an image lies, the more of its structures the network finds
-SETTLED = 0.01  # by which a round must improve, as a fraction
+#: voxels along the longest axis of the fixed image, and steps, of each round of network and registration: the better an
+#: image lies, the more of its structures the network finds
+ROUNDS = (((24, 60),), ((24, 50),), ((24, 50),), ((48, 50),))
+FOUND = 0.35  # of the mean square of the fixed structures: a larger difference is that of other places
+POSES = 60.0  # degrees, by which an image is turned where the network does not find its structures as it lies
 #: an image ``(C, *S)`` in [0, 1] on a grid of the network's spacing to its representation ``(K, *S)``
 Represent = Callable[[Tensor], Tensor]
 
 
-def center_of(side: Side) -> Tensor:
-    """World point ``(D,)`` of the center of mass of all channels.
+def center_of(side: Side, name: str) -> Tensor:
+    """World point ``(D,)`` of the center of mass of all channels of what the network finds in the image of this name.
 
     Raises:
-        ValueError: if nothing was found.
+        ValueError: if that is nothing.
     """
     weights = side.values.double().clamp_min(0).sum(0)
     total = weights.sum()
     if total <= 0:
         raise ValueError(
-            "initial_alignment 'structures': the network finds no structure in an image; choose 'moments' or 'rigid'"
+            f"initial_alignment 'structures': the network finds no structure in {name}: is it of the kind that the "
+            "network was trained on? Choose moments, principal_axes or affine"
         )
     axes = range(weights.ndim)
     profiles = [weights.sum([other for other in axes if other != axis]) for axis in axes]
@@ -41,26 +56,69 @@ def center_of(side: Side) -> Tensor:
 def structure_alignment(moving: Side, fixed: Side, represent: Represent, kind: str = "affine") -> Tensor:
     """``T0`` that brings the structures of two images together.
 
-    The network sees each image as it lies, then the moving one as the last round laid it: a turned image shows it few
-    of its structures, an upright one all.
+    The network sees the moving image as it lies, then as the last round laid it: a turned image shows it some of its
+    structures, an upright one all. Where they do not come together, the image is shown in other poses as well.
 
     Args:
         moving: image ``(C, *S)`` in [0, 1] on a grid of the network's spacing that covers it.
         fixed: likewise; of the size of the registration.
         represent: see ``Represent``.
         kind: "rigid" or "affine".
+
+    Raises:
+        ValueError: if the network finds no structure in an image, or none that come together.
     """
     there = Side(represent(fixed.values), fixed.grid)
-    found = Side(represent(moving.values), moving.grid)
-    start = torch.eye(fixed.grid.spatial_dims + 1, dtype=torch.float64)
-    start[:-1, -1] = center_of(found) - center_of(there)
-    best, least = start, float("inf")
-    starts = [start, *turned(start, center_of(there))]
-    for _ in range(ROUNDS):
-        start, value = linear_registration(found, there, starts, kind)
-        if value > least * (1 - SETTLED):
+    center = center_of(there, "fixed_image")
+    best, least = None, math.inf
+    for pose in poses(moving.grid.center):
+        start, value = in_rounds(moving, fixed.grid, there, center, represent, pose, kind)
+        if value < least:
+            best, least = start, value
+        if least <= FOUND:
             break
-        best, least = start, value
-        upright = on_coarse_grid(moving, fixed.grid, start)[0]
-        found, starts = Side(represent(upright), fixed.grid.aligned(torch.linalg.inv(start))), [start]
+    if best is None or least > 1:
+        raise ValueError(
+            "initial_alignment 'structures': the structures that the network finds in moving_image and fixed_image do "
+            "not come together: are both of the kind that it was trained on? Choose moments, principal_axes or affine"
+        )
     return best
+
+
+def poses(center: Tensor) -> list[Tensor]:
+    """Maps of points to those of an image, ``(D+1, D+1)``: as it lies, then turned about its center."""
+    still = torch.eye(len(center) + 1, dtype=torch.float64)
+    faces = [axis for axis in axes_of(len(center)) if axis.count_nonzero() == 1]
+    return [still, *(about(center, rotation(sign * math.radians(POSES), axis)) for axis in faces for sign in (1, -1))]
+
+
+def in_rounds(
+    moving: Side, grid: Grid, there: Side, center: Tensor, represent: Represent, pose: Tensor, kind: str
+) -> tuple[Tensor, float]:
+    """``T0``, and the difference of the structures as a fraction of their mean square, infinite where none is found.
+
+    Args:
+        moving: image.
+        grid: of the fixed image.
+        there: representation of the fixed image.
+        center: of its structures.
+        represent: see ``Represent``.
+        pose: in which the moving image is shown first: its points to the image's.
+        kind: "rigid" or "affine".
+    """
+    shown = moving.grid.aligned(pose)
+    posed = registration_grid(shown, moving.grid.spatial_size, moving.grid.spacing)
+    found = Side(represent(on_coarse_grid(moving, posed, pose)[0]), posed.aligned(torch.linalg.inv(pose)))
+    if not found.values.clamp_min(0).any():
+        return pose, math.inf
+    start = translation(center_of(found, "moving_image") - center)
+    starts = [start, *turned(start, center)]
+    value = math.inf
+    for levels in ROUNDS:
+        start, value = linear_registration(found, there, starts, kind, levels=levels)
+        upright = on_coarse_grid(moving, grid, start)[0]
+        found, starts = Side(represent(upright), grid.aligned(torch.linalg.inv(start))), [start]
+    voxels = ROUNDS[-1][-1][0]
+    compared = registration_grid(there.grid, (voxels,) * grid.spatial_dims, max(grid.extent) / voxels)
+    size = area_averaged(there.values[None], there.grid, compared).square().mean().item()
+    return start, value / size

@@ -17,6 +17,16 @@ BOUNDS: dict[str, tuple[str, Callable[[float], float], float, str, float]] = {
 }
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a text may name a file rather than a choice: it has a suffix, a folder, or a prefix.
+
+    Examples:
+        >>> [is_file_name(name) for name in ("start.tfm", "greedy:affine.mat", "[t.h5,1]", "middle")]
+        [True, True, True, False]
+    """
+    return any(mark in name for mark in "./:[\\")
+
+
 def kinds_of(name: str) -> tuple[str, ...]:
     """The kinds of transformation that a name joins by ``+``, coarse to fine.
 

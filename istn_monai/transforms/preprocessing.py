@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from torch import Tensor
+from torch import Tensor, nn
 
-from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment
+from istn_monai.alignment import check_start
 from istn_monai.geometry.exact import EXACT, largest, working
 from istn_monai.geometry.filling import filled
 from istn_monai.geometry.grids import Grid, overlap_in_world
@@ -25,9 +25,19 @@ from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import unit_range
 from istn_monai.io.images import Dtype, in_dtype, read_or_explain
 from istn_monai.io.nifti_frames import check_nifti_frame
-from istn_monai.transforms.checks import check_extents, check_image, check_label, check_mask, counting, source
+from istn_monai.linear_registration import SIMILARITIES
+from istn_monai.transforms.checks import (
+    check_choice,
+    check_extents,
+    check_image,
+    check_label,
+    check_mask,
+    counting,
+    source,
+)
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, Pair
+from istn_monai.transforms.starts import start_of
 
 
 class LoadPaird(MapTransform):
@@ -229,9 +239,13 @@ class InitialAlignmentd(NotInvertible):
     intensities do not count.
 
     Args:
-        name: "world", "center", "moments" or "rigid", see :func:`istn_monai.alignment.initial_alignment`. Images
-            that do not overlap after it raise an error.
+        name: "world", "center", "moments", "principal_axes", "rigid", "affine" or "structures", see
+            :func:`istn_monai.alignment.initial_alignment`; or the file of a linear transform, fixed to moving points.
+            Images that do not overlap after it raise an error.
         keys: what to move along; those that are absent are skipped.
+        similarity: of images where they are registered for it: "mse", "image" (local correlation), "nmi" or "mind".
+        network: of "structures", an :class:`istn_monai.ISTN` or :class:`istn_monai.DisplacementNetwork`, which is
+            shared, not copied.
 
     Examples:
         >>> fixed = MetaTensor(torch.rand(1, 8, 9))
@@ -241,17 +255,23 @@ class InitialAlignmentd(NotInvertible):
     """
 
     def __init__(
-        self, name: str = "world", keys: Sequence[str] = ("moving_image", "moving_label", "moving_mask")
+        self,
+        name: str = "world",
+        keys: Sequence[str] = ("moving_image", "moving_label", "moving_mask"),
+        similarity: str = "mse",
+        network: nn.Module | None = None,
     ) -> None:
-        if name not in INITIAL_ALIGNMENTS:
-            raise ValueError(f"initial_alignment must be one of {INITIAL_ALIGNMENTS}, got {name!r}")
+        check_start(name)
+        check_choice("similarity", similarity, tuple(SIMILARITIES))
         self.name = name
         self.keys = tuple(keys)
+        self.similarity, self.network = similarity, network
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
         moving, fixed = (data[key] for key in IMAGE_KEYS)
-        matrix = initial_alignment(self.name, *(self.counting(data, key) for key in IMAGE_KEYS))
+        images = (self.counting(data, key) for key in IMAGE_KEYS)
+        matrix = start_of(self.name, *images, self.similarity, self.network)
         result["initial_alignment"] = matrix
         for key in self.keys:
             if key in data:

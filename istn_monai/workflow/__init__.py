@@ -20,15 +20,15 @@ __getattr__, __all__ = lazy(
         "host_requests": ["Replyd", "RequestPaird"],
         "host_training": ["output_folder"],
         "inferers": ["AutocastInferer", "default_rate", "itn_dtype", "prepare_guided", "prepare_training"],
-        "provenance": ["config_hash"],
+        "provenance": ["config_hash", "described_start"],
         "recipe": [
             "AverageHandler", "ITNFirstHandler", "ValidationInferer", "WeightAverage", "contrasts",
             "default_itn_similarity", "network_from", "weights_name",
         ],
         "results": ["SavePairHandler"],
         "settings": [
-            "check_settings", "find_bundle_root", "given", "guided_weights", "none_or", "run_folder",
-            "trained_settings",
+            "aligning", "check_settings", "find_bundle_root", "given", "guided_weights", "network_settings", "none_or",
+            "run_folder", "trained_settings",
         ],
         "start": [
             "check_evaluation", "check_inference", "check_training", "dry_run", "finish_training", "infer",

@@ -10,6 +10,8 @@ from typing import Any
 from monai.bundle import ConfigParser
 from torch import Tensor
 
+from istn_monai.alignment import INITIAL_ALIGNMENTS
+from istn_monai.io.any_transform import file_of
 from istn_monai.io.hashes import file_hash, file_state
 from istn_monai.io.paths import absolute
 from istn_monai.workflow.settings import running
@@ -25,6 +27,12 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def described_start(name: str) -> str:
+    """The name of an initial alignment; of a file with the hash of what is in it."""
+    file = None if name in INITIAL_ALIGNMENTS else file_of(name)
+    return f"{name} {str(file_hash(file))[:16]}" if file is not None and file.is_file() else name
 
 
 def config_hash(*ids: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from torch import nn
 
 from istn_monai.folders import BEST
 from istn_monai.kinds import path
@@ -26,6 +27,7 @@ from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.options import KINDS, SETTINGS, typed, unknown
 from istn_monai.refine_weights import guided_weights  # noqa: F401 - for the configs
 from istn_monai.transforms.registration_grid import AUTO, IMAGE
+from istn_monai.transforms.starts import STRUCTURES
 from istn_monai.weights import read_weights
 from istn_monai.workflow.errors import runs_monai_bundle
 
@@ -36,6 +38,8 @@ MONAI_IDS = {
     "postprocessing", "handlers", "network_def", "network", "settings", "displayable_configs", "_meta_", "_mode_",
     "save_execute_config", "tracking_uri", "experiment_name", "_plan_",
 }  # fmt: skip
+#: of the network's settings, what the bundle's training config does not list
+FURTHER = ("affine_bounds", "itn_def", "stn_def", "initial_similarity")
 NETWORK_SETTINGS = tuple(field.name for field in fields(NetworkSettings))
 REFINING = ("refine_weights", "refine_levels", "refine_learning_rate")  # what a refinement alone reads
 RUN_SUFFIX = re.compile(r"_[usei]_[a-z+]+")  # of a run's folder: its loss and its transformation
@@ -167,6 +171,11 @@ def given(name: str, default: Any = None) -> Any:
     return default if value is None else none_or(value)
 
 
+def network_settings(**settings: Any) -> NetworkSettings:
+    """The network's settings of a training, with those that a config may lack."""
+    return NetworkSettings(**settings, **{name: value for name in FURTHER if (value := given(name)) is not None})
+
+
 def trained_settings(file: str) -> NetworkSettings:
     """The network's settings that a checkpoint was trained with, and those of the config that do not contradict them.
 
@@ -188,6 +197,11 @@ def trained_settings(file: str) -> NetworkSettings:
         definitions = {name: given.pop(name) for name in ("itn_def", "stn_def") if name in given}
         settings = replace(settings, **definitions)
     return settings.overridden(given, str(weights.file))
+
+
+def aligning(settings: NetworkSettings, network: nn.Module, checkpoint: Any = None) -> nn.Module | None:
+    """The network where the initial alignment needs it; ``checkpoint`` is what was loaded into it before."""
+    return network if settings.initial_alignment == STRUCTURES else None
 
 
 def run_folder(run_name: str, loss: str | None, transformation: str | None) -> str:
