@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from istn_monai.adam import Adam, cosine_to_zero
-from istn_monai.geometry.transformation import Transformation
-from istn_monai.objective import Objective
 
 AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
 #: theta ``(B, P)`` and a stride to the ddf ``(B, D, *S)`` at each ``stride``-th voxel, and its objective ``(B,)``
@@ -121,17 +119,6 @@ class Descent:
         """Steps on theta ``(B, P)`` itself, all at one stride, from a start."""
         theta = start.detach().clone().requires_grad_()
         return self(evaluate, lambda: theta, [theta], [stride] * steps, learning_rate, stride)
-
-
-def whole(transformation: Transformation, objective: Objective) -> Evaluate:
-    """Of a transformation all at once."""
-
-    def evaluate(theta: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-        """See ``Evaluate``."""
-        ddf = transformation(theta, stride)
-        return ddf, objective(ddf, stride)
-
-    return evaluate
 
 
 def gradient_scale(gradient: Tensor) -> Tensor:

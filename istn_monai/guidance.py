@@ -49,8 +49,13 @@ def landmark_difference(ddf: Tensor, points: Sequence[Tensor], spacing: Sequence
 
 def other_way(image: Tensor, guidance: Guidance) -> tuple[Tensor, dict[str, Tensor]]:
     """A batch ``(B, 2C, *S)`` and its guidance with moving and fixed in each other's place."""
+    return torch.cat(image.chunk(2, dim=1)[::-1], dim=1), other_guidance(guidance)
+
+
+def other_guidance(guidance: Guidance) -> dict[str, Tensor]:
+    """A batch's guidance with moving and fixed in each other's place."""
     swapped = {key: f"{SIDES[1 - SIDES.index(side)]}_{kind}" for key in guidance for side, kind in [key.split("_")]}
-    return torch.cat(image.chunk(2, dim=1)[::-1], dim=1), {swapped[key]: value for key, value in guidance.items()}
+    return {swapped[key]: value for key, value in guidance.items()}
 
 
 def both_masks(guidance: Guidance, like: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from istn_monai.guidance import Guidance
+from istn_monai.guidance import Guidance, other_way
 from istn_monai.levels import Levels
 from istn_monai.refinement import RefinementReport, Refiner
 
@@ -35,6 +35,7 @@ class PairRefinement(NamedTuple):
         report: what the refinement did.
         moving_representation: M' ``(K, *S)``, not warped; None if another inferer did not keep it.
         fixed_representation: F' ``(K, *S)``, likewise.
+        ddf_back: ``(D, *S)``, of the pair registered the other way round; None if it was not.
     """
 
     theta: Tensor
@@ -42,6 +43,7 @@ class PairRefinement(NamedTuple):
     report: RefinementReport
     moving_representation: Tensor | None = None
     fixed_representation: Tensor | None = None
+    ddf_back: Tensor | None = None
 
 
 def refinement_of(pred: Any) -> PairRefinement | None:
@@ -61,9 +63,9 @@ def refinement_of(pred: Any) -> PairRefinement | None:
         raise ValueError(f"pred must be the ddf (D, *S) of one pair, got metadata with theta {tuple(theta.shape)}")
     values = {name: torch.as_tensor(meta["refinement"][name]).tolist() for name in NUMBERS}
     terms = {name: tuple(torch.as_tensor(both).tolist()) for name, both in meta["refinement"].get("terms", {}).items()}
-    representations = (meta.get(f"{side}_representation") for side in ("moving", "fixed"))
+    further = (meta.get(name) for name in ("moving_representation", "fixed_representation", "ddf_back"))
     report = RefinementReport(**values | {"trace": tuple(values["trace"]), "terms": terms})
-    return PairRefinement(theta, theta_start, report, *representations)
+    return PairRefinement(theta, theta_start, report, *further)
 
 
 def guided_arguments(inferer: Inferer, guidance: Guidance) -> dict[str, Guidance]:
@@ -82,6 +84,8 @@ class RefineInferer(Inferer):
 
     Args:
         refiner: None is ``Refiner(**options)``.
+        both_ways: also registers each pair the other way round; the metadata then hold the ``ddf_back``, from moving to
+            fixed points on the same grid.
         options: arguments of the refiner, e.g. ``steps`` and ``target``.
 
     Examples:
@@ -93,8 +97,9 @@ class RefineInferer(Inferer):
         (torch.Size([1, 2, 16, 20]), tensor([True]))
     """
 
-    def __init__(self, refiner: Refiner | None = None, **options: Any) -> None:
+    def __init__(self, refiner: Refiner | None = None, both_ways: bool = False, **options: Any) -> None:
         super().__init__()
+        self.both_ways = both_ways
         self.refiner = Refiner(**options) if refiner is None else refiner
 
     def __repr__(self) -> str:
@@ -103,7 +108,9 @@ class RefineInferer(Inferer):
         weights = "" if refiner.weights is None else f", weights={refiner.weights}"
         rate = f"learning_rate={refiner.learning_rate:g}"
         levels = "" if refiner.levels is None else f", levels={shown(refiner.levels)}"
-        return f"RefineInferer(steps={refiner.steps}, target={refiner.target}, {rate}{weights}{levels})"
+        ways = ", symmetric=True" if refiner.symmetric else ""
+        ways += ", both_ways=True" if self.both_ways else ""
+        return f"RefineInferer(steps={refiner.steps}, target={refiner.target}, {rate}{weights}{levels}{ways})"
 
     def __call__(
         self, inputs: Tensor, network: nn.Module, *args: Any, guidance: Guidance | None = None, **kwargs: Any
@@ -113,7 +120,8 @@ class RefineInferer(Inferer):
         Labels, landmarks and masks of the pairs come as ``guidance``, see :mod:`istn_monai.guidance`.
         """
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        result = self.refiner(getattr(network, "istn", network), image, guidance)
+        istn = getattr(network, "istn", network)
+        result = self.refiner(istn, image, guidance)
         reports = [asdict(report) for report in result.reports]
         for report in result.reports:
             logger.info("refined: %s", report.numbers())
@@ -131,6 +139,8 @@ class RefineInferer(Inferer):
             "moving_representation": result.moving,
             "fixed_representation": result.fixed,
         }
+        if self.both_ways:
+            meta["ddf_back"] = self.refiner(istn, *other_way(image, guidance or {})).ddf
         ddf = MetaTensor(result.ddf, affine=affine, meta=meta)
         ddf.is_batch = True  # so that hosts that take ``ddf[0]`` get the metadata of one pair as well
         return ddf

@@ -52,6 +52,8 @@ class ISTNLoss(nn.Module):
             local correlation of the images, ``mse``, ``nmi``, ``mind``, and ``bending``, of the ddf in mm; the terms
             and presets of a refinement, see :class:`istn_monai.objective.PairObjective`. None for the variant's own.
         spacing: of the grid in mm, for ``bending``.
+        inverse: theta ``(B, P)`` to the ddf of the other way round, such as ``svf.inverse``: the terms are then the
+            means of both ways. None for one.
 
     Where a mask of a batch is 0, nothing counts: there is neither loss nor gradient.
 
@@ -72,6 +74,7 @@ class ISTNLoss(nn.Module):
         weights: str | Mapping[str, float] | None = None,
         spacing: float | Sequence[float] = 1.0,
         itn_similarity: Loss | None = None,
+        inverse: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if variant not in (*VARIANTS, "r"):
@@ -83,6 +86,7 @@ class ISTNLoss(nn.Module):
         self.regularization_weight = regularization_weight
         self.weights = {"structures": 1.0} if weights is None else term_weights(weights, "loss_weights", LOSS_TERMS)
         self.spacing = spacing
+        self.inverse = inverse
 
     def terms(self, output: ISTNOutput, label: Target | None = None) -> dict[str, Tensor]:
         """The terms by name, as scalars, each weighted; their sum is the loss.
@@ -92,6 +96,14 @@ class ISTNLoss(nn.Module):
             label: ``(B, 2K, *S)``, K SoI channels moving, then fixed; not needed by u and r. Or a batch with it.
         """
         batch = label if isinstance(label, Mapping) else {} if label is None else {"label": label}
+        terms = self.one_way(output, batch)
+        if self.inverse is None:
+            return terms
+        back = self.one_way(*other_way(output, batch, self.inverse(output.theta)))
+        return {name: (value + back[name]) / 2 for name, value in terms.items()}
+
+    def one_way(self, output: ISTNOutput, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of moving registered to fixed."""
         counts = Counts(output.ddf, batch.get("mask"))
         weight = self.weights.get("structures", 0.0)
         own = self.structures(output, batch.get("label"), counts) if weight else {}
@@ -150,6 +162,15 @@ class ISTNLoss(nn.Module):
     def forward(self, output: ISTNOutput, label: Target | None = None) -> Tensor:
         """The loss as a scalar; arguments as in :meth:`terms`."""
         return torch.stack(list(self.terms(output, label).values())).sum()
+
+
+def other_way(
+    output: ISTNOutput, batch: Mapping[str, Tensor], ddf: Tensor
+) -> tuple[ISTNOutput, dict[str, Tensor]]:
+    """What a network gave, and a batch, with moving and fixed in each other's place, and the ddf of that way."""
+    swapped = {name: torch.cat(both.chunk(2, dim=1)[::-1], dim=1) for name, both in batch.items()}
+    image = torch.cat(output.image.chunk(2, dim=1)[::-1], dim=1)
+    return ISTNOutput(image, output.fixed_representation, output.moving_representation, output.theta, ddf), swapped
 
 
 class Counts:

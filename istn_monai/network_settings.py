@@ -27,6 +27,7 @@ from istn_monai.transforms.checks import check_choice, check_soi_labels
 from istn_monai.transforms.landmarks import check_soi_points
 
 #: what may differ at inference: the weights do not depend on it
+SAME_PARAMETERS = {"bspline", "svf"}  # either may be refined from what the other's network predicts
 FREE = ("initial_alignment", "initial_similarity")
 UNET_CHANNELS = (8, 16, 32, 64, 128, 8)
 #: definitions of ITNs by name
@@ -238,11 +239,12 @@ class NetworkSettings:
         """
         wanted = {name: value for name, value in given.items() if value is not None}
         other = replace(self, **wanted)
-        wrong = [name for name in wanted if name not in FREE and not self.agrees(other, name)]
+        free = [*FREE, "transformation"] if {self.transformation, other.transformation} == SAME_PARAMETERS else FREE
+        wrong = [name for name in wanted if name not in free and not self.agrees(other, name)]
         if wrong:
             what = "; ".join(f"{name} {getattr(self, name)!r} in training, {wanted[name]!r} now" for name in wrong)
             raise ValueError(f"{file} was trained with other settings ({what}): leave them out")
-        return replace(self, **{name: value for name, value in wanted.items() if name in FREE})
+        return replace(self, **{name: value for name, value in wanted.items() if name in free})
 
     def agrees(self, other: NetworkSettings, name: str) -> bool:
         """Whether a setting means the same in both."""

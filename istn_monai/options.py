@@ -73,7 +73,9 @@ SETTINGS: dict[str, str] = {
     "fixed_points": "landmarks whose distance from the moved ones is reported, and for use_points",
     "moving_series": "Series Instance UID of the moving image, where its DICOM folder holds several",
     "fixed_series": "likewise, of the fixed image",
-    "both_ways": "evaluation also registers the other way round, for inverse consistency; False saves the time",
+    "both_ways": "also register the other way round, for the inverse-consistency error",
+    "symmetric": "refine (in training: learn) both ways at once, for svf and affine: the other way is then the inverse",
+    "jacobian": "also write the Jacobian determinant of the whole transform on the fixed image's grid, jacobian.nii.gz",
     "qa": "writes the QA page: qa.png and view.html of a pair, qa.html of an evaluation; False leaves it out",
     "overwrite": "replaces an earlier result of other inputs, weights or options: all its files are removed first",
     "evaluated_labels": "as soi_labels, of what evaluation compares; soi_labels by default",
@@ -120,6 +122,7 @@ KINDS: dict[str, Kind] = {
     ),
     **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), none_or(kinds.text)),
     **dict.fromkeys(("augment", "qa", "overwrite", "inverse", "both_ways", "dry_run"), kinds.switch),
+    **dict.fromkeys(("symmetric", "jacobian"), kinds.switch),
     **dict.fromkeys(("use_labels", "use_points"), kinds.switch),
     **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),
     **dict.fromkeys(("num_workers", "refine_steps", "train", "val", "test"), whole(0)),
@@ -163,7 +166,7 @@ TRAINING = {
     "regularization_weight", "loss_weights", "spacing", "soi_labels", "soi_points", "points_map", "points_width",
     "in_channels", "itn_def", "stn_def", "initial_weights", "itn_epochs", "contrast", "augment", "cache_dir",
     "num_workers", "max_epochs", "batch_size", "learning_rate", "training_dtype", "ema_decay", "val_interval",
-    "val_refine_steps",
+    "val_refine_steps", "symmetric",
 }  # fmt: skip
 #: the settings that the help of a command lists; what a network was trained with, it knows
 OF_COMMAND = {
@@ -172,13 +175,12 @@ OF_COMMAND = {
     },
     "evaluate": {
         "device", "seed", "spatial_size", "initial_alignment", "initial_similarity", "qa", "both_ways",
-        "evaluated_labels", "evaluated_split", "refine_learning_rate", "refine_levels", "refine_weights", "cache_dir", "overwrite", "nifti_frame",
-        "itn_dtype",
+        "evaluated_labels", "evaluated_split", "symmetric", "refine_learning_rate", "refine_levels", "refine_weights",
+        "cache_dir", "overwrite", "nifti_frame", "itn_dtype",
     },
     "register": {
-        "device", "spatial_size", "initial_alignment", "initial_similarity", "qa", "refine_learning_rate", "refine_levels",
-        "refine_weights",
-        "overwrite", "nifti_frame", "moving_series", "fixed_series", "use_labels", "use_points", "itn_dtype",
+        "device", "spatial_size", "initial_alignment", "initial_similarity", "qa", "both_ways", "jacobian", "symmetric",
+        "refine_learning_rate", "refine_levels", "refine_weights", "overwrite", "nifti_frame", "moving_series", "fixed_series", "use_labels", "use_points", "itn_dtype",
     },
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from istn_monai.descent import Descent, RefinementReport, joined_reports, whole
+from istn_monai.descent import Descent, RefinementReport, joined_reports
+from istn_monai.directions import BothWays, OneWay, check_invertible, one_of_both
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.transformation import Transformation
-from istn_monai.guidance import Guidance, check_both_labels
+from istn_monai.guidance import Guidance, check_both_labels, other_guidance
 from istn_monai.levels import (
     Levels,
     check_components,
@@ -87,6 +88,9 @@ class Refiner:
             compare every fourth, every second and every voxel. With a third number a level is of that component of a
             composite transformation alone, see :mod:`istn_monai.turns`; start and best iterate are then compared at the
             finest of the strides. Takes the place of ``steps`` and ``coarse_steps``.
+        symmetric: minimizes the mean of the objectives of both ways, for transformations with an inverse, see
+            :mod:`istn_monai.directions`: registering the other way round then finds the inverse. It takes twice the
+            time, and all components move at once.
 
     Examples:
         >>> from istn_monai import AffineTransformation
@@ -115,6 +119,7 @@ class Refiner:
         max_seconds: float | None = None,
         weights: str | Mapping[str, float] | None = None,
         levels: Sequence[Sequence[int]] | None = None,
+        symmetric: bool = False,
     ) -> None:
         if target not in TARGETS:
             raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
@@ -123,6 +128,9 @@ class Refiner:
             raise ValueError(f"learning_rate must be a finite number above 0, or None, got {learning_rate!r}")
         if weights is not None and (similarity is not None or regularization is not None):
             raise ValueError("give weights, or similarity and regularization, not both")
+        if symmetric and target != "theta":
+            raise ValueError("symmetric refines theta, got target 'stn': leave one of them out")
+        self.symmetric = symmetric
         self.weights = None if weights is None else term_weights(weights)
         self.levels = None if levels is None else checked_levels(levels)
         if levels is not None and not (coarse_steps is None and regularization is None):
@@ -153,6 +161,8 @@ class Refiner:
         if self.target == "theta":
             with torch.no_grad():
                 theta = network.stn(torch.cat([moving, fixed], dim=1))
+                if self.symmetric:
+                    theta = one_of_both(theta, network.stn(torch.cat([fixed, moving], dim=1)))
             transformation = network.transformation.resized(image.shape[2:])
             return self.register(transformation, moving, fixed, theta, image.chunk(2, 1), guidance)
         singles = [
@@ -200,7 +210,11 @@ class Refiner:
             objective = self.objective_of(pair, transformation.spacing, images, guidance)
             if levels := self.levels_in_turn(transformation):
                 return self.refine_in_turn(transformation, parameter.detach(), pair, objective, levels)
-            return self.minimize(transformation, lambda: parameter, [parameter], pair, objective)
+            evaluate = OneWay(transformation, objective)
+            if self.symmetric:
+                back = self.back_of(pair, transformation.spacing, images, guidance)
+                evaluate = BothWays(transformation, objective, back)
+            return self.minimize(evaluate, lambda: parameter, [parameter], pair)
 
     def refine_stn(
         self, network: ISTN, moving: Tensor, fixed: Tensor, images: tuple[Tensor, ...], guidance: Guidance
@@ -212,23 +226,21 @@ class Refiner:
             both = torch.cat(pair, dim=1)
             transformation = network.transformation.resized(moving.shape[2:])
             objective = self.objective_of(pair, transformation.spacing, images, guidance)
-            return self.minimize(transformation, lambda: stn(both), list(stn.parameters()), pair, objective)
+            return self.minimize(OneWay(transformation, objective), lambda: stn(both), list(stn.parameters()), pair)
 
     def minimize(
         self,
-        transformation: Transformation,
+        evaluate: OneWay,
         theta_of: Callable[[], Tensor],
         parameters: list[Tensor],
         pair: tuple[Tensor, Tensor],
-        objective: Objective,
     ) -> Refinement:
         """Adam on ``parameters``, which ``theta_of`` turns into theta ``(B, P)``."""
         begin = time.perf_counter()
-        evaluate = whole(transformation, objective)
         track = self.descent(begin)(evaluate, theta_of, parameters, self.strides, self.learning_rate)
         with torch.no_grad():
-            ddf = transformation(track.theta)
-            starts, ends = objective.terms(track.ddf_start), objective.terms(ddf)
+            ddf = evaluate.transformation(track.theta)
+            starts, ends = evaluate.terms(track.theta_start, track.ddf_start), evaluate.terms(track.theta, ddf)
             terms = {name: (own, ends[name]) for name, own in starts.items()}
         reports = track.reports(time.perf_counter() - begin)
         reports = [replace(report, terms=own) for report, own in zip(reports, by_pair(terms, len(ddf)), strict=True)]
@@ -269,6 +281,11 @@ class Refiner:
 
     def levels_in_turn(self, transformation: Transformation) -> Levels:
         """Levels of one component after the other: those that were given, or the default; none if all move at once."""
+        if self.symmetric:
+            check_invertible(transformation)
+            if in_turn(self.levels or ()):
+                raise ValueError("symmetric moves all components at once: give refine_levels without their numbers")
+            return ()
         if self.levels is not None:
             return self.levels if in_turn(self.levels) else ()
         if not self.by_components or not isinstance(transformation, CompositeTransformation) or not self.steps:
@@ -300,6 +317,17 @@ class Refiner:
                 )
             return LossObjective(*pair, self.similarity, self.regularization, self.regularization_weight)
         return PairObjective(self.weights, *pair, spacing, images, guidance)
+
+    def back_of(
+        self,
+        pair: tuple[Tensor, Tensor],
+        spacing: Sequence[float],
+        images: tuple[Tensor, ...] | None,
+        guidance: Guidance | None,
+    ) -> Objective:
+        """What is minimized for the same pairs the other way round."""
+        swapped = None if images is None else images[1::-1]
+        return self.objective_of(pair[::-1], spacing, swapped, other_guidance(guidance or {}))
 
 
 def check_steps(steps: Any, coarse_steps: Any) -> None:

@@ -142,7 +142,7 @@ class Registration:
         """What writes the results of a pair to a folder, as the bundle does."""
         return SavePairHandler(
             output_dir, self.network, self.content("saver#options"), self.network.istn.transformation, inverse, self.qa,
-            self.settings.mask_labels, self.overwrite, self.weights_sha256,
+            self.settings.mask_labels, self.overwrite, self.weights_sha256, bool(self.content("jacobian")),
         )  # fmt: skip
 
     def save(self, result: dict[str, Any], output_dir: str | Path, inverse: bool = False) -> None:

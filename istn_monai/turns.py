@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from istn_monai.descent import BestIterates, Descent, Evaluate, whole
+from istn_monai.descent import BestIterates, Descent, Evaluate
+from istn_monai.directions import OneWay
 from istn_monai.geometry.bending import bending_energy
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.sampling import compose
@@ -64,7 +65,7 @@ class Turn:
         self, composite: CompositeTransformation, theta: Tensor, level: Level, objective: PairObjective
     ) -> None:
         self.blocks, self.number = list(composite.split(theta)), level.component
-        self.start, self.rate, self.evaluate = theta, 1.0, whole(composite, objective)
+        self.start, self.rate, self.evaluate = theta, 1.0, OneWay(composite, objective)
         if level.component is not None:
             component, self.start = composite.components[level.component], self.blocks[level.component]
             self.rate = GLOBAL_RATE if is_global(component) else 1.0

@@ -183,8 +183,36 @@ def world_components(transformation: Transformation, theta: Tensor, grid: Grid) 
     if isinstance(transformation, BSplineTransformation):
         control = torch.tensordot(axes, transformation.control_displacements(theta)[0].cpu(), dims=1)
         return [WorldBSpline(control, to_world @ lattice_to_grid_mm(transformation))]
-    voxels = transformation(theta)[0].cpu().double()
-    return [WorldField(torch.tensordot(grid.affine[:-1, :-1], voxels, dims=1), grid.affine)]
+    return [field_on(grid, transformation(theta))]
+
+
+def closed_inverse(
+    transformation: Transformation, theta: Tensor, grid: Grid, initial_alignment: Tensor
+) -> WorldTransform | None:
+    """The inverse of :func:`world_transform`, moving to fixed points, where it is known in closed form; else None.
+
+    That of a velocity field is a displacement field on the registration grid.
+    """
+    transformation = transformation.resized(grid.spatial_size)
+    if not transformation.invertible:
+        return None
+    parts: Sequence[Transformation] = [transformation]
+    blocks: Sequence[Tensor] = [theta.detach().double()]
+    if isinstance(transformation, CompositeTransformation):
+        parts, blocks = list(transformation.components), transformation.split(blocks[0])  # type: ignore[assignment]
+    inverses: list[WorldComponent] = [WorldAffine(torch.linalg.inv(initial_alignment.double()))]
+    for part, block in zip(parts, blocks, strict=True):
+        if isinstance(part, AffineTransformation):
+            (single,) = world_components(part, block, grid)
+            inverses.insert(0, WorldAffine(torch.linalg.inv(single.matrix)))  # type: ignore[attr-defined]
+        else:
+            inverses.insert(0, field_on(grid, part.inverse(block)))
+    return WorldTransform(inverses, transformation.spatial_dims)
+
+
+def field_on(grid: Grid, ddf: Tensor) -> WorldField:
+    """A ddf ``(1, D, *S)`` in voxels of a grid as displacements of world points."""
+    return WorldField(torch.tensordot(grid.affine[:-1, :-1], ddf[0].cpu().double(), dims=1), grid.affine)
 
 
 def grid_mm_to_world(grid: Grid) -> Tensor:

@@ -17,7 +17,7 @@ from istn_monai.geometry.grids import Grid, map_points, within
 from istn_monai.geometry.sampling import voxel_grid, warp
 from istn_monai.guidance import both_masks
 from istn_monai.inferer import refinement_of
-from istn_monai.metrics import Metrics, field_metrics, image_metrics, jacobian_determinant
+from istn_monai.metrics import Metrics, field_metrics, image_metrics, inverse_consistency, jacobian_determinant
 from istn_monai.refinement import RefinementReport
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.keys import IMAGE_KEYS
@@ -44,6 +44,7 @@ class RegisteredPair:
         kind: what the representations are: "mask" (an ITN's, of structures), "map" (an ITN's, of real-valued maps
             such as landmarks), or "image" (there is no ITN).
         masks: of the moving and the fixed image, ``(1, 1, *S)`` of 0 and 1: where they count.
+        back: the ddf ``(D, *S)`` of the other way round; None if that was not registered.
     """
 
     names: tuple[str, str]
@@ -59,6 +60,7 @@ class RegisteredPair:
     refinement: RefinementReport | None
     kind: str
     masks: tuple[Tensor, Tensor] | None = None
+    back: Tensor | None = None
 
     def warped(self, image: Tensor, ddf: Tensor) -> Tensor:
         """``(C, *S)`` of the moving side where ``ddf`` takes it."""
@@ -108,6 +110,7 @@ def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any
         refinement=refinement.report if refinement is not None and refinement.report.refined else None,
         kind="image" if not istn.has_itn else "map" if soi_labels is None else "mask",
         masks=both_masks(batched(pair), fixed[None]),
+        back=None if refinement is None or refinement.ddf_back is None else cpu(refinement.ddf_back),
     )
 
 
@@ -137,7 +140,15 @@ def measure(pair: RegisteredPair) -> Metrics:
     """The metrics that :func:`istn_monai.qa.rules.traffic_light` judges; what a pair does not have is absent."""
     field = field_metrics(pair.ddf, pair.spacing, pair.determinant)
     structure = common_metrics(pair) if pair.kind == "image" else structure_metrics(pair)
-    return field | structure | likeness_metrics(pair) | refinement_metrics(pair.refinement)
+    return field | structure | likeness_metrics(pair) | refinement_metrics(pair.refinement) | both_ways_metrics(pair)
+
+
+def both_ways_metrics(pair: RegisteredPair) -> Metrics:
+    """See :func:`istn_monai.metrics.inverse_consistency`; nothing where the other way round was not registered."""
+    if pair.back is None:
+        return {}
+    structures = None if pair.kind == "image" else pair.fixed_representation.clamp(0, 1).amax(0)
+    return inverse_consistency(pair.ddf[None], pair.back[None], pair.spacing, structures)
 
 
 def likeness_metrics(pair: RegisteredPair) -> Metrics:

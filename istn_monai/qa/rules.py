@@ -86,6 +86,8 @@ RULES = (
          "points move far: is the initial alignment right?"),
     Rule("sdlogj", "SDlogJ", 0.5, 0.8, True, "volumes change unevenly"),
     Rule("folding", "folding", 0.0, 0.01, True, "the field folds: there it has no inverse"),
+    Rule("inverse_consistency_structures", "mm off after both ways, in the structures", 3.0, None, True,
+         "registering the other way round leads elsewhere", "does not apply: without both_ways, or without an ITN"),
 )  # fmt: skip
 
 

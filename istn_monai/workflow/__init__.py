@@ -23,7 +23,7 @@ __getattr__, __all__ = lazy(
         "provenance": ["config_hash", "described_start"],
         "recipe": [
             "AverageHandler", "ITNFirstHandler", "ValidationInferer", "WeightAverage", "contrasts",
-            "default_itn_similarity", "network_from", "weights_name",
+            "default_itn_similarity", "inverse_if_symmetric", "network_from", "weights_name",
         ],
         "results": ["SavePairHandler"],
         "settings": [

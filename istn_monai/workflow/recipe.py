@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from monai.inferers import SimpleInferer
 from monai.transforms import RandBiasFieldd, RandGaussianSmoothd, RandSimulateLowResolutiond, Transform
 from torch import Tensor, nn
 
+from istn_monai.directions import check_invertible
 from istn_monai.io.hashes import file_hash
 from istn_monai.losses import DiceCrossEntropyLoss
 from istn_monai.network_settings import NetworkSettings
@@ -22,9 +23,22 @@ from istn_monai.transforms.contrast import RandContrastMapd, RandImageFromLabels
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS
 from istn_monai.weights import read_weights
 from istn_monai.workflow.inferers import AutocastInferer, default_rate
+from istn_monai.workflow.settings import given
 from istn_monai.workflow.training import TrainingLoss
 
 WARM_UP = 10  # steps in which an average follows its network closely
+
+
+def inverse_if_symmetric(network: DisplacementNetwork) -> Callable[[Tensor], Tensor] | None:
+    """Where the setting ``symmetric`` is on, theta to the ddf of the other way round, see :class:`ISTNLoss`.
+
+    Raises:
+        ValueError: if the transformation's inverse is not known.
+    """
+    if not given("symmetric", False):
+        return None
+    check_invertible(network.istn.transformation)
+    return network.istn.transformation.inverse
 
 
 def default_itn_similarity(settings: NetworkSettings) -> nn.Module | None:

@@ -15,20 +15,21 @@ import monai
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.utils import get_package_version
 from torch import nn
 
 from istn_monai.geometry.grids import Grid
-from istn_monai.geometry.meta import affine_of
+from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.transformation import Transformation
-from istn_monai.geometry.world_transform import WorldTransform, world_transform
+from istn_monai.geometry.world_transform import WorldTransform, closed_inverse, world_transform
 from istn_monai.inferer import refinement_of
 from istn_monai.io.images import save_image
 from istn_monai.io.itk_transforms import write_displacement, write_transform
 from istn_monai.io.landmarks import write_points
 from istn_monai.io.paths import absolute, check_apart, check_output_dir, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
-from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
+from istn_monai.metrics import FIELD_METRICS, field_metrics, inverse_consistency, jacobian_determinant, without_nan
 from istn_monai.moved_points import errors, moved, unmet
 from istn_monai.qa.inspector import PairInspector
 from istn_monai.qa.viewer import VIEW_PAGE, view_page
@@ -42,12 +43,13 @@ from istn_monai.workflow.provenance import (
 )
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
+JACOBIAN = "jacobian.nii.gz"
 DISPLACEMENT, TRANSFORM, INVERSE = "displacement.nii.gz", "transform.h5", "inverse_transform.h5"
 MOVED = "moved_points.csv"
 QA_PAGE = "qa.png"
 MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
 REPORT = "report.json"
-OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, TRANSFORM, INVERSE, MOVED, QA_PAGE, VIEW_PAGE, REPORT)
+OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, JACOBIAN, TRANSFORM, INVERSE, MOVED, QA_PAGE, VIEW_PAGE, REPORT)
 #: images of a pair; of those that have one, the original's shape and place are kept with its hash
 INPUT_KEYS = (*PAIR_KEYS, *MASK_KEYS)
 
@@ -88,7 +90,11 @@ def covering_grid(image: Grid, spacing: float) -> Grid:
 
 
 def inverse_of(
-    transform: WorldTransform, pair: Mapping[str, Any], start: torch.Tensor, spacing: float
+    transform: WorldTransform,
+    pair: Mapping[str, Any],
+    start: torch.Tensor,
+    spacing: float,
+    known: WorldTransform | None = None,
 ) -> tuple[WorldTransform, dict[str, float]]:
     """The inverse, and how far from themselves points of the fixed image come back in mm, through both.
 
@@ -97,10 +103,11 @@ def inverse_of(
         pair: with the original images.
         start: the initial alignment, which the original moving image's affine has.
         spacing: of the field that the inverse is kept as, in mm.
+        known: the inverse, where it is known in closed form.
     """
     aligned, fixed = (Grid.of(pair[f"{side}_image_original"]) for side in ("moving", "fixed"))
     moving = Grid(aligned.spatial_size, start.double() @ aligned.affine)  # as in its file
-    inverse = transform.inverse(covering_grid(moving, spacing))
+    inverse = transform.inverse(covering_grid(moving, spacing)) if known is None else known
     points = fixed.points().flatten(1)
     moved = transform.transform_points(points)
     seen = moving.contains(moved)
@@ -108,6 +115,25 @@ def inverse_of(
         return inverse, {}
     error = (inverse.transform_points(moved[:, seen]) - points[:, seen]).norm(dim=0)
     return inverse, {"mean": error.mean().item(), "max": error.max().item()}
+
+
+def jacobian_of(displacement: MetaTensor) -> MetaTensor:
+    """``(1, *S)`` float32: the Jacobian determinant of ``x + u(x)``, of displacements ``(D, *S)`` in mm.
+
+    Above 1 the moving image shrinks there, below it grows; 0 and less is folded.
+    """
+    affine = affine_of(displacement)
+    voxels = torch.tensordot(torch.linalg.inv(affine[:-1, :-1]), displacement.as_tensor().cpu().double(), dims=1)
+    return with_affine(jacobian_determinant(voxels[None]).float(), affine, displacement)
+
+
+def consistency(pair: Mapping[str, Any]) -> dict[str, float]:
+    """See :func:`istn_monai.metrics.inverse_consistency`; nothing where the other way round was not registered."""
+    refinement = refinement_of(pair["pred"])
+    if refinement is None or refinement.ddf_back is None:
+        return {}
+    fields = (torch.as_tensor(field)[None].cpu() for field in (pair["pred"], refinement.ddf_back))
+    return inverse_consistency(*fields, Grid.of(pair["image"]).spacing)
 
 
 class SavePairHandler:
@@ -124,6 +150,7 @@ class SavePairHandler:
         overwrite: replaces a result of other inputs, weights or options: all its files are removed. Files of others,
             and without it such a result, raise an error.
         weights_sha256: hash of the network's weights, where it is known; None takes it when it is needed.
+        jacobian: also writes the Jacobian determinant of the whole transform on the fixed image's grid.
     """
 
     def __init__(
@@ -137,6 +164,7 @@ class SavePairHandler:
         soi_labels: Sequence[Sequence[int]] | None = ((1,),),
         overwrite: bool = False,
         weights_sha256: str | None = None,
+        jacobian: bool = False,
     ) -> None:
         self.inverse = inverse
         self.inspect = PairInspector(network, soi_labels) if qa else None
@@ -144,7 +172,8 @@ class SavePairHandler:
         self.results = pair_folder(output_dir)
         self.network = network
         self.transformation = transformation
-        self.options = dict(options or {}) | {"inverse": bool(inverse), "qa": bool(qa)}
+        self.options = dict(options or {}) | {"inverse": bool(inverse), "qa": bool(qa), "jacobian": bool(jacobian)}
+        self.jacobian = jacobian
         self.overwrite = checked_overwrite(overwrite)
         self.known_hash = weights_sha256
 
@@ -219,14 +248,15 @@ class SavePairHandler:
             report["points"] = self.save_points(pair, points)
         note = ""
         if self.inspect is None:
-            report["metrics"] = field_metrics(ddf.cpu(), Grid.of(pair["image"]).spacing)
+            report["metrics"] = field_metrics(ddf.cpu(), Grid.of(pair["image"]).spacing) | consistency(pair)
         else:
             verdict, page, view = self.inspect(pair)
             with self.results.writing(QA_PAGE) as file:
                 page.save(file)
             with self.results.writing(VIEW_PAGE) as file:
                 file.write_text(view_page(view), encoding="utf-8")
-            report["metrics"] = {name: verdict.metrics[name] for name in FIELD_METRICS}
+            names = [*FIELD_METRICS, *(name for name in verdict.metrics if name.startswith("inverse_consistency"))]
+            report["metrics"] = {name: verdict.metrics[name] for name in names}
             report["qa"] = verdict.report()
             note = f"; QA {verdict.status}, see {QA_PAGE}"
         report[FILES] = [*self.results.written, REPORT]
@@ -246,6 +276,10 @@ class SavePairHandler:
                 "frame": "LPS mm",
                 "on": "the fixed image's grid",
             }
+            if self.jacobian:
+                with self.results.writing(JACOBIAN) as file:
+                    save_image(jacobian_of(field), file)
+                written[JACOBIAN] = {"is": "determinant of transform.h5's Jacobian", "on": "the fixed image's grid"}
         if self.transformation is None or "theta" not in pair:
             return written
         transform = self.transform(pair)
@@ -254,7 +288,9 @@ class SavePairHandler:
         written[TRANSFORM] = {"maps": "fixed to moving points", "frame": "LPS mm"}
         if self.inverse:
             start = torch.as_tensor(pair["initial_alignment"])
-            inverse, residual = inverse_of(transform, pair, start, min(self.transformation.spacing))
+            theta = torch.as_tensor(pair["theta"])[None]
+            known = closed_inverse(self.transformation, theta, Grid.of(pair["image"]), start)
+            inverse, residual = inverse_of(transform, pair, start, min(self.transformation.spacing), known)
             with self.results.writing(INVERSE) as file:
                 write_transform(inverse, file)
             written[INVERSE] = {"maps": "moving to fixed points", "frame": "LPS mm", "residual_mm": residual}

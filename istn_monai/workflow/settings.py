@@ -41,7 +41,7 @@ MONAI_IDS = {
 #: of the network's settings, what the bundle's training config does not list
 FURTHER = ("affine_bounds", "itn_def", "stn_def", "initial_similarity")
 NETWORK_SETTINGS = tuple(field.name for field in fields(NetworkSettings))
-REFINING = ("refine_weights", "refine_levels", "refine_learning_rate")  # what a refinement alone reads
+REFINING = ("refine_weights", "refine_levels", "refine_learning_rate", "symmetric")  # what a refinement alone reads
 RUN_SUFFIX = re.compile(r"_[usei]_[a-z+]+")  # of a run's folder: its loss and its transformation
 
 
@@ -120,7 +120,7 @@ def check_guides_count(refine_steps: int, weights: Mapping[str, float] | None) -
 
 def check_refining(refine_steps: int, settings: Mapping[str, Any]) -> None:
     """ValueError if a setting is given that a refinement alone reads, and there is none."""
-    idle = [name for name in REFINING if not refine_steps and settings.get(name) is not None]
+    idle = [name for name in REFINING if not refine_steps and settings.get(name) not in (None, False)]
     if idle:
         raise ValueError(f"{idle[0]} counts in a refinement alone: give refine_steps above 0, or leave it out")
 
