@@ -71,13 +71,14 @@ def main(data: str, pairs: int = 100, output: str | None = None) -> None:
     source = Path(data).absolute() / "hippocampus"
     items = json.loads((source / "pairs_100.json").read_text(encoding="utf-8"))["testing"][:pairs]
     file = Path(output or RESULTS / "both_ways.json")
+    code = code_hash()
     rows: list[Row] = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
     ready = {name: Registration(qa=False, **options) for name, options in METHODS.items()}
     means: Row = {}
     for number, item in enumerate(items):
         pair = {key: LOAD(source / name) for key, name in item.items()}
         for name, registration in ready.items():
-            key = {"pair": number, "method": name, "code": code_hash()}
+            key = {"pair": number, "method": name, "code": code}
             if any(key.items() <= row.items() for row in rows):
                 continue
             kept = [row for row in rows if (row["pair"], row["method"]) != (number, name)]

@@ -72,7 +72,8 @@ def commit(checkout: Path = ROOT) -> str:
 def code_hash() -> str:
     """Package, bundle and benchmarks in a few letters: names what was measured also where there is no git."""
     files = (f for folder in (OURS, "bundle/configs", "benchmarks") for f in (ROOT / folder).rglob("*.*"))
-    contents = b"".join(file.read_bytes() for file in sorted(files) if file.suffix in (".py", ".json"))
+    files = (file for file in files if file.suffix in (".py", ".json") and RESULTS not in file.parents)
+    contents = b"".join(file.read_bytes() for file in sorted(files))
     return hashlib.sha256(contents).hexdigest()[:12]
 
 

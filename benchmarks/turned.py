@@ -88,6 +88,7 @@ def main(
     source = Path(data).absolute() / case
     items = json.loads((source / "pairs_100.json").read_text(encoding="utf-8"))["testing"][:pairs]
     file = Path(output or RESULTS / f"turned_{case}.json")
+    code = code_hash()
     rows: list[Row] = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
     runs = {("as it is", plain): None} | {("turned", name): None for name in names}
     ready = {name: Registration(model, initial_alignment=name, qa=False) for name in {plain, *names}}
@@ -101,7 +102,7 @@ def main(
         }
         labels = groups or [[value] for value in loaded["fixed_label"].unique().int().tolist() if value]
         for how, name in runs:
-            key = {"pair": number, "moving": how, "initial_alignment": name, "code": code_hash()}
+            key = {"pair": number, "moving": how, "initial_alignment": name, "code": code}
             if any(key.items() <= row.items() for row in rows):
                 continue
             row = registered(ready[name], turned if how == "turned" else loaded, labels)

@@ -59,15 +59,34 @@ def levels_in_turn(steps: int, components: int, spatial_size: Sequence[int]) -> 
         >>> [tuple(level) for level in levels_in_turn(50, 3, (48, 64, 48))]
         [(4, 12, 0), (2, 13, 1), (2, 25, 2)]
     """
-    stride = 1 if math.prod(spatial_size) <= SMALL else COARSE_STRIDE
-    while stride < MAX_STRIDE and math.prod(math.ceil(n / stride) for n in spatial_size) > MOST_COMPARED:
-        stride *= 2
+    stride = finest_stride(spatial_size)
     others = components - 1
     coarse = steps // 2 if others else 0
     ends = [coarse * number // max(others, 1) for number in range(components)]
     steps_of = [*(after - before for before, after in pairwise(ends)), steps - coarse]
     strides = [min(2 * stride, MAX_STRIDE)] * (components - 2) + [stride] * min(components, 2)
     return [Level(*level, number) for number, level in enumerate(zip(strides, steps_of, strict=True)) if level[1]]
+
+
+def levels_at_once(steps: int, spatial_size: Sequence[int]) -> Levels:
+    """Levels of a transformation that moves as a whole and costs much: as the last two of :func:`levels_in_turn`.
+
+    Examples:
+        >>> [tuple(level) for level in levels_at_once(50, (48, 64, 48))]
+        [(4, 12, None), (2, 38, None)]
+    """
+    stride = finest_stride(spatial_size)
+    coarse = steps // 4
+    levels = (Level(min(2 * stride, MAX_STRIDE), coarse), Level(stride, steps - coarse))
+    return [level for level in levels if level.steps]
+
+
+def finest_stride(spatial_size: Sequence[int]) -> int:
+    """1 for a small grid, else 2 or, for a large one, what leaves ``MOST_COMPARED`` voxels."""
+    stride = 1 if math.prod(spatial_size) <= SMALL else COARSE_STRIDE
+    while stride < MAX_STRIDE and math.prod(math.ceil(n / stride) for n in spatial_size) > MOST_COMPARED:
+        stride *= 2
+    return stride
 
 
 def checked_levels(levels: Any) -> Levels:

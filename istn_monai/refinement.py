@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from istn_monai.descent import Descent, RefinementReport, joined_reports
 from istn_monai.directions import BothWays, OneWay, check_invertible, one_of_both
 from istn_monai.geometry.composite import CompositeTransformation
+from istn_monai.geometry.svf import SVFTransformation
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.guidance import Guidance, check_both_labels, other_guidance
 from istn_monai.levels import (
@@ -23,6 +24,7 @@ from istn_monai.levels import (
     checked_levels,
     default_levels,
     in_turn,
+    levels_at_once,
     levels_in_turn,
     strides_of,
 )
@@ -214,7 +216,7 @@ class Refiner:
             if self.symmetric:
                 back = self.back_of(pair, transformation.spacing, images, guidance)
                 evaluate = BothWays(transformation, objective, back)
-            return self.minimize(evaluate, lambda: parameter, [parameter], pair)
+            return self.minimize(evaluate, lambda: parameter, [parameter], pair, self.strides_of(transformation))
 
     def refine_stn(
         self, network: ISTN, moving: Tensor, fixed: Tensor, images: tuple[Tensor, ...], guidance: Guidance
@@ -234,13 +236,17 @@ class Refiner:
         theta_of: Callable[[], Tensor],
         parameters: list[Tensor],
         pair: tuple[Tensor, Tensor],
+        strides: Sequence[int] | None = None,
     ) -> Refinement:
-        """Adam on ``parameters``, which ``theta_of`` turns into theta ``(B, P)``."""
+        """Adam on ``parameters``, which ``theta_of`` turns into theta ``(B, P)``; ``strides`` of the steps."""
         begin = time.perf_counter()
-        track = self.descent(begin)(evaluate, theta_of, parameters, self.strides, self.learning_rate)
+        strides = self.strides if strides is None else strides
+        finest = min(strides, default=1)
+        track = self.descent(begin)(evaluate, theta_of, parameters, strides, self.learning_rate, finest)
         with torch.no_grad():
             ddf = evaluate.transformation(track.theta)
-            starts, ends = evaluate.terms(track.theta_start, track.ddf_start), evaluate.terms(track.theta, ddf)
+            ddf_start = track.ddf_start if finest == 1 else evaluate.transformation(track.theta_start)
+            starts, ends = evaluate.terms(track.theta_start, ddf_start), evaluate.terms(track.theta, ddf)
             terms = {name: (own, ends[name]) for name, own in starts.items()}
         reports = track.reports(time.perf_counter() - begin)
         reports = [replace(report, terms=own) for report, own in zip(reports, by_pair(terms, len(ddf)), strict=True)]
@@ -278,6 +284,13 @@ class Refiner:
         reports = joined_reports(tracks, before, torch.minimum(before, after), time.perf_counter() - begin)
         reports = [replace(report, terms=own) for report, own in zip(reports, by_pair(ends, len(ddf)), strict=True)]
         return Refinement(theta, ddf, reports, start, *pair)
+
+    def strides_of(self, transformation: Transformation) -> list[int]:
+        """The stride of each step where all parameters move at once: larger ones where a field costs much."""
+        costly = self.symmetric or isinstance(transformation, SVFTransformation)
+        if self.levels is None and self.by_components and costly:
+            return strides_of(levels_at_once(self.steps, transformation.spatial_size))
+        return self.strides
 
     def levels_in_turn(self, transformation: Transformation) -> Levels:
         """Levels of one component after the other: those that were given, or the default; none if all move at once."""
