@@ -26,7 +26,11 @@ from istn_monai.metrics import jacobian_determinant, sd_log_jacobian
 from istn_monai.registration import Registration
 from istn_monai.workflow.pair_metrics import label_metrics
 
-METHODS = {"default": {}, "svf": {"transformation": "svf"}, "svf, symmetric": {"transformation": "svf", "symmetric": True}}
+METHODS = {
+    "default": {},
+    "svf": {"transformation": "svf"},
+    "svf, symmetric": {"transformation": "svf", "symmetric": True},
+}
 SOI = [[1], [2]]
 LOAD = LoadImage(image_only=True, ensure_channel_first=True, reader="NibabelReader")
 SIDES = ("moving", "fixed")
@@ -34,7 +38,8 @@ SIDES = ("moving", "fixed")
 
 def exchanged(pair: Row) -> Row:
     """A pair with moving and fixed in each other's place."""
-    return {f"{side}_{kind}": pair[f"{other}_{kind}"] for side, other in zip(SIDES, SIDES[::-1], strict=True) for kind in ("image", "label")}
+    sides = zip(SIDES, SIDES[::-1], strict=True)
+    return {f"{side}_{kind}": pair[f"{other}_{kind}"] for side, other in sides for kind in ("image", "label")}
 
 
 def transform_of(registration: Registration, result: Row) -> WorldTransform:
@@ -84,7 +89,8 @@ def main(data: str, pairs: int = 100, output: str | None = None) -> None:
             kept = [row for row in rows if (row["pair"], row["method"]) != (number, name)]
             rows = [*kept, key | measured(registration, pair)]
             own = [row for row in rows if row["method"] == name]
-            means[name] = {what: statistics.mean(row[what] for row in own) for what in list(own[0])[3:]} | {"n": len(own)}
+            measures = list(own[0])[3:]
+            means[name] = {what: statistics.mean(row[what] for row in own) for what in measures} | {"n": len(own)}
             write({"provenance": provenance("cpu", pairs=pairs), "means": means, "rows": rows}, file)
         print(number, {name: [round(value, 4) for value in row.values()] for name, row in means.items()}, flush=True)
     print(json.dumps(means, indent=1), f"\nwritten: {file}")

@@ -43,7 +43,7 @@ RESULTS = ALL_RESULTS / "table1"
 METHODS = {"u": "STN-u", "s": "STN-s", "e": "ISTN-e", "i": "ISTN-i", "soi": "SoI"}
 LEARNING_RATES = (1e-3, 2e-3)
 DTYPE = "bfloat16"  # of the networks in training; all else is float32
-REFINEMENT_RATES = {"affine": (0.02, 0.05, 0.1), "bspline": (0.05, 0.1, 0.2)}
+REFINEMENT_RATES = {"affine": (0.02, 0.05, 0.1), "bspline": (0.05, 0.1, 0.2), "affine+bspline": (0.02, 0.05, 0.1)}
 REFINE_STEPS = 50
 SAMPLES = 10000  # of a bootstrap
 SOI_STEPS, SOI_RATE = 200, 0.05  # the label maps' own registration starts from the identity
@@ -73,9 +73,12 @@ CASES = {
     "brain": Case(
         "brain",
         ("brain",),
-        {"affine": 4, "bspline": 3},
+        {"affine": 4, "bspline": 3, "affine+bspline": 3},
         {},
-        special={"bspline": {"control_spacing": 30, "initial_alignment": "rigid"}},
+        special={
+            "bspline": {"control_spacing": 30, "initial_alignment": "rigid"},
+            "affine+bspline": {"control_spacing": 30},  # in one call, without a registration before
+        },
     ),
 }
 RATES_OF, SHORT_EPOCHS = ("hippocampus", "affine"), 2  # whose trainings choose the learning rate for all, and how

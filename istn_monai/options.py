@@ -180,7 +180,8 @@ OF_COMMAND = {
     },
     "register": {
         "device", "spatial_size", "initial_alignment", "initial_similarity", "qa", "both_ways", "jacobian", "symmetric",
-        "refine_learning_rate", "refine_levels", "refine_weights", "overwrite", "nifti_frame", "moving_series", "fixed_series", "use_labels", "use_points", "itn_dtype",
+        "refine_learning_rate", "refine_levels", "refine_weights", "overwrite", "nifti_frame", "moving_series",
+        "fixed_series", "use_labels", "use_points", "itn_dtype",
     },
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}

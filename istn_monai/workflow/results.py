@@ -49,7 +49,9 @@ MOVED = "moved_points.csv"
 QA_PAGE = "qa.png"
 MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
 REPORT = "report.json"
-OUTPUTS = (*(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, JACOBIAN, TRANSFORM, INVERSE, MOVED, QA_PAGE, VIEW_PAGE, REPORT)
+OUTPUTS = (
+    *(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, JACOBIAN, TRANSFORM, INVERSE, MOVED, QA_PAGE, VIEW_PAGE, REPORT,
+)  # fmt: skip
 #: images of a pair; of those that have one, the original's shape and place are kept with its hash
 INPUT_KEYS = (*PAIR_KEYS, *MASK_KEYS)
 
