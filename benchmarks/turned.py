@@ -4,9 +4,9 @@
 
 DIR holds the data sets' folders; the pairs are the first of the case's test split. Each moving image's content is
 turned by 40 degrees about a random axis, enlarged by 1.2 and moved by 20 mm in a random direction, on a larger grid of
-the same voxels, so that nothing of it is truncated; its header says nothing of it. Hippocampus pairs are registered with
-the shipped weights, brains without any network; both with the default refinement. Merged Dice and that of labels are on
-the fixed image's own grid. Pairs that are there already are not registered again.
+the same voxels, so that nothing of it is truncated; its header says nothing of it. Hippocampus pairs are registered
+with the shipped weights, brains without any network; both with the default refinement. Merged Dice and that of labels
+are on the fixed image's own grid. Pairs that are there already are not registered again.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.geometry.separable` (linear maps along each axis), :mod:`~istn_monai.geometry.bending`,
   :mod:`~istn_monai.geometry.transformation` (theta to displacement field: what all transformations share),
   :mod:`~istn_monai.geometry.affine`, :mod:`~istn_monai.geometry.bspline`, :mod:`~istn_monai.geometry.dense`,
+  :mod:`~istn_monai.geometry.svf` (velocity field), :mod:`~istn_monai.geometry.names` (of transformations),
   :mod:`~istn_monai.geometry.composite`, :mod:`~istn_monai.geometry.grids` (registration grid),
   :mod:`~istn_monai.geometry.meta` (affines of MetaTensors), :mod:`~istn_monai.geometry.exact`,
   :mod:`~istn_monai.geometry.filling` (where an image does not count),
@@ -23,9 +24,10 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`istn_monai.objective`: what a refinement minimizes;
   :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.adam`;
   :mod:`istn_monai.levels` (coarse to fine), :mod:`istn_monai.descent` (steps, of which the best counts),
-  :mod:`istn_monai.turns` (one component after the other); :mod:`istn_monai.refinement`: test-time refinement for the
-  one pair in hand; :mod:`istn_monai.inferer`: refinement as a MONAI inferer; :mod:`istn_monai.alignment`: initial
-  alignment; :mod:`istn_monai.metrics`
+  :mod:`istn_monai.directions` (one way or both), :mod:`istn_monai.turns` (one component after the other);
+  :mod:`istn_monai.refinement`: test-time refinement for the one pair in hand; :mod:`istn_monai.inferer`: refinement as
+  a MONAI inferer; :mod:`istn_monai.linear_registration` (from many starts), :mod:`istn_monai.alignment` and
+  :mod:`istn_monai.structure_alignment`: initial alignment; :mod:`istn_monai.metrics`
 - :mod:`istn_monai.io`: files in, files out.
   :mod:`~istn_monai.io.whole` (written to the end), :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.locks`,
   :mod:`~istn_monai.io.staging` (results that appear together), :mod:`~istn_monai.io.simple_itk`,
@@ -42,7 +44,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.io.any_transform` (by its name), :mod:`~istn_monai.io.datalist`
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
   :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
-  :mod:`~istn_monai.transforms.preprocessing`, :mod:`~istn_monai.transforms.registration_grid`,
+  :mod:`~istn_monai.transforms.registration_grid`, :mod:`~istn_monai.transforms.starts` (initial alignments),
+  :mod:`~istn_monai.transforms.preprocessing`,
   :mod:`~istn_monai.transforms.landmarks`, :mod:`~istn_monai.transforms.guidance`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.contrast`,
   :mod:`~istn_monai.transforms.postprocessing`
@@ -95,6 +98,7 @@ __getattr__, __all__ = lazy(
         "geometry.grids": ["Grid"],
         "geometry.bspline": ["BSplineTransformation"],
         "geometry.dense": ["DenseTransformation"],
+        "geometry.svf": ["SVFTransformation"],
         "geometry.composite": ["CompositeTransformation", "spatial_transformation"],
         "geometry.world_transform": ["WorldTransform", "world_transform"],
         "layers": ["SoftClamp"],

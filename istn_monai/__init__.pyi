@@ -8,6 +8,7 @@ from istn_monai.geometry.dense import DenseTransformation as DenseTransformation
 from istn_monai.geometry.grids import Grid as Grid
 from istn_monai.geometry.sampling import Warp as Warp
 from istn_monai.geometry.sampling import warp as warp
+from istn_monai.geometry.svf import SVFTransformation as SVFTransformation
 from istn_monai.geometry.transformation import Transformation as Transformation
 from istn_monai.geometry.world_transform import WorldTransform as WorldTransform
 from istn_monai.geometry.world_transform import world_transform as world_transform

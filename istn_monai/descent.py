@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -190,3 +191,9 @@ def joined_reports(
         at_bound = torch.cat([(track.theta[number].abs() > AT_BOUND).float() for track in tracks]).mean().item()
         reports.append(RefinementReport(steps, seconds, before, after, at_bound, trace))
     return reports
+
+
+def by_pair(terms: Mapping[str, tuple[Tensor, Tensor]], count: int) -> list[dict[str, Any]]:
+    """Of each of so many pairs the terms by name, before and after, of ``(B,)`` each."""
+    values = {name: list(zip(*(own.tolist() for own in both), strict=True)) for name, both in terms.items()}
+    return [{name: pairs[number] for name, pairs in values.items()} for number in range(count)]

@@ -35,7 +35,7 @@ class PairRefinement(NamedTuple):
         report: what the refinement did.
         moving_representation: M' ``(K, *S)``, not warped; None if another inferer did not keep it.
         fixed_representation: F' ``(K, *S)``, likewise.
-        ddf_back: ``(D, *S)``, of the pair registered the other way round; None if it was not.
+        back_ddf: ``(D, *S)``, of the pair registered the other way round; None if it was not.
     """
 
     theta: Tensor
@@ -43,7 +43,7 @@ class PairRefinement(NamedTuple):
     report: RefinementReport
     moving_representation: Tensor | None = None
     fixed_representation: Tensor | None = None
-    ddf_back: Tensor | None = None
+    back_ddf: Tensor | None = None
 
 
 def refinement_of(pred: Any) -> PairRefinement | None:
@@ -63,7 +63,7 @@ def refinement_of(pred: Any) -> PairRefinement | None:
         raise ValueError(f"pred must be the ddf (D, *S) of one pair, got metadata with theta {tuple(theta.shape)}")
     values = {name: torch.as_tensor(meta["refinement"][name]).tolist() for name in NUMBERS}
     terms = {name: tuple(torch.as_tensor(both).tolist()) for name, both in meta["refinement"].get("terms", {}).items()}
-    further = (meta.get(name) for name in ("moving_representation", "fixed_representation", "ddf_back"))
+    further = (meta.get(name) for name in ("moving_representation", "fixed_representation", "back_ddf"))
     report = RefinementReport(**values | {"trace": tuple(values["trace"]), "terms": terms})
     return PairRefinement(theta, theta_start, report, *further)
 
@@ -84,7 +84,7 @@ class RefineInferer(Inferer):
 
     Args:
         refiner: None is ``Refiner(**options)``.
-        both_ways: also registers each pair the other way round; the metadata then hold the ``ddf_back``, from moving to
+        both_ways: also registers each pair the other way round; the metadata then hold the ``back_ddf``, from moving to
             fixed points on the same grid.
         options: arguments of the refiner, e.g. ``steps`` and ``target``.
 
@@ -140,7 +140,7 @@ class RefineInferer(Inferer):
             "fixed_representation": result.fixed,
         }
         if self.both_ways:
-            meta["ddf_back"] = self.refiner(istn, *other_way(image, guidance or {})).ddf
+            meta["back_ddf"] = self.refiner(istn, *other_way(image, guidance or {})).ddf
         ddf = MetaTensor(result.ddf, affine=affine, meta=meta)
         ddf.is_batch = True  # so that hosts that take ``ddf[0]`` get the metadata of one pair as well
         return ddf

@@ -147,3 +147,11 @@ def strides_of(levels: Levels) -> list[int]:
         [2, 2, 2, 1]
     """
     return [level.stride for level in levels for _ in range(level.steps)]
+
+
+def check_steps(steps: Any, coarse_steps: Any) -> None:
+    """ValueError unless both are numbers of steps."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
+    if coarse_steps is not None and (not isinstance(coarse_steps, int) or coarse_steps < 0):
+        raise ValueError(f"coarse_steps must be a whole number of at least 0, or None, got {coarse_steps!r}")

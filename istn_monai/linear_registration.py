@@ -29,7 +29,8 @@ from istn_monai.refinement import Refiner
 #: voxels along the longest axis of the fixed image, and steps, coarse to fine
 LEVELS = ((24, 100), (48, 50))
 TURNS = (30.0, 60.0, 90.0, 120.0, 150.0, 180.0)  # degrees, about each axis of a start
-TRIED = 4  # of the turned starts, how many are descended from
+TRIED = 6  # of the turned starts, how many are descended from
+APART = 1.0  # norm of the difference of two rotations of 41 degrees: a descent reaches the ones between
 PRIOR = 0.95  # a turned start must end below this fraction of the first one's objective: headers are mostly right
 RATE = 0.02
 Similarity = Callable[[Tensor, Tensor], Tensor]
@@ -166,10 +167,17 @@ def best_start(moving: Side, fixed: Side, starts: Sequence[Tensor], similarity: 
 
 
 def promising(moving: Side, still: Tensor, grid: Grid, starts: Sequence[Tensor], similarity: str) -> list[Tensor]:
-    """The first of some starts and the ``TRIED`` best of the others, on a grid where the fixed side is ``still``."""
+    """The first of some starts and the ``TRIED`` best of the others that are apart from each other.
+
+    Compared on a grid where the fixed side is ``still``.
+    """
     if len(starts) <= 1 + TRIED:
         return list(starts)
-    return [starts[0], *sorted_starts(moving, still, grid, starts[1:], similarity)[:TRIED]]
+    chosen: list[Tensor] = []
+    for start in sorted_starts(moving, still, grid, starts[1:], similarity):
+        if len(chosen) < TRIED and all((start - other)[:-1, :-1].norm() > APART for other in chosen):
+            chosen.append(start)
+    return [starts[0], *chosen]
 
 
 def sorted_starts(moving: Side, still: Tensor, grid: Grid, starts: Sequence[Tensor], similarity: str) -> list[Tensor]:

@@ -98,3 +98,9 @@ def check_guided(given: Container[Any], weights: Container[str]) -> None:
         raise ValueError(f"labels shall guide the refinement: give {', '.join(LABEL_KEYS)}, or both")
     if "landmarks" in weights and (missing := [key for key in POINT_KEYS if key not in given]):
         raise ValueError(f"landmarks shall guide the refinement: give {' and '.join(missing)}")
+
+
+def check_objective(weights: Any, similarity: Any, regularization: Any) -> None:
+    """ValueError if an objective is given in both of its forms."""
+    if weights is not None and (similarity is not None or regularization is not None):
+        raise ValueError("give weights, or similarity and regularization, not both")

@@ -7,12 +7,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from istn_monai.descent import Descent, RefinementReport, joined_reports
+from istn_monai.descent import Descent, RefinementReport, by_pair, joined_reports
 from istn_monai.directions import BothWays, OneWay, check_invertible, one_of_both
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.svf import SVFTransformation
@@ -21,6 +21,7 @@ from istn_monai.guidance import Guidance, check_both_labels, other_guidance
 from istn_monai.levels import (
     Levels,
     check_components,
+    check_steps,
     checked_levels,
     default_levels,
     in_turn,
@@ -30,7 +31,7 @@ from istn_monai.levels import (
 )
 from istn_monai.networks import ISTN
 from istn_monai.objective import LossObjective, Objective, PairObjective
-from istn_monai.refine_weights import damping_of, term_weights
+from istn_monai.refine_weights import check_objective, damping_of, term_weights
 from istn_monai.turns import refine_in_turn
 
 TARGETS = ("theta", "stn")
@@ -123,15 +124,11 @@ class Refiner:
         levels: Sequence[Sequence[int]] | None = None,
         symmetric: bool = False,
     ) -> None:
-        if target not in TARGETS:
-            raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
         check_steps(steps, coarse_steps)
         if learning_rate is not None and not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a finite number above 0, or None, got {learning_rate!r}")
-        if weights is not None and (similarity is not None or regularization is not None):
-            raise ValueError("give weights, or similarity and regularization, not both")
-        if symmetric and target != "theta":
-            raise ValueError("symmetric refines theta, got target 'stn': leave one of them out")
+        check_objective(weights, similarity, regularization)
+        check_target(target, symmetric)
         self.symmetric = symmetric
         self.weights = None if weights is None else term_weights(weights)
         self.levels = None if levels is None else checked_levels(levels)
@@ -343,15 +340,9 @@ class Refiner:
         return self.objective_of(pair[::-1], spacing, swapped, other_guidance(guidance or {}))
 
 
-def check_steps(steps: Any, coarse_steps: Any) -> None:
-    """ValueError unless both are numbers of steps."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
-    if coarse_steps is not None and (not isinstance(coarse_steps, int) or coarse_steps < 0):
-        raise ValueError(f"coarse_steps must be a whole number of at least 0, or None, got {coarse_steps!r}")
-
-
-def by_pair(terms: Mapping[str, tuple[Tensor, Tensor]], count: int) -> list[dict[str, Any]]:
-    """Of each of so many pairs the terms by name, before and after, of ``(B,)`` each."""
-    values = {name: list(zip(*(own.tolist() for own in both), strict=True)) for name, both in terms.items()}
-    return [{name: pairs[number] for name, pairs in values.items()} for number in range(count)]
+def check_target(target: str, symmetric: bool) -> None:
+    """ValueError unless there is such a target, and both ways are refined by theta."""
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
+    if symmetric and target != "theta":
+        raise ValueError("symmetric refines theta, got target 'stn': leave one of them out")

@@ -65,7 +65,8 @@ class Turn:
         self, composite: CompositeTransformation, theta: Tensor, level: Level, objective: PairObjective
     ) -> None:
         self.blocks, self.number = list(composite.split(theta)), level.component
-        self.start, self.rate, self.evaluate = theta, 1.0, OneWay(composite, objective)
+        self.start, self.rate = theta, 1.0
+        self.evaluate: Evaluate = OneWay(composite, objective)
         if level.component is not None:
             component, self.start = composite.components[level.component], self.blocks[level.component]
             self.rate = GLOBAL_RATE if is_global(component) else 1.0

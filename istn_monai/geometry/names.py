@@ -48,7 +48,7 @@ def kinds_of(name: str) -> tuple[str, ...]:
 
 
 def bounds_of(kind: str, given: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Arguments of :class:`AffineTransformation` for "rigid" or "affine".
+    """Arguments of :class:`istn_monai.geometry.affine.AffineTransformation` for "rigid" or "affine".
 
     Args:
         kind: "rigid" has neither scale nor shear.

@@ -110,7 +110,7 @@ def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any
         refinement=refinement.report if refinement is not None and refinement.report.refined else None,
         kind="image" if not istn.has_itn else "map" if soi_labels is None else "mask",
         masks=both_masks(batched(pair), fixed[None]),
-        back=None if refinement is None or refinement.ddf_back is None else cpu(refinement.ddf_back),
+        back=None if refinement is None or refinement.back_ddf is None else cpu(refinement.back_ddf),
     )
 
 

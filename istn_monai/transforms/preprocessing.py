@@ -270,8 +270,8 @@ class InitialAlignmentd(NotInvertible):
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)
         moving, fixed = (data[key] for key in IMAGE_KEYS)
-        images = (self.counting(data, key) for key in IMAGE_KEYS)
-        matrix = start_of(self.name, *images, self.similarity, self.network)
+        counting = [self.counting(data, key) for key in IMAGE_KEYS]
+        matrix = start_of(self.name, counting[0], counting[1], self.similarity, self.network)
         result["initial_alignment"] = matrix
         for key in self.keys:
             if key in data:

@@ -81,8 +81,8 @@ def by_structures(moving: MetaTensor, fixed: MetaTensor, network: nn.Module | No
         with torch.no_grad():
             return istn.representations(image[None].to(device))[0].cpu().float()
 
-    sides = [on_grid_of_network(image, istn) for image in (moving, fixed)]
-    return structure_alignment(*sides, represent)
+    there, here = (on_grid_of_network(image, istn) for image in (moving, fixed))
+    return structure_alignment(there, here, represent)
 
 
 def on_grid_of_network(image: MetaTensor, istn: ISTN) -> Side:

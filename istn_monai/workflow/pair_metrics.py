@@ -17,12 +17,22 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from istn_monai.geometry.grids import Grid, map_points
+from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import pull_back_landmarks, pull_back_points, warp_labels
 from istn_monai.geometry.sampling import sample
 from istn_monai.geometry.world_transform import WorldTransform
 from istn_monai.guidance import both_masks
+from istn_monai.inferer import refinement_of
 from istn_monai.io.landmarks import is_points, warn_unmatched
-from istn_monai.metrics import Metrics, box_of, field_metrics, image_metrics, overlap
+from istn_monai.metrics import (
+    Metrics,
+    box_of,
+    field_metrics,
+    image_metrics,
+    inverse_consistency,
+    jacobian_determinant,
+    overlap,
+)
 from istn_monai.transforms.checks import reads_labels
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.keys import POINT_KEYS
@@ -118,6 +128,25 @@ def pair_metrics(
     labels = label_metrics(pair, ddf, soi_labels, transform) if reads_labels(soi_labels) else {}
     field = likeness_metrics(pair, ddf) | field_metrics(ddf[0], Grid.of(pair["image"]).spacing)
     return labels | landmark_metrics(pair, ddf, transform) | field
+
+
+def jacobian_of(displacement: MetaTensor) -> MetaTensor:
+    """``(1, *S)`` float32: the Jacobian determinant of ``x + u(x)``, of displacements ``(D, *S)`` in mm.
+
+    Above 1 the moving image shrinks there, below it grows; 0 and less is folded.
+    """
+    affine = affine_of(displacement)
+    voxels = torch.tensordot(torch.linalg.inv(affine[:-1, :-1]), displacement.as_tensor().cpu().double(), dims=1)
+    return with_affine(jacobian_determinant(voxels[None]).float(), affine, displacement)
+
+
+def consistency(pair: Mapping[str, Any]) -> dict[str, float]:
+    """See :func:`istn_monai.metrics.inverse_consistency`; nothing where the other way round was not registered."""
+    refinement = refinement_of(pair["pred"])
+    if refinement is None or refinement.back_ddf is None:
+        return {}
+    ddf, back = (torch.as_tensor(field)[None].cpu() for field in (pair["pred"], refinement.back_ddf))
+    return inverse_consistency(ddf, back, Grid.of(pair["image"]).spacing)
 
 
 def statistics(values: Sequence[float]) -> dict[str, float]:

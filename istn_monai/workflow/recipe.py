@@ -23,19 +23,18 @@ from istn_monai.transforms.contrast import RandContrastMapd, RandImageFromLabels
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS
 from istn_monai.weights import read_weights
 from istn_monai.workflow.inferers import AutocastInferer, default_rate
-from istn_monai.workflow.settings import given
 from istn_monai.workflow.training import TrainingLoss
 
 WARM_UP = 10  # steps in which an average follows its network closely
 
 
-def inverse_if_symmetric(network: DisplacementNetwork) -> Callable[[Tensor], Tensor] | None:
-    """Where the setting ``symmetric`` is on, theta to the ddf of the other way round, see :class:`ISTNLoss`.
+def inverse_if_symmetric(network: DisplacementNetwork, symmetric: bool) -> Callable[[Tensor], Tensor] | None:
+    """For a symmetric training theta to the ddf of the other way round, see :class:`istn_monai.ISTNLoss`; else None.
 
     Raises:
         ValueError: if the transformation's inverse is not known.
     """
-    if not given("symmetric", False):
+    if not symmetric:
         return None
     check_invertible(network.istn.transformation)
     return network.istn.transformation.inverse

@@ -15,12 +15,11 @@ import monai
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
 from monai.utils import get_package_version
 from torch import nn
 
 from istn_monai.geometry.grids import Grid
-from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.geometry.meta import affine_of
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.geometry.world_transform import WorldTransform, closed_inverse, world_transform
 from istn_monai.inferer import refinement_of
@@ -29,11 +28,12 @@ from istn_monai.io.itk_transforms import write_displacement, write_transform
 from istn_monai.io.landmarks import write_points
 from istn_monai.io.paths import absolute, check_apart, check_output_dir, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
-from istn_monai.metrics import FIELD_METRICS, field_metrics, inverse_consistency, jacobian_determinant, without_nan
+from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
 from istn_monai.moved_points import errors, moved, unmet
 from istn_monai.qa.inspector import PairInspector
 from istn_monai.qa.viewer import VIEW_PAGE, view_page
 from istn_monai.transforms.keys import GUIDANCE, MASK_KEYS, PAIR_KEYS, POINT_KEYS
+from istn_monai.workflow.pair_metrics import consistency, jacobian_of
 from istn_monai.workflow.provenance import (
     differing_inputs,
     differing_options,
@@ -50,7 +50,8 @@ QA_PAGE = "qa.png"
 MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
 REPORT = "report.json"
 OUTPUTS = (
-    *(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, JACOBIAN, TRANSFORM, INVERSE, MOVED, QA_PAGE, VIEW_PAGE, REPORT,
+    *(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, JACOBIAN, TRANSFORM, INVERSE, MOVED, QA_PAGE, VIEW_PAGE,
+    REPORT,
 )  # fmt: skip
 #: images of a pair; of those that have one, the original's shape and place are kept with its hash
 INPUT_KEYS = (*PAIR_KEYS, *MASK_KEYS)
@@ -117,25 +118,6 @@ def inverse_of(
         return inverse, {}
     error = (inverse.transform_points(moved[:, seen]) - points[:, seen]).norm(dim=0)
     return inverse, {"mean": error.mean().item(), "max": error.max().item()}
-
-
-def jacobian_of(displacement: MetaTensor) -> MetaTensor:
-    """``(1, *S)`` float32: the Jacobian determinant of ``x + u(x)``, of displacements ``(D, *S)`` in mm.
-
-    Above 1 the moving image shrinks there, below it grows; 0 and less is folded.
-    """
-    affine = affine_of(displacement)
-    voxels = torch.tensordot(torch.linalg.inv(affine[:-1, :-1]), displacement.as_tensor().cpu().double(), dims=1)
-    return with_affine(jacobian_determinant(voxels[None]).float(), affine, displacement)
-
-
-def consistency(pair: Mapping[str, Any]) -> dict[str, float]:
-    """See :func:`istn_monai.metrics.inverse_consistency`; nothing where the other way round was not registered."""
-    refinement = refinement_of(pair["pred"])
-    if refinement is None or refinement.ddf_back is None:
-        return {}
-    fields = (torch.as_tensor(field)[None].cpu() for field in (pair["pred"], refinement.ddf_back))
-    return inverse_consistency(*fields, Grid.of(pair["image"]).spacing)
 
 
 class SavePairHandler:
