@@ -221,6 +221,31 @@ def test_a_dry_run_finds_what_a_training_would_end_with(folder, tmp_path, monkey
     assert [file.name for file in (tmp_path / "work").iterdir()] == ["file"]
 
 
+def dry_run_of(folder, monkeypatch, *options: str) -> None:
+    """A dry run of a small training."""
+    words = ["istn-monai", "train", str(folder), "--dry_run", "--spatial_size", "[16,16]", *options]
+    monkeypatch.setattr(sys, "argv", words)
+    main()
+
+
+def test_a_dry_run_knows_the_training_that_is_there(folder, tmp_path, monkeypatch, capsys):
+    train = ["istn-monai", "train", str(folder), "--max_epochs", "1", "--spatial_size", "[16,16]"]
+    subprocess.run([sys.executable, "-m", "istn_monai", *train[1:]], cwd=tmp_path / "work", check=True, capture_output=True)
+    dry_run_of(folder, monkeypatch, "--max_epochs", "1")
+    said = capsys.readouterr().out
+    assert "would do nothing: 1 of 1 epochs are done; give more max_epochs\n" in said and "go on" not in said
+    dry_run_of(folder, monkeypatch, "--max_epochs", "3")
+    said = capsys.readouterr().out
+    assert "would go on after epoch 1, to 3 epochs of 3 steps\n" in said and "preparing" not in said
+    with pytest.raises(SystemExit) as ended:
+        dry_run_of(folder, monkeypatch, "--max_epochs", "3", "--contrast", "random")
+    error = str(ended.value.code)
+    assert "last.pt was made with other settings (contrast: 'own' in the checkpoint, 'random' now)" in error
+    assert error.endswith("choose another --run_name, or another ckpt_dir or output_dir")
+    dry_run_of(folder, monkeypatch, "--max_epochs", "3", "--contrast", "random", "--run_name", "other")
+    assert "would train 3 epochs of 3 steps\n" in capsys.readouterr().out
+
+
 def test_instructions_are_quoted_for_a_shell_and_for_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "it's {mine}"
