@@ -19,8 +19,9 @@ from istn_monai import __version__
 from istn_monai.arguments import checked_arguments, help_of
 from istn_monai.file_commands import apply, compose, info, pairs, synthesize
 from istn_monai.options import command, unknown
+from istn_monai.pace import OUTPUT, tell
 from istn_monai.processors import load_libraries
-from istn_monai.workflow.errors import OUTPUT, ending_in_one_line
+from istn_monai.workflow.errors import ending_in_one_line
 
 
 @command()
@@ -33,6 +34,7 @@ def plan(data: str, output: str | None = None, overwrite: bool = False, nifti_fr
         overwrite: replace an existing plan.
         nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
     """
+    tell(f"planning a training on {data}")  # to load what reads images takes its time
     load_libraries()
     from istn_monai.planning.plan import write_plan
 

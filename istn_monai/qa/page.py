@@ -180,7 +180,7 @@ def plot_levels(axes: Axes, trace: np.ndarray, levels: Sequence[tuple[int, int]]
             axes.plot(best, trace[best], "o", color=STATUS_COLORS[GREEN], markersize=6)
         if steps >= NARROW * sum(steps for _, steps in levels):
             label = f"level {number}\nstride {stride}"
-            place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
+            place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
             axes.text(begin + (steps + 1) / 2, 0.99, label, fontsize=7, color=FAINT, **place)
         begin += steps
     axes.set(xlim=(0, begin + 1), ylim=(0, 1.3 * np.nanmax(trace[1:])))

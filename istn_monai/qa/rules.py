@@ -80,7 +80,7 @@ RULES = (
          "does not apply: no structures were refined"),
     # images never agree as structures do: 0.85 is a good pair of brains; a pair that was aligned before has little left
     Rule("objective_images", "objective of images, end / start", 0.98, None, True,
-         "the refinement of the images improved next to nothing", "does not apply: structures were refined, or nothing"),
+         "the refinement of the images improved next to nothing", "does not apply: not refined, or structures were"),
     Rule("lncc_change", "image correlation, end − start", 0.0, None, False,
          "the refinement fits the structures and spoils what lies around them", NO_REFINEMENT),
     # one of an affine's twelve is 0.08: amber

@@ -42,6 +42,7 @@ def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     names = [name for name in mine if name in theirs and theirs[name] != mine[name]]
     return "; ".join(f"{name}: {theirs[name]!r} in the checkpoint, {mine[name]!r} now" for name in names)
 
+
 UNTRAINED = (
     "; epoch 0 is the network before training: nothing is learned yet. Train longer (max_epochs), and see whether "
     "initial_alignment brings the structures near to each other"
