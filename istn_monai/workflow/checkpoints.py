@@ -9,7 +9,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -75,7 +74,7 @@ class Checkpoints:
         network: nn.Module,
         settings: NetworkSettings,
         training: Mapping[str, Any],
-        optimizer: torch.optim.Optimizer | None,
+        optimizer: Any,
         lr_scheduler: Any,
         average: Any = None,
     ) -> None:

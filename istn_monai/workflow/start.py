@@ -97,11 +97,11 @@ def dry_run() -> None:
         for name in ("output_dir", "ckpt_dir"):
             check_can_be_written(value(name), name)
         value("train#loss")
-        value("network_def")  # initial weights fit or not
         check_epochs(value("train#itn_epochs"), value("max_epochs"), value("settings"))
         # as the training has them; its optimizer would prepare all pairs
-        parts = (value(name) for name in ("ckpt_dir", "network_def", "settings", "checkpoints#training"))
-        done, epochs = Checkpoints(*parts, optimizer=None, lr_scheduler=None).done, value("max_epochs")
+        network, training = value("network_def"), value("checkpoints#training")
+        done = Checkpoints(value("ckpt_dir"), network, value("settings"), training, None, None).done
+        epochs = value("max_epochs")
         if done >= epochs:
             say(f"istn-monai: would do nothing: {done} of {epochs} epochs are done; give more max_epochs")
             return
