@@ -50,6 +50,7 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.contrast`,
   :mod:`~istn_monai.transforms.postprocessing`
 - :mod:`istn_monai.folders`: bundles, runs and checkpoints on disk; :mod:`istn_monai.processors`: threads of a command;
+  :mod:`istn_monai.pace`: how far a long work is;
   :mod:`istn_monai.kinds`: of what kind a setting is;
   :mod:`istn_monai.options`: the settings by name; :mod:`istn_monai.arguments`: what stands on the command line;
   :mod:`istn_monai.network_settings`: what a network is built from; :mod:`istn_monai.weights`: weights that say what

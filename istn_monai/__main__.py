@@ -16,11 +16,12 @@ from typing import Any
 import fire
 
 from istn_monai import __version__
-from istn_monai.arguments import checked_arguments, help_of
+from istn_monai.arguments import FLAGS, checked_arguments, help_of
 from istn_monai.file_commands import apply, compose, info, pairs, synthesize
 from istn_monai.options import command, unknown
+from istn_monai.pace import OUTPUT, tell
 from istn_monai.processors import load_libraries
-from istn_monai.workflow.errors import OUTPUT, ending_in_one_line
+from istn_monai.workflow.errors import ending_in_one_line
 
 
 @command()
@@ -33,6 +34,7 @@ def plan(data: str, output: str | None = None, overwrite: bool = False, nifti_fr
         overwrite: replace an existing plan.
         nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
     """
+    tell(f"planning a training on {data}")  # to load what reads images takes its time
     load_libraries()
     from istn_monai.planning.plan import write_plan
 
@@ -90,7 +92,7 @@ def evaluate(
 
     file, datalist, folder = to_evaluate(data, model, output_dir, settings.pop("ckpt_dir", None))
     evaluate_datalist(bundle_folder(bundle_root), datalist, folder, file, refine_steps, config, **settings)
-    return f"written: {folder}"
+    return "look at the worst pairs first, on top of qa.html" if settings.get("qa", True) else "evaluated"
 
 
 @command("register")
@@ -183,7 +185,6 @@ def represent(
     return f"written: {represent_file(Registration(model, 0, config, bundle_root, **settings), image, output)}"
 
 
-FLAGS = ("--debug", "--quiet", "--verbose")  # of all commands
 COMMANDS: dict[str, Callable[..., str]] = {
     "plan": plan,
     "train": train,
@@ -220,7 +221,7 @@ def main() -> None:
     ``--quiet`` leaves out all but errors and the last line, ``--verbose`` shows what MONAI's engines log, too.
     """
     words = [word for word in sys.argv[1:] if word not in FLAGS]
-    for flag in FLAGS[1:]:
+    for flag in ("--quiet", "--verbose"):
         if flag in sys.argv:
             os.environ[OUTPUT] = flag.removeprefix("--")
     if words == ["--version"]:

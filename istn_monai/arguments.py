@@ -12,6 +12,12 @@ from collections.abc import Callable, Sequence
 from istn_monai.kinds import switch
 from istn_monai.options import KINDS, SETTINGS, unknown
 
+#: of all commands
+FLAGS = {
+    "--quiet": "says nothing but errors and the last line.",
+    "--verbose": "also says what MONAI's engines log.",
+    "--debug": "shows the traceback of a failure, too.",
+}
 FLAG = re.compile(r"--(?P<name>[^=]*)(?P<given>=.*)?|-(?P<short>[a-zA-Z])(?P<short_given>=.*)?", re.DOTALL)
 
 
@@ -117,7 +123,10 @@ def check_counts(function: Callable[..., str], given: Sequence[str], positional:
 
 
 def help_of(name: str, command: Callable[..., str]) -> str:
-    """What Fire says of a command, without its one-letter options, of which it names some twice, and internals."""
+    """What Fire says of a command, without its one-letter options, of which it names some twice, and internals.
+
+    At its end stand the flags of all commands, of which Fire does not know.
+    """
     from fire import helptext, trace
 
     way = trace.FireTrace({name: command}, name="istn-monai")
@@ -125,4 +134,5 @@ def help_of(name: str, command: Callable[..., str]) -> str:
     text = helptext.HelpText(command, trace=way).replace("GROUP | ", "")
     text = re.sub(r"\nGROUPS\n.*?(?=\n[A-Z]+|\Z)", "", text, flags=re.DOTALL)
     text = re.sub(r"(?m)^ +(Type: .*|Default: None|Additional flags are accepted\.)\n", "", text)
-    return re.sub(r"-\w, --", "--", text)
+    text = re.sub(r"-\w, --", "--", text).rstrip()
+    return "\n".join([text, "", "OF ALL COMMANDS", *(f"    {flag}\n        {what}" for flag, what in FLAGS.items())])

@@ -29,6 +29,8 @@ class RefinementReport:
         at_bound: fraction of the parameters within 1 % of their bound.
         trace: the objective at each step from 0 on; nan where it was not evaluated on all voxels.
         terms: of an objective with weights, its terms by name, each weighted, before and after.
+        levels: of components that move one after the other, stride and steps of each level: of each one the best
+            iterate is kept, and ``trace`` has its objectives at its own stride. Empty if all move at once.
     """
 
     steps: int
@@ -38,6 +40,7 @@ class RefinementReport:
     at_bound: float
     trace: tuple[float, ...]
     terms: dict[str, tuple[float, float]] = field(default_factory=dict)
+    levels: tuple[tuple[int, int], ...] = ()
 
     @property
     def refined(self) -> bool:
@@ -45,8 +48,8 @@ class RefinementReport:
         return len(self.trace) > 1
 
     def numbers(self) -> dict[str, float]:
-        """All but trace and terms, by name."""
-        return {name: value for name, value in asdict(self).items() if name not in ("trace", "terms")}
+        """All but trace, terms and levels, by name."""
+        return {name: value for name, value in asdict(self).items() if name not in ("trace", "terms", "levels")}
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,12 @@ def refinement_of(pred: Any) -> PairRefinement | None:
     theta, theta_start = (torch.as_tensor(meta[name]) for name in ("theta", "theta_start"))
     if theta.ndim != 1:
         raise ValueError(f"pred must be the ddf (D, *S) of one pair, got metadata with theta {tuple(theta.shape)}")
-    values = {name: torch.as_tensor(meta["refinement"][name]).tolist() for name in NUMBERS}
+    known = {"levels": ()} | meta["refinement"]  # of an earlier version there are none
+    values = {name: torch.as_tensor(known[name]).tolist() for name in NUMBERS}
     terms = {name: tuple(torch.as_tensor(both).tolist()) for name, both in meta["refinement"].get("terms", {}).items()}
     further = (meta.get(name) for name in ("moving_representation", "fixed_representation", "back_ddf"))
-    report = RefinementReport(**values | {"trace": tuple(values["trace"]), "terms": terms})
+    levels = tuple((int(stride), int(steps)) for stride, steps in values["levels"])
+    report = RefinementReport(**values | {"trace": tuple(values["trace"]), "terms": terms, "levels": levels})
     return PairRefinement(theta, theta_start, report, *further)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -149,8 +150,10 @@ def overlap(warped: Tensor, fixed: Tensor, spacing: Sequence[float]) -> Metrics:
         result["dice"] = compute_dice(*masks, ignore_empty=False).item()
     if warped.any() and fixed.any():
         options = {"include_background": True, "spacing": list(spacing)}
-        result["asd"] = compute_average_surface_distance(*masks, symmetric=True, **options).item()
-        result["hd95"] = compute_hausdorff_distance(*masks, percentile=95, **options).item()
+        with warnings.catch_warnings():  # MONAI's own functions give the argument that it gives up
+            warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+            result["asd"] = compute_average_surface_distance(*masks, symmetric=True, **options).item()
+            result["hd95"] = compute_hausdorff_distance(*masks, percentile=95, **options).item()
     return result
 
 

@@ -279,7 +279,9 @@ class Refiner:
             chosen = torch.where(better.view(-1, *[1] * (ddfs[0].ndim - 1)), *ddfs[::-1])
             ddf = chosen if finest == 1 else transformation(theta)
         reports = joined_reports(tracks, before, torch.minimum(before, after), time.perf_counter() - begin)
-        reports = [replace(report, terms=own) for report, own in zip(reports, by_pair(ends, len(ddf)), strict=True)]
+        turns = tuple((level.stride, level.steps) for level in levels)
+        each = zip(reports, by_pair(ends, len(ddf)), strict=True)
+        reports = [replace(report, terms=own, levels=turns) for report, own in each]
         return Refinement(theta, ddf, reports, start, *pair)
 
     def strides_of(self, transformation: Transformation) -> list[int]:

@@ -27,7 +27,7 @@ from istn_monai.transforms.keys import PAIR_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.weights import own_settings, read_weights, warn_if_untrained
 from istn_monai.workflow.cohorts import Cohort
-from istn_monai.workflow.console import refining
+from istn_monai.workflow.console import begin_pair, refining
 from istn_monai.workflow.datasets import pair_item
 from istn_monai.workflow.distributed import process_device, world_size
 from istn_monai.workflow.pair_files import check_used, guides_of, pairs_of
@@ -245,7 +245,9 @@ def register_files(
     with saver.results.locked(wait):
         if saver.finished(files):
             return False
-        with refining(registration.content("inferer")):
+        inferer = registration.content("inferer")
+        begin_pair(files, inferer, registration.device)
+        with refining(inferer):
             result = registration({key: file for key, file in files.items() if file})
         saver.save(result, convert_to_tensor(result["pred"], track_meta=False))
     return True

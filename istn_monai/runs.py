@@ -11,8 +11,8 @@ from typing import Any
 from monai.bundle import run
 
 from istn_monai.io.datalist import existing, read_json
+from istn_monai.pace import OUTPUT
 from istn_monai.workflow.distributed import world_size
-from istn_monai.workflow.errors import OUTPUT
 from istn_monai.workflow.settings import check_refining
 
 MONAI_LOGGERS = ("monai.bundle.scripts", "monai.bundle.workflows")

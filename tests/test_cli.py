@@ -14,7 +14,8 @@ import pytest
 from helpers import write_subjects
 
 from istn_monai import __version__
-from istn_monai.__main__ import main
+from istn_monai.__main__ import COMMANDS, main
+from istn_monai.arguments import FLAGS, help_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,6 +64,13 @@ def test_synthesize_writes_a_datalist(tmp_path):
     done = istn_monai("synthesize", output, *sizes)
     assert done.returncode == 0, done.stderr
     assert set(json.loads((output / "pairs.json").read_text(encoding="utf-8"))) >= {"training", "validation", "testing"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_names_the_flags_of_all(command):
+    said = help_of(command, COMMANDS[command])
+    assert all(f"\n    {flag}\n        {what}" in said for flag, what in FLAGS.items())
+    assert set(FLAGS) == {"--quiet", "--verbose", "--debug"}
 
 
 def test_help_names_the_commands():
@@ -154,11 +162,15 @@ def test_from_a_folder_to_a_registration_without_any_setting(tmp_path):
     for arguments in (("train", "../mine", *small), ("train", "../mine", *small), ("evaluate", "--refine_steps", 2)):
         done = istn_monai(*arguments, folder=tmp_path / "work")
         assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("written") == 1 and "evaluation.csv and evaluation.json and qa.html" in done.stdout
+    assert "always_return_as_numpy" not in done.stderr
     run = next((tmp_path / "work" / "runs").iterdir())
     assert {"models", "run.json", "training.csv", "evaluation.json", "qa.html"} <= {file.name for file in run.iterdir()}
     register = ("register", images[0], images[1], "--model", run, "--refine_steps", 2)
     done = istn_monai(*register, folder=tmp_path / "work")
     assert done.returncode == 0, done.stderr[-2000:]
+    first = f"registering {images[0].name} to {images[1].name}: 2 steps of refinement on "
+    assert done.stdout.index(first) < done.stdout.index("registered: results in")
     assert (tmp_path / "work" / "registration" / "transform.h5").is_file()
     assert sorted((tmp_path / "mine").rglob("*")) == before
 

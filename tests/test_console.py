@@ -13,14 +13,17 @@ import pytest
 import torch
 from helpers import small_istn
 from ignite.engine import Engine, Events
+from monai.inferers import SimpleInferer
 
 from istn_monai.__main__ import main
 from istn_monai.inferer import RefineInferer
+from istn_monai.pace import Pace, paced
 from istn_monai.synthetic.pairs import synthesize
 from istn_monai.workflow import console, how_to
 from istn_monai.workflow.checkpoints import UNTRAINED, Checkpoints
 from istn_monai.workflow.curves import LINE, SHOWN, captioned, enlarged
 from istn_monai.workflow.epoch_lines import EpochLineHandler
+from istn_monai.workflow.training import ProgressHandler
 
 
 def test_lines_go_to_the_terminal_unless_it_shall_be_quiet(capsys, monkeypatch):
@@ -51,11 +54,64 @@ def test_a_log_that_cannot_be_written_does_not_end_a_training(tmp_path, caplog):
     assert "no line in training.log" in caplog.text
 
 
-@pytest.mark.parametrize("number, said", [(1, []), (3, [1, 2, 3]), (25, [3, 6, 9, 12, 15, 18, 21, 24, 25])])
-def test_without_a_terminal_items_are_counted_in_lines(capsys, number, said):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets: ``clock[0]``, in seconds."""
+    now = [0.0]
+    for module in ("pace", "workflow.console"):
+        monkeypatch.setattr(f"istn_monai.{module}.time.monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize("number, said", [(1, []), (3, [1, 2, 3]), (25, [1, 4, 7, 10, 13, 16, 19, 22, 25])])
+def test_without_a_terminal_items_are_counted_in_lines(capsys, clock, number, said):
     assert list(console.counted(range(number), "evaluating")) == list(range(number))
     captured = capsys.readouterr()
-    assert captured.out.splitlines() == [f"evaluating: {n} of {number} pairs" for n in said] and captured.err == ""
+    assert captured.out.splitlines() == [f"evaluating: pair {n} of {number}" for n in said] and captured.err == ""
+
+
+def test_an_item_is_announced_before_it_begins_and_slow_ones_one_by_one(capsys, clock):
+    items = console.counted(range(25), "evaluating")
+    for said in ("pair 1 of 25", "", "pair 3 of 25", "pair 4 of 25"):  # the second one takes 157 s
+        next(items)
+        assert capsys.readouterr().out == (f"evaluating: {said}\n" if said else "")
+        clock[0] += 157 if not said else 1
+
+
+def test_a_pace_is_a_line_after_a_while_with_the_time_that_is_left(capsys, clock, monkeypatch):
+    pace = Pace("epoch 1", 40, every=30, say=console.say)
+    for step, seconds in ((1, 20), (2, 29), (5, 31), (6, 60), (20, 100), (40, 200)):
+        clock[0] = seconds
+        pace(step, f", loss {1 / step:.2f}")
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1: step 5 of 40, loss 0.20, about 4 min left",
+        "epoch 1: step 20 of 40, loss 0.05, about 2 min left",
+    ]
+    monkeypatch.setenv("ISTN_OUTPUT", "quiet")
+    clock[0] = 1000
+    pace(30)
+    assert capsys.readouterr().out == ""
+
+
+def test_reading_says_how_many_there_are_and_then_each_twenty_seconds(capsys, clock):
+    for _ in paced(range(8), "reading data", "subject"):
+        clock[0] += 7
+    assert capsys.readouterr().out.splitlines() == [
+        "reading data: 8 subjects",
+        "reading data: subject 3 of 8, about 35 s left",
+        "reading data: subject 6 of 8, about 14 s left",
+    ]
+
+
+def test_a_registration_says_what_it_does_before_it_does_it(capsys, monkeypatch):
+    files = {"moving_image": "data/a.nii.gz", "fixed_image": "b.nii.gz", "moving_label": None}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    console.begin_pair(files, RefineInferer(steps=384), torch.device("cpu"))
+    console.begin_pair(files, SimpleInferer(), torch.device("cpu"))
+    assert capsys.readouterr().out.splitlines() == [
+        "registering a.nii.gz to b.nii.gz: 384 steps of refinement on cpu (2 threads)",
+        "registering a.nii.gz to b.nii.gz: one pass on cpu (2 threads)",
+    ]
 
 
 def test_on_a_terminal_items_have_a_bar(capsys, monkeypatch):
@@ -195,11 +251,39 @@ def test_a_refinement_has_a_bar_of_its_steps_on_a_terminal_alone(capsys, monkeyp
     istn = small_istn((12, 10))
     with console.refining(inferer):
         inferer.refiner(istn, torch.rand(1, 2, 12, 10))
-    assert capsys.readouterr().err == ""
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == "" and inferer.refiner.on_step is None
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with console.refining(inferer):
         inferer.refiner(istn, torch.rand(1, 2, 12, 10))
     assert "refining" in capsys.readouterr().err and inferer.refiner.on_step is None
+
+
+def test_a_long_refinement_has_a_line_now_and_then_without_a_terminal(capsys, clock):
+    inferer = RefineInferer(steps=6)
+    with console.refining(inferer):
+        for _ in range(6):
+            clock[0] += 16
+            inferer.refiner.on_step()
+    assert capsys.readouterr().out.splitlines() == [
+        "refining: step 2 of 6, about 64 s left",
+        "refining: step 4 of 6, about 32 s left",
+    ]
+
+
+def test_a_long_epoch_has_a_line_now_and_then_without_a_terminal(capsys, clock):
+    def step(engine, batch):
+        clock[0] += 20
+        return {"loss": torch.tensor(0.5)}
+
+    trainer = Engine(step)
+    ProgressHandler().attach(trainer)
+    trainer.run(range(5), max_epochs=2)
+    assert capsys.readouterr().out.splitlines() == [
+        f"epoch {epoch}: step {done} of 5, loss 0.5000, about {left} left"
+        for epoch in (1, 2)
+        for done, left in ((2, "60 s"), (4, "20 s"))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -219,6 +303,33 @@ def test_a_dry_run_finds_what_a_training_would_end_with(folder, tmp_path, monkey
         main()
     assert said in str(ended.value.code)
     assert [file.name for file in (tmp_path / "work").iterdir()] == ["file"]
+
+
+def dry_run_of(folder, monkeypatch, *options: str) -> None:
+    """A dry run of a small training."""
+    words = ["istn-monai", "train", str(folder), "--dry_run", "--spatial_size", "[16,16]", *options]
+    monkeypatch.setattr(sys, "argv", words)
+    main()
+
+
+def test_a_dry_run_knows_the_training_that_is_there(folder, tmp_path, monkeypatch, capsys):
+    train = ["istn-monai", "train", str(folder), "--max_epochs", "1", "--spatial_size", "[16,16]"]
+    subprocess.run(
+        [sys.executable, "-m", "istn_monai", *train[1:]], cwd=tmp_path / "work", check=True, capture_output=True
+    )
+    dry_run_of(folder, monkeypatch, "--max_epochs", "1")
+    said = capsys.readouterr().out
+    assert "would do nothing: 1 of 1 epochs are done; give more max_epochs\n" in said and "go on" not in said
+    dry_run_of(folder, monkeypatch, "--max_epochs", "3")
+    said = capsys.readouterr().out
+    assert "would go on after epoch 1, to 3 epochs of 3 steps\n" in said and "preparing" not in said
+    with pytest.raises(SystemExit) as ended:
+        dry_run_of(folder, monkeypatch, "--max_epochs", "3", "--contrast", "random")
+    error = str(ended.value.code)
+    assert "last.pt was made with other settings (contrast: 'own' in the checkpoint, 'random' now)" in error
+    assert error.endswith("choose another --run_name, or another ckpt_dir or output_dir")
+    dry_run_of(folder, monkeypatch, "--max_epochs", "3", "--contrast", "random", "--run_name", "other")
+    assert "would train 3 epochs of 3 steps\n" in capsys.readouterr().out
 
 
 def test_instructions_are_quoted_for_a_shell_and_for_python(tmp_path, monkeypatch):

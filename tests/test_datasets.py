@@ -10,6 +10,7 @@ from helpers import write_json
 from monai.data import DataLoader
 from monai.transforms import Compose, Lambdad, RandLambdad, RandRotated
 
+from istn_monai.synthetic.pairs import synthesize
 from istn_monai.workflow.datasets import (
     EpochSampler,
     as_pairs,
@@ -56,6 +57,12 @@ def test_a_key_that_nothing_reads_is_a_warning(tmp_path):
     write_json(tmp_path / "pairs.json", {"testing": [PAIR | {"moving_landmarks": "m.csv"}]})
     with pytest.warns(UserWarning, match=r"the keys \['moving_landmarks'\] are not read"):
         assert len(read_pairs(str(tmp_path), "pairs.json", "testing")) == 1
+
+
+def test_what_synthesize_writes_is_not_called_mistyped(tmp_path, recwarn):
+    file = synthesize(tmp_path / "data", (32, 32), train=1, validation=1, test=1, image_format="nii.gz")
+    assert len(read_pairs(str(file.parent), file.name, "testing")) == 1
+    assert not [warning for warning in recwarn if "mistyped" in str(warning.message)]
 
 
 def test_data_of_a_host_are_no_datalist(tmp_path):

@@ -1,5 +1,7 @@
 """metrics.py against analytic fields, hand-made numbers, scipy and ITK."""
 
+import warnings
+
 import itk
 import numpy as np
 import pytest
@@ -275,3 +277,13 @@ def test_inverse_consistency_is_read_where_a_field_leads():
     there[:, 0] = 3.0
     back[:, 0, 3:] = -3.0
     assert inverse_consistency(there, back, (1.0, 1.0))["inverse_consistency"] == 0.0
+
+
+def test_a_deprecation_inside_of_monai_is_not_heard_and_others_are(recwarn):
+    warnings.simplefilter("always")
+    mask = torch.zeros(8, 9, 10)
+    mask[2:5, 3:6, 3:7] = 1
+    assert overlap(mask, mask.roll(1, 0), (1.0, 1.0, 1.0))["asd"] > 0
+    assert not [warning for warning in recwarn if "always_return_as_numpy" in str(warning.message)]
+    warnings.warn("another", FutureWarning, stacklevel=1)
+    assert [str(warning.message) for warning in recwarn][-1] == "another"

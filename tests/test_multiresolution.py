@@ -7,18 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import rand
+from helpers import rand, small_istn
+from monai.data import decollate_batch
 
 from istn_monai import (
     AffineTransformation,
     BSplineTransformation,
     CompositeTransformation,
+    DisplacementNetwork,
     Refiner,
     spatial_transformation,
 )
 from istn_monai.descent import gradient_scale
 from istn_monai.geometry.sampling import MovedGrid, voxel_grid
 from istn_monai.geometry.separable import along_axes, area_weights, block_means
+from istn_monai.inferer import RefineInferer, refinement_of
 from istn_monai.levels import Level, checked_levels, levels_in_turn
 from istn_monai.local_correlation import LocalCorrelation, Moments, window_weights
 from istn_monai.metrics import jacobian_determinant
@@ -222,3 +225,15 @@ def test_time_runs_out_in_turn_as_well():
 def test_levels_may_have_a_component():
     assert checked_levels([[8, 60, 0], [2, 3, 1], [1, 2]])[0] == Level(8, 60, 0)
     assert area_weights(3, 2, torch.zeros(1)).sum(1).tolist() == [1.0, 1.0]
+
+
+def test_the_metadata_keep_where_levels_begin_and_those_of_earlier_versions_are_read():
+    network = DisplacementNetwork(small_istn(SIZE, transformation=composite()))
+    ddf = RefineInferer(steps=9, weights="accurate")(torch.rand(1, 2, *SIZE), network)
+    found = refinement_of(decollate_batch(ddf)[0]).report
+    assert found.levels == tuple((level.stride, level.steps) for level in levels_in_turn(9, 3, SIZE))
+    assert sum(steps for _, steps in found.levels) == len(found.trace) - 1 and "levels" not in found.numbers()
+    del ddf.meta["refinement"]["levels"]
+    assert refinement_of(decollate_batch(ddf)[0]).report.levels == ()
+    at_once = RefineInferer(steps=3)(torch.rand(1, 2, *SIZE), network)
+    assert refinement_of(decollate_batch(at_once)[0]).report.levels == ()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import meta, rand
+from helpers import meta, rand, write_nifti
 from monai.data import MetaTensor
 
 from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.io.images import read_image
 from istn_monai.transforms.augmentation import RandDeformd
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, ORIGINAL_KEYS, PAIR_KEYS
 from istn_monai.transforms.postprocessing import WarpPaird
@@ -95,8 +96,25 @@ def test_check_pair_empty_soi():
 
 
 def test_check_pair_dimension():
-    with pytest.raises(ValueError, match="is 2-D.*configuration is 3-D"):
+    with pytest.raises(
+        ValueError, match="is 2-D.*configuration is 3-D.*needs 3-D images; to train.*give 2 numbers"
+    ) as e:
         CheckPaird(3)(pair_data())
+    assert "must be written without it" not in str(e.value)
+    deep = MetaTensor(rand(1, 8, 9, 1))
+    with pytest.raises(ValueError, match="is 3-D.*needs 2-D images .*third axis of 1 voxel must be written without it"):
+        CheckPaird(2)({"moving_image": deep, "fixed_image": deep})
+
+
+def test_several_volumes_of_a_nifti_are_told_from_colors(tmp_path):
+    series = read_image(write_nifti(tmp_path / "series.nii.gz", rand(7, 8, 9, 2).numpy()))
+    with pytest.raises(ValueError, match=r"is 4-D, with 2 volumes: give one of them.*fslroi IN OUT 0 1.*slicer\[") as e:
+        CheckPaird(3, in_channels=1)({"moving_image": series, "fixed_image": series})
+    assert "set in_channels" not in str(e.value) and "series.nii.gz" in str(e.value)
+    CheckPaird(3, in_channels=2)({"moving_image": series, "fixed_image": series})
+    color = MetaTensor(rand(3, 8, 9))
+    with pytest.raises(ValueError, match=r"has 3 channel\(s\), the configuration 1: give images of one channel"):
+        CheckPaird(2, in_channels=1)({"moving_image": color, "fixed_image": color})
 
 
 # --- SoIGroupsd ------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from istn_monai.metrics import FIELD_METRICS, jacobian_determinant
 from istn_monai.qa.cohort import Entry, jpeg, write_cohort
 from istn_monai.qa.measures import RegisteredPair, ambiguity, measure, soft_overlap
 from istn_monai.qa.page import draw_page, page_picture
-from istn_monai.qa.panels import planes_of
+from istn_monai.qa.panels import columns_of, planes_of
 from istn_monai.qa.rules import AMBER, GREEN, RED, RULES, STATUSES, UNKNOWN, traffic_light
 from istn_monai.refinement import RefinementReport
 from istn_monai.registration import Registration, register_datalist, register_files
@@ -63,8 +63,8 @@ def made_pair(size=(20, 24, 18), shift=0.0, **changes) -> RegisteredPair:
 
 GOOD = {
     "overlap_one_pass": 0.86, "overlap": 0.94, "ambiguity": 0.2, "structure": 1.0, "volume_ratio": 1.2, "coverage": 1.0,
-    "correlation": 0.6, "objective": 0.2, "lncc_change": 0.2, "at_bound": 0.0,
-    "displacement": 0.18, "sdlogj": 0.3, "folding": 0.0,
+    "correlation": 0.6, "objective": 0.2, "objective_images": 0.85, "lncc_change": 0.2, "at_bound": 0.0,
+    "displacement": 0.18, "sdlogj": 0.3, "folding": 0.0, "inverse_consistency_structures": 0.5,
 }  # fmt: skip
 
 
@@ -142,6 +142,34 @@ def test_metrics_of_a_known_shift(size):
     assert metrics["objective"] == pytest.approx(0.25)
     assert metrics["folding"] == 0.0 and metrics["sdlogj"] < 1e-6
     assert traffic_light(metrics).status == GREEN
+
+
+@pytest.mark.parametrize(
+    "kind, terms, name, ratio",
+    [
+        ("mask", {}, "objective", 0.25),  # the paper's: of the representations
+        ("mask", {"structures": (0.5, 0.1), "image": (0.4, 0.3)}, "objective", 0.2),
+        ("mask", {"image": (0.95, 0.81)}, "objective_images", 0.25),
+        ("image", {"image": (0.95, 0.81), "bending": (0.0, 0.01)}, "objective_images", 0.25),
+        ("image", {}, "objective_images", 0.25),
+    ],
+)
+def test_the_objective_is_judged_as_one_of_structures_only_where_these_were_refined(kind, terms, name, ratio):
+    pair = made_pair(shift=2.0, kind=kind)
+    metrics = measure(replace(pair, refinement=replace(pair.refinement, terms=terms)))
+    assert {key: metrics[key] for key in metrics if key in ("objective", "objective_images")} == {
+        name: pytest.approx(ratio)
+    }
+
+
+@pytest.mark.parametrize("end, status", [(0.811, GREEN), (0.94, AMBER)])
+def test_images_that_improve_little_are_green_and_those_that_improve_nothing_are_not(end, status):
+    pair = made_pair(shift=2.0, kind="image")
+    report = replace(pair.refinement, objective_start=0.951, objective_end=end, terms={"image": (0.951, end)})
+    verdict = traffic_light(measure(replace(pair, refinement=report)))
+    assert verdict.status == status, verdict.reasons
+    skipped = next(text for text in verdict.report()["skipped"] if text.startswith("objective, end"))
+    assert skipped.endswith("no structures were refined")
 
 
 def test_what_is_wrong_with_a_pair_is_measured():
@@ -251,6 +279,59 @@ def test_the_objective_is_drawn_without_formulas_but_with_its_power_of_ten(monke
     )
     FigureCanvasAgg(figure).draw()
     assert "×10⁻⁴" in [axes.yaxis.get_offset_text().get_text() for axes in figure.axes]
+
+
+def in_turns(pair: RegisteredPair) -> RegisteredPair:
+    """With a report of two levels of 4 steps, the second at a finer stride: its objectives are larger."""
+    trace = (0.5, 0.4, 0.2, 0.3, 0.35, 0.9, 0.8, 0.6, 0.7)
+    terms = {"structures": (0.5, 0.2), "image": (0.4, 0.3), "bending": (0.0, 0.0224)}
+    report = replace(pair.refinement, steps=5, trace=trace, levels=((4, 4), (2, 4)), terms=terms)
+    return replace(pair, refinement=report)
+
+
+def plot_of(pair: RegisteredPair):
+    """The axes of the objective, drawn."""
+    figure = draw_page(pair, traffic_light(measure(pair)))
+    FigureCanvasAgg(figure).draw()
+    return next(axes for axes in figure.axes if axes.get_xlabel().startswith("step"))
+
+
+def test_each_level_of_a_refinement_in_turns_is_a_line_of_its_own_with_its_best_iterate():
+    axes = plot_of(in_turns(made_pair((30, 26))))
+    lines = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "."]
+    assert lines == [
+        [[1.0, 0.4], [2.0, 0.2], [3.0, 0.3], [4.0, 0.35]],
+        [[5.0, 0.9], [6.0, 0.8], [7.0, 0.6], [8.0, 0.7]],
+    ]
+    kept = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert kept == [[[2.0, 0.2]], [[7.0, 0.6]]]
+    said = [text.get_text() for text in axes.texts]
+    assert said[:2] == ["level 1\nstride 4", "level 2\nstride 2"] and not any("kept: step" in text for text in said)
+    assert "each level" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize("change", [in_turns, lambda pair: pair], ids=["in turns", "at once"])
+def test_texts_of_the_objective_do_not_overlap(change):
+    axes = plot_of(change(made_pair((30, 26))))
+    texts = [*axes.texts, axes.xaxis.label, *axes.get_xticklabels()]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    assert len(boxes) > 5
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+
+
+def test_a_level_for_which_there_was_no_time_is_empty():
+    pair = in_turns(made_pair((30, 26)))
+    trace = (*pair.refinement.trace[:5], *[float("nan")] * 4)
+    axes = plot_of(replace(pair, refinement=replace(pair.refinement, trace=trace)))
+    assert len([line for line in axes.lines if line.get_marker() == "o"]) == 1
+
+
+@pytest.mark.parametrize("kind, shown", [("image", False), ("mask", True)])
+def test_without_a_network_one_pass_is_no_picture(kind, shown):
+    pair = made_pair((30, 26), shift=1.0, kind=kind)
+    titles = [column.title for column in columns_of(replace(pair, one_pass=0 * pair.ddf))]
+    assert ("M, one pass" in titles) == shown and "M, refined" in titles
+    assert "M, one pass" in [column.title for column in columns_of(pair)]  # of a network, also one without an ITN
 
 
 def test_the_package_imports_without_matplotlib():

@@ -91,6 +91,12 @@ def test_without_a_refinement_one_pass_is_the_last_stage():
     assert list(view["images"]) == list(view["outlines"]) == ["fixed", "before", "one pass"]
 
 
+def test_without_a_network_one_pass_is_no_stage():
+    pair = made_pair(shift=1.0, kind="image")
+    view = json.loads(content(replace(pair, one_pass=0 * pair.ddf)))
+    assert list(view["images"]) == list(view["outlines"]) == ["fixed", "before", "refined"]
+
+
 def test_it_begins_with_the_planes_of_the_page():
     pair = made_pair()
     view = json.loads(content(pair))

@@ -174,10 +174,11 @@ def check_dims(image: Tensor, key: str, spatial_dims: int) -> None:
     """ValueError unless ``image`` is ``(C, *S)`` with as many axes as the configuration, 2 voxels along each."""
     found = image.ndim - 1
     if found != spatial_dims:
+        flat = " (a 2-D image stored with a third axis of 1 voxel must be written without it)"
         raise ValueError(
             f"{source(image, key)} is {found}-D, of size {tuple(image.shape[1:])}, but the configuration is "
-            f"{spatial_dims}-D: spatial_size must have {found} numbers for such images (a 2-D image stored with a "
-            "third axis of 1 voxel must be written without it)"
+            f"{spatial_dims}-D, as its weights are: it needs {spatial_dims}-D images{flat if found == 3 else ''}; "
+            f"to train a network for {found}-D images, give {found} numbers as spatial_size"
         )
     if min(image.shape[1:]) < 2:
         raise ValueError(f"{source(image, key)} needs 2 voxels along each axis, got size {tuple(image.shape[1:])}")

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from tqdm import tqdm
 
 from istn_monai.alignment import translation
 from istn_monai.geometry.affine import AffineTransformation
@@ -22,6 +21,7 @@ from istn_monai.geometry.grids import Grid, registration_grid
 from istn_monai.geometry.resampling import area_averaged
 from istn_monai.geometry.sampling import warp
 from istn_monai.io.datalist import Item
+from istn_monai.pace import paced, tell
 from istn_monai.planning.dataset import DataSet
 from istn_monai.planning.subjects import (
     MAP,
@@ -262,10 +262,10 @@ def fingerprint(data: DataSet, nifti_frame: str | None = None) -> Fingerprint:
     others = [files for files in everybody if files not in set(first)]
     chosen = first + spread(others, MOST_SUBJECTS - len(first))
     if len(chosen) < len(everybody):
-        print(f"reading {len(chosen)} of {len(everybody)} subjects, evenly spread")
+        tell(f"reading {len(chosen)} of {len(everybody)} subjects, evenly spread")
     subjects: dict[Files, Subject] = {}
     with quiet_readers():
-        for files in tqdm(chosen, desc="reading data", unit="subject", leave=False, disable=None):
+        for files in paced(chosen, "reading data", "subject"):
             subjects[files] = measured(files, next(iter(subjects.items()), None), nifti_frame=nifti_frame)
     if any(subject.is_map for subject in subjects.values()) and data.kinds[0] == "label":
         check_same_kind(subjects)

@@ -67,6 +67,11 @@ class RegisteredPair:
         return warp(image[None], ddf[None])[0]
 
     @cached_property
+    def guessed(self) -> bool:
+        """Whether one pass is a stage of its own: without a network it is where the pair began."""
+        return self.refinement is None or self.kind != "image" or bool(self.one_pass.any())
+
+    @cached_property
     def determinant(self) -> Tensor:
         """``(*S)``: the Jacobian determinant of the result, computed once."""
         return jacobian_determinant(self.ddf[None])[0]
@@ -140,7 +145,13 @@ def measure(pair: RegisteredPair) -> Metrics:
     """The metrics that :func:`istn_monai.qa.rules.traffic_light` judges; what a pair does not have is absent."""
     field = field_metrics(pair.ddf, pair.spacing, pair.determinant)
     structure = common_metrics(pair) if pair.kind == "image" else structure_metrics(pair)
-    return field | structure | likeness_metrics(pair) | refinement_metrics(pair.refinement) | both_ways_metrics(pair)
+    return (
+        field
+        | structure
+        | likeness_metrics(pair)
+        | refinement_metrics(pair.refinement, pair.kind)
+        | both_ways_metrics(pair)
+    )
 
 
 def both_ways_metrics(pair: RegisteredPair) -> Metrics:
@@ -162,17 +173,20 @@ def likeness_metrics(pair: RegisteredPair) -> Metrics:
     return {"lncc": lncc} if pair.refinement is None else {"lncc": lncc, "lncc_change": lncc - of(pair.one_pass)}
 
 
-def refinement_metrics(refinement: RefinementReport | None) -> Metrics:
-    """What became of the objective: its start, end and the ratio of its structures' term, ``objective``; ``at_bound``.
+def refinement_metrics(refinement: RefinementReport | None, kind: str = "mask") -> Metrics:
+    """What became of the objective: its start, end and their ratio; and ``at_bound``. ``kind`` is the pair's.
 
-    Nothing without a refinement, or for one of 0 steps.
+    The ratio is that of the structures' term, ``objective``. An objective without terms is of the representations
+    alone, of structures too where an ITN made them; any other ratio is of the whole, ``objective_images``. Nothing
+    without a refinement, or for one of 0 steps.
     """
     if refinement is None or not refinement.refined:
         return {}
+    of_structures = "structures" in refinement.terms or (not refinement.terms and kind != "image")
     start, end = refinement.objective_start, refinement.objective_end
     metrics = {"objective_start": start, "objective_end": end, "at_bound": refinement.at_bound}
     start, end = refinement.terms.get("structures", (start, end))
-    return metrics | ({"objective": end / start} if start > 0 else {})
+    return metrics | ({"objective" if of_structures else "objective_images": end / start} if start > 0 else {})
 
 
 def common_metrics(pair: RegisteredPair) -> Metrics:

@@ -6,6 +6,7 @@ Drawn by matplotlib without its global state, so it needs no screen and may run 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedFormatter, MaxNLocator, NullLocator, ScalarFormatter
 from PIL import Image
 
 from istn_monai.qa.measures import RegisteredPair
 from istn_monai.qa.panels import INK, LOG_RANGE, columns_of, planes_of
 from istn_monai.qa.rules import AMBER, GREEN, RED, STATUS_COLORS, Finding, Verdict
 
-FAINT = "#6b7480"
+FAINT, CURVE = "#6b7480", "#2f6fb5"
 DPI = 120
 # inches
 WIDTH, MARGIN, GAP = 15.0, 0.3, 0.08
-HEADER, TITLE, FOOTER, PLOT = 1.3, 0.3, 3.05, 4.2
+HEADER, TITLE, FOOTER, PLOT = 1.3, 0.3, 3.35, 4.2
 LINE_HEIGHT = 0.185
+BELOW = -0.24  # where the terms are written, in heights of the plot of the objective
+NARROW = 0.11  # of all steps: a level of fewer has no room for its name
 NOTE = (
     "Planes through the registration grid, right and front on the left. Magenta: outline of M′, green: of F′, at half "
     "of their full value. Fused: white where both have one structure, orange where they have different ones. The "
@@ -101,7 +104,7 @@ def shortened(name: str, most: int = 48) -> str:
 
 def write_footer(layout: Layout, pair: RegisteredPair, verdict: Verdict, top: float) -> None:
     """The objective, all rules, and how to read the page."""
-    plot_objective(layout.axes(MARGIN + 0.65, top + 0.6, PLOT - 0.65, FOOTER - 1.2), pair)
+    plot_objective(layout.axes(MARGIN + 0.65, top + 0.6, PLOT - 0.65, FOOTER - 1.5), pair)
     layout.text(MARGIN + 0.2, top + 0.22, "Objective over refinement", fontsize=10.5, weight="bold")
     left = MARGIN + PLOT + 0.5
     layout.text(left, top + 0.22, "Rules", fontsize=10.5, weight="bold")
@@ -126,7 +129,7 @@ def write_finding(layout: Layout, finding: Finding, left: float, top: float) -> 
 
 
 def plot_objective(axes: Axes, pair: RegisteredPair) -> None:
-    """The objective at each step of the refinement that was evaluated on all voxels."""
+    """The objective at each step of the refinement that was evaluated, and its terms before and after."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=FAINT)
     if pair.refinement is None:
@@ -135,21 +138,53 @@ def plot_objective(axes: Axes, pair: RegisteredPair) -> None:
         axes.text(-0.12, 1.05, "One pass: nothing was refined.", transform=axes.transAxes, fontsize=9, color=FAINT)
         return
     trace = np.array(pair.refinement.trace)
-    steps = np.flatnonzero(~np.isnan(trace))
-    axes.plot(steps, trace[steps], ":", color=FAINT, linewidth=1)
-    axes.plot(trace, ".-", color="#2f6fb5", markersize=4, linewidth=1.3)
-    best = pair.refinement.steps
-    axes.plot(best, trace[best], "o", color=STATUS_COLORS[GREEN], markersize=6)
-    axes.annotate(
-        f"kept: step {best}", (best, trace[best]), (0, 9), textcoords="offset points", ha="right", fontsize=8, color=INK
-    )
-    terms = [f"{name} {start:.3g} → {end:.3g}" for name, (start, end) in pair.refinement.terms.items()]
-    axes.text(1, 1, "\n".join(terms), transform=axes.transAxes, fontsize=8, color=FAINT, ha="right", va="top")
-    axes.set_ylim(0, 1.08 * np.nanmax(trace))
-    axes.set_xlabel("step (dotted: steps that looked at every second voxel only)", fontsize=8.5, color=FAINT)
+    if pair.refinement.levels:
+        plot_levels(axes, trace, pair.refinement.levels)
+    else:
+        plot_descent(axes, trace, pair.refinement.steps)
+    terms = [f"{name}\u00a0{start:.3g}\u00a0→\u00a0{end:.3g}" for name, (start, end) in pair.refinement.terms.items()]
+    style: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8, "color": FAINT, "ha": "right", "va": "top"}
+    axes.text(1, BELOW, textwrap.fill(",  ".join(terms), 62), **style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PowerFormatter())
     axes.yaxis.offsetText.set(fontsize=8, color=FAINT)
     axes.grid(axis="y", color="#e8ebee", linewidth=0.7)
+
+
+def plot_descent(axes: Axes, trace: np.ndarray, best: int) -> None:
+    """Steps that all move the same parameters, compared at one stride, and the one that was kept."""
+    steps = np.flatnonzero(~np.isnan(trace))
+    axes.plot(steps, trace[steps], ":", color=FAINT, linewidth=1)
+    axes.plot(trace, ".-", color=CURVE, markersize=4, linewidth=1.3)
+    axes.plot(best, trace[best], "o", color=STATUS_COLORS[GREEN], markersize=6)
+    side = "right" if 2 * best > len(trace) else "left"
+    axes.annotate(
+        f"kept: step {best}", (best, trace[best]), (0, 9), textcoords="offset points", ha=side, fontsize=8, color=INK
+    )
+    axes.set_ylim(0, 1.08 * np.nanmax(trace))
+    dotted = " (dotted: steps that looked at fewer voxels)" if len(steps) < len(trace) else ""
+    axes.set_xlabel(f"step{dotted}", fontsize=8.5, color=FAINT)
+
+
+def plot_levels(axes: Axes, trace: np.ndarray, levels: Sequence[tuple[int, int]]) -> None:
+    """Levels one after the other: a line for each, as objectives at different strides are not comparable."""
+    begin = 0
+    for number, (stride, steps) in enumerate(levels, 1):
+        own = np.arange(begin + 1, begin + steps + 1)
+        own = own[~np.isnan(trace[own])]
+        if begin:
+            axes.axvline(begin + 0.5, color="#c3c9d0", linewidth=0.7)
+        if len(own):  # else time was over
+            best = own[trace[own].argmin()]
+            axes.plot(own, trace[own], ".-", color=CURVE, markersize=4, linewidth=1.3)
+            axes.plot(best, trace[best], "o", color=STATUS_COLORS[GREEN], markersize=6)
+        if steps >= NARROW * sum(steps for _, steps in levels):
+            label = f"level {number}\nstride {stride}"
+            place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
+            axes.text(begin + (steps + 1) / 2, 0.99, label, fontsize=7, color=FAINT, **place)
+        begin += steps
+    axes.set(xlim=(0, begin + 1), ylim=(0, 1.3 * np.nanmax(trace[1:])))
+    axes.set_xlabel("step; green: kept of each level (strides do not compare)", fontsize=8.5, color=FAINT)
 
 
 class PowerFormatter(ScalarFormatter):

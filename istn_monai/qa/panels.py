@@ -160,7 +160,7 @@ class Painter:
 
 
 def columns_of(pair: RegisteredPair) -> list[Column]:
-    """The page's columns; the refined ones only where there was a refinement."""
+    """The page's columns; the refined ones only where there was a refinement, and one pass where it is one."""
     painter = Painter(pair)
     moved = painter.moving_representations
     fixed = (pair.fixed_representation, FIXED)
@@ -177,4 +177,5 @@ def columns_of(pair: RegisteredPair) -> list[Column]:
         Column("Deformed grid", painter.grid),
         Column("log Jacobian", painter.jacobian),
     ]
-    return [column for column in columns if pair.refinement or column.title != "M, refined"]
+    absent = [title for title, there in (("M, one pass", pair.guessed), ("M, refined", pair.refinement)) if not there]
+    return [column for column in columns if column.title not in absent]

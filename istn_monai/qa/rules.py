@@ -65,7 +65,8 @@ RULES = (
          "even refined, the structures do not coincide", "does not apply: not refined, or without an ITN"),
     # where an ITN sees what it was trained on, it says yes or no; of other anatomy it says perhaps
     Rule("ambiguity", "ambiguity in M′ and F′", 0.28, 0.36, True,
-         "the network is unsure of the structures: another anatomy, contrast, orientation or field of view",
+         "the network is unsure of the structures: another anatomy, contrast, orientation or field of view, "
+         "or trained too briefly",
          "does not apply: the representations are no masks"),
     Rule("structure", "peak of M′ and F′", 0.8, 0.5, False,
          "a structure is missing from a representation", NO_ITN),
@@ -76,7 +77,10 @@ RULES = (
     Rule("correlation", "correlation of the images", 0.4, 0.2, False,
          "the images do not look alike", "does not apply: an ITN looks past intensities"),
     Rule("objective", "objective, end / start", 0.8, 0.995, True, "the refinement improved little or nothing",
-         NO_REFINEMENT),
+         "does not apply: no structures were refined"),
+    # images never agree as structures do: 0.85 is a good pair of brains; a pair that was aligned before has little left
+    Rule("objective_images", "objective of images, end / start", 0.98, None, True,
+         "the refinement of the images improved next to nothing", "does not apply: not refined, or structures were"),
     Rule("lncc_change", "image correlation, end − start", 0.0, None, False,
          "the refinement fits the structures and spoils what lies around them", NO_REFINEMENT),
     # one of an affine's twelve is 0.08: amber

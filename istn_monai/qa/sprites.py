@@ -70,7 +70,8 @@ def geometry(pair: RegisteredPair, size: Sequence[int]) -> dict[str, Any]:
 def volumes_of(pair: RegisteredPair) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Images and representations ``(C, *S)``: ``fixed``, and the moving side at each stage; the last one is the
     result."""
-    fields = {ONE_PASS: pair.one_pass, REFINED: pair.ddf} if pair.refinement else {ONE_PASS: pair.ddf}
+    fields = {ONE_PASS: pair.one_pass} if pair.guessed else {}
+    fields |= {REFINED: pair.ddf} if pair.refinement else {}
     images = {"fixed": pair.fixed, BEFORE: pair.moving}
     representations = {"fixed": pair.fixed_representation, BEFORE: pair.moving_representation}
     for stage, ddf in fields.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 from istn_monai.geometry.exact import working
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import affine_of
-from istn_monai.io.images import check_affine, check_dims, source
+from istn_monai.io.images import TIME, check_affine, check_dims, source
 from istn_monai.io.values import check_finite, check_labels, plain
 
 EXTENTS = 100.0  # times by which images of one pair may differ in size
@@ -34,10 +34,7 @@ def check_image(
     """
     check_dims(image, key, spatial_dims)
     if in_channels is not None and image.shape[0] != in_channels:
-        raise ValueError(
-            f"{source(image, key)} has {image.shape[0]} channel(s), the configuration {in_channels}: set in_channels, "
-            "or give images of one channel (a color PNG has 3)"
-        )
+        raise ValueError(f"{source(image, key)} {other_channels(image, in_channels)}")
     check_affine(image, key)
     values = plain(image) if mask is None else plain(image)[:, plain(mask)[0] != 0]
     check_finite(values, source(image, key))
@@ -47,6 +44,19 @@ def check_image(
         raise ValueError(f"{source(image, key)} is constant ({low.item():g}){where}: there is nothing to register")
     if float(high) - float(low) < SMALLEST_RANGE:
         raise ValueError(f"{source(image, key)} has a range below {SMALLEST_RANGE:g}: rescale its intensities")
+
+
+def other_channels(image: Tensor, wanted: int) -> str:
+    """What an image has instead of the wanted number of channels, and what to do."""
+    found = image.shape[0]
+    train = f"in training in_channels {found} takes all as channels"
+    if isinstance(image, MetaTensor) and TIME in image.meta and wanted == 1:
+        return (
+            f"is 4-D, with {found} volumes: give one of them, such as the first by fslroi IN OUT 0 1, or in Python by "
+            f"nibabel.load(IN).slicer[..., 0].to_filename(OUT); {train}"
+        )
+    kind = "one channel (a color PNG has 3)" if wanted == 1 else f"{wanted} channels"
+    return f"has {found} channel(s), the configuration {wanted}: give images of {kind}; {train}"
 
 
 def check_mask(mask: Tensor, key: str, image: Tensor) -> None:

@@ -9,7 +9,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,6 +19,7 @@ from istn_monai.weights import Weights, described, read_weights, save_atomically
 from istn_monai.workflow.distributed import barrier, rank
 
 logger = logging.getLogger(__name__)
+ELSEWHERE = "choose another --run_name, or another ckpt_dir or output_dir"
 
 
 def load_checkpoint(file: str | Path, network: nn.Module, device: Any = "cpu") -> Weights:
@@ -40,6 +40,7 @@ def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     mine = json.loads(json.dumps(mine, default=str))
     names = [name for name in mine if name in theirs and theirs[name] != mine[name]]
     return "; ".join(f"{name}: {theirs[name]!r} in the checkpoint, {mine[name]!r} now" for name in names)
+
 
 UNTRAINED = (
     "; epoch 0 is the network before training: nothing is learned yet. Train longer (max_epochs), and see whether "
@@ -62,7 +63,7 @@ class Checkpoints:
         network: whose weights are kept.
         settings: of the network; kept with its weights, and compared.
         training: how it is trained; kept, and compared.
-        optimizer: its state goes into ``last.pt``.
+        optimizer: its state goes into ``last.pt``; None only looks what is there.
         lr_scheduler: likewise.
         average: of the weights, which ``model.pt`` then holds; None for the network's own.
     """
@@ -73,7 +74,7 @@ class Checkpoints:
         network: nn.Module,
         settings: NetworkSettings,
         training: Mapping[str, Any],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Any,
         lr_scheduler: Any,
         average: Any = None,
     ) -> None:
@@ -86,6 +87,8 @@ class Checkpoints:
         self.lr_scheduler = lr_scheduler
         self.average = average
         self.best, self.best_epoch = float("-inf"), 0
+        #: whole epochs of the training that is there
+        self.done = 0
         #: what is written once the first step has succeeded
         self.waiting: dict[Path, Mapping[str, Any]] = {}
         self.starts = not self.last_file.exists()
@@ -94,10 +97,11 @@ class Checkpoints:
             self.starts = bool(self.other_settings(last)) and self.holds_nothing(last)
             if not self.starts:
                 self.check_same_training(last)
+                state = last.progress["trainer"]
+                self.done = state["iteration"] // state["epoch_length"] if state["iteration"] else 0
         elif self.best_file.exists():
             raise FileExistsError(
-                f"{self.best_file} exists without the {LAST} of a training to go on with; it is left alone: choose "
-                "another ckpt_dir (or output_dir)"
+                f"{self.best_file} exists without the {LAST} of a training to go on with; it is left alone: {ELSEWHERE}"
             )
 
     def holds_nothing(self, last: Weights) -> bool:
@@ -123,9 +127,7 @@ class Checkpoints:
         """ValueError if a checkpoint is of a training with other settings than this one."""
         words = self.other_settings(weights)
         if words:
-            raise ValueError(
-                f"{weights.file} was made with other settings ({words}): choose another ckpt_dir (or output_dir)"
-            )
+            raise ValueError(f"{weights.file} was made with other settings ({words}): {ELSEWHERE}")
 
     def weights(self, network: nn.Module, result: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """A network's state dictionary with its description.

@@ -1,8 +1,6 @@
 """What a long command says: brief lines, bars on a terminal alone, and in a training's folder all of it in a file.
 
-Convention:
-    The environment variable ``ISTN_OUTPUT`` is "quiet" (errors and the last lines), "verbose" (also what MONAI's
-    engines log) or not set; the commands' ``--quiet`` and ``--verbose`` set it.
+Where no bar is drawn, :class:`istn_monai.pace.Pace` says how far a work is.
 """
 
 from __future__ import annotations
@@ -12,27 +10,25 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
+from istn_monai.pace import OUTPUT, Pace, is_quiet
+from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.workflow.distributed import rank
-from istn_monai.workflow.errors import OUTPUT
 
 logger = logging.getLogger(__name__)
 LOG = "training.log"
+EVERY_STEPS = 30.0  # seconds between two lines of a training, a refinement or an evaluation
 #: loggers whose lines are for those who look for a fault
 DETAILED = ("ignite", "istn_monai.inferer", "istn_monai.workflow.checkpoints")
 T = TypeVar("T")
-
-
-def is_quiet() -> bool:
-    """Whether nothing but errors and the last line is wanted."""
-    return os.environ.get(OUTPUT) == "quiet"
 
 
 def bars() -> bool:
@@ -67,43 +63,42 @@ def note(text: str, folder: str | Path) -> None:
 
 
 def counted(items: Sequence[T], what: str, unit: str = "pair") -> Iterator[T]:
-    """Items one by one, with a bar on a terminal; elsewhere with a line for each tenth of them."""
+    """Items one by one, with a bar on a terminal; elsewhere with a line before each tenth of them, or a slow one."""
     if bars():
         yield from tqdm(items, desc=what, unit=unit, disable=not items)
         return
     step = max(1, math.ceil(len(items) / 10))
-    for number, item in enumerate(items, 1):
+    last = time.monotonic()
+    for number, item in enumerate(items):
+        now = time.monotonic()
+        if len(items) > 1 and (number % step == 0 or now - last >= EVERY_STEPS):
+            say(f"{what}: {unit} {number + 1} of {len(items)}")
+            last = now
         yield item
-        if len(items) > 1 and (number % step == 0 or number == len(items)):
-            say(f"{what}: {number} of {len(items)} {unit}s")
+
+
+def begin_pair(files: Mapping[str, Any], inferer: Any, device: torch.device) -> None:
+    """Says which pair is registered now, and what takes its time."""
+    steps = getattr(getattr(inferer, "refiner", None), "steps", 0)
+    moving, fixed = (Path(str(files[key])).name for key in IMAGE_KEYS)
+    how = f"{steps} steps of refinement" if steps else "one pass"
+    say(f"registering {moving} to {fixed}: {how} on {device_in_words(device)}")
 
 
 @contextmanager
 def refining(inferer: Any) -> Iterator[None]:
-    """A bar of the refinement's steps on a terminal, while a pair is registered."""
+    """How far the refinement is while a pair is registered: a bar of its steps on a terminal, elsewhere lines."""
     refiner = getattr(inferer, "refiner", None)
-    if refiner is None or not bars():
+    if refiner is None:
         yield
         return
-    with tqdm(total=refiner.steps, desc="refining", unit="step", leave=False) as bar:
-        refiner.on_step = bar.update
+    with tqdm(total=refiner.steps, desc="refining", unit="step", leave=False, disable=not bars()) as bar:
+        done, pace = count(1), Pace("refining", refiner.steps, every=EVERY_STEPS, say=say)
+        refiner.on_step = bar.update if bars() else lambda: pace(next(done))
         try:
             yield
         finally:
             refiner.on_step = None
-
-
-def in_words(seconds: float) -> str:
-    """A time as people say it.
-
-    Examples:
-        >>> in_words(41.3), in_words(372), in_words(5000)
-        ('41 s', '6 min', '1 h 23 min')
-    """
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def device_in_words(device: torch.device) -> str:

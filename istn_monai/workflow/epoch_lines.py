@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ignite.engine import Engine, Events
 
+from istn_monai.pace import in_words
 from istn_monai.workflow.checkpoints import Checkpoints
-from istn_monai.workflow.console import in_words, note, say
+from istn_monai.workflow.console import note, say
 
 
 class EpochLineHandler:

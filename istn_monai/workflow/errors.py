@@ -17,7 +17,6 @@ from istn_monai.io.paths import NotWritten
 FORESEEN = (OSError, ValueError, ImportError, MemoryError)
 MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # in a RuntimeError of torch
 DEBUG = "ISTN_DEBUG"
-OUTPUT = "ISTN_OUTPUT"  # "quiet" or "verbose", see istn_monai.workflow.console
 GO_ON = "nothing that was finished is lost; repeat the command to go on"
 
 

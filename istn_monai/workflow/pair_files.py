@@ -12,6 +12,8 @@ from istn_monai.refine_weights import check_guided
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 
 KNOWN = (*PAIR_KEYS, *POINT_KEYS, *MASK_KEYS)  #: keys of a pair in a datalist
+#: what synthesize writes besides, always all of it: the true transformation, and landmarks drawn into images
+SYNTHETIC = {"transform", "moving_landmarks", "fixed_landmarks"}
 
 
 def guides_of(weights: Mapping[str, float] | None) -> tuple[str, ...]:
@@ -38,7 +40,8 @@ def check_keys(datalist: str | Path, splits: Sequence[str]) -> None:
     content = read_json(existing(datalist), "datalist", "a JSON object")
     lists = [content.get(split) for split in splits]
     items = [item for items in lists if isinstance(items, list) for item in items if isinstance(item, Mapping)]
-    unknown = sorted({str(key) for item in items for key in item} - set(KNOWN))
+    unread = [set(item) - SYNTHETIC if item.keys() >= SYNTHETIC else set(item) for item in items]
+    unknown = sorted(str(key) for key in set().union(*unread) - set(KNOWN))
     for key in unknown:
         if meant := difflib.get_close_matches(key, KNOWN, n=1, cutoff=0.9):
             raise ValueError(f"datalist {datalist}: unknown key {key!r}: did you mean {meant[0]!r}?")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from istn_monai.folders import LAST, write_run
+from istn_monai.folders import write_run
 from istn_monai.io.datalist import Item
 from istn_monai.io.paths import check_apart, check_can_be_written, check_output_dir
 from istn_monai.moved_points import check_points as check_moved_points
@@ -25,6 +24,7 @@ from istn_monai.transforms.checks import check_soi_labels, reads_labels
 from istn_monai.transforms.keys import POINT_KEYS
 from istn_monai.transforms.landmarks import check_soi_points
 from istn_monai.weights import read_weights
+from istn_monai.workflow.checkpoints import Checkpoints
 from istn_monai.workflow.console import calm, device_in_words, note, say
 from istn_monai.workflow.datalist_checks import check_datalist, check_points
 from istn_monai.workflow.datasets import as_pairs, is_hosted
@@ -97,12 +97,17 @@ def dry_run() -> None:
         for name in ("output_dir", "ckpt_dir"):
             check_can_be_written(value(name), name)
         value("train#loss")
-        value("network_def")  # initial weights fit or not
         check_epochs(value("train#itn_epochs"), value("max_epochs"), value("settings"))
+        # as the training has them; its optimizer would prepare all pairs
+        network, training = value("network_def"), value("checkpoints#training")
+        done = Checkpoints(value("ckpt_dir"), network, value("settings"), training, None, None).done
+        epochs = value("max_epochs")
+        if done >= epochs:
+            say(f"istn-monai: would do nothing: {done} of {epochs} epochs are done; give more max_epochs")
+            return
         steps = math.ceil(len(value("train#dataset#data")) / value("batch_size"))
-        there = (Path(value("ckpt_dir")).expanduser() / LAST).exists()
-        what = "go on with the training that is there, to" if there else "train"
-        say(f"istn-monai: would {what} {value('max_epochs')} epochs of {steps} steps")
+        what = f"go on after epoch {done}, to" if done else "train"
+        say(f"istn-monai: would {what} {epochs} epochs of {steps} steps")
         say(f"istn-monai: and write to {value('output_dir')}")
 
 

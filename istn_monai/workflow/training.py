@@ -24,8 +24,9 @@ from istn_monai.geometry.sampling import warp
 from istn_monai.losses import Counts, DiceMSELoss, ISTNLoss, Target, annotated, where
 from istn_monai.network_settings import none_or
 from istn_monai.networks import ISTNOutput
+from istn_monai.pace import Pace
 from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
-from istn_monai.workflow.console import bars
+from istn_monai.workflow.console import EVERY_STEPS, bars, say
 from istn_monai.workflow.datasets import seed_of
 from istn_monai.workflow.distributed import gathered, rank
 from istn_monai.workflow.errors import one_line
@@ -308,11 +309,22 @@ class LoadHandler:
 
 
 class ProgressHandler:
-    """Trainer handler: a progress bar with the loss, on a terminal."""
+    """Trainer handler: how far an epoch is, and the loss: a bar on a terminal, elsewhere a line now and then."""
 
     def attach(self, engine: Engine) -> None:
         """Attaches to a trainer."""
-        if not bars():
+        if bars():
+            bar = ProgressBar(desc="training")
+            bar.attach(engine, output_transform=lambda output: {"loss": loss_of(output)})
             return
-        bar = ProgressBar(desc="training")
-        bar.attach(engine, output_transform=lambda output: {"loss": loss_of(output)})
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
+
+    def start(self, engine: Engine) -> None:
+        """Begins an epoch."""
+        self.before = engine.state.iteration
+        self.pace = Pace(f"epoch {engine.state.epoch}", engine.state.epoch_length, every=EVERY_STEPS, say=say)
+
+    def step(self, engine: Engine) -> None:
+        """After a step."""
+        self.pace(engine.state.iteration - self.before, f", loss {loss_of(engine.state.output):.4f}")
