@@ -137,7 +137,7 @@ def linear_registration(
         still = seen(area_averaged(fixed.values[None], fixed.grid, grid), similarity)
         if theta is None:
             chosen = promising(moving, still, grid, chosen, similarity)
-        moved = seen(torch.cat([on_coarse_grid(moving, grid, start) for start in chosen]), similarity)
+        moved = seen(torch.cat([on_fixed_grid(moving, grid, start) for start in chosen]), similarity)
         bounds = {"max_translation": extent / 4} | bounds_of(kind)
         linear = AffineTransformation(grid.spatial_size, extent / voxels, **bounds)
         refiner = Refiner(steps=steps, learning_rate=RATE, similarity=SIMILARITIES[similarity])
@@ -151,19 +151,22 @@ def linear_registration(
     return chosen[0] @ to_world @ linear.matrix(theta)[0].double() @ torch.linalg.inv(to_world), value
 
 
-def on_coarse_grid(moving: Side, grid: Grid, start: Tensor) -> Tensor:
-    """The moving side ``(1, C, *S)`` on a grid of the fixed world; 0 where it shows nothing."""
-    own = moving.grid.aligned(start)
-    inside = resample(torch.ones(1, 1, *own.spatial_size), grid.to(own), grid.spatial_size)
-    return area_averaged(moving.values[None], own, grid) * inside
+def on_fixed_grid(moving: Side, grid: Grid, start: Tensor) -> Tensor:
+    """The moving side ``(1, C, *S)`` on a grid of the fixed world.
+
+    Beyond its border its border goes on: were it 0 there, a crop would be enlarged until it covers the grid.
+    """
+    return area_averaged(moving.values[None], moving.grid.aligned(start), grid)
 
 
 def best_start(moving: Side, fixed: Side, starts: Sequence[Tensor], similarity: str = "mse") -> Tensor:
-    """The start that makes two sides most alike on the coarsest grid."""
+    """The start that makes two sides most alike on the coarsest grid; the first one unless another is by ``PRIOR``."""
     extent, voxels = max(fixed.grid.extent), LEVELS[0][0]
     grid = registration_grid(fixed.grid, (voxels,) * fixed.grid.spatial_dims, extent / voxels)
     still = seen(area_averaged(fixed.values[None], fixed.grid, grid), similarity)
-    return sorted_starts(moving, still, grid, starts, similarity)[0]
+    values = likeness(moving, still, grid, starts, similarity)
+    values[0] *= PRIOR
+    return starts[values.index(min(values))]
 
 
 def promising(moving: Side, still: Tensor, grid: Grid, starts: Sequence[Tensor], similarity: str) -> list[Tensor]:
@@ -174,20 +177,22 @@ def promising(moving: Side, still: Tensor, grid: Grid, starts: Sequence[Tensor],
     if len(starts) <= 1 + TRIED:
         return list(starts)
     chosen: list[Tensor] = []
-    for start in sorted_starts(moving, still, grid, starts[1:], similarity):
+    values = likeness(moving, still, grid, starts[1:], similarity)
+    for start in (starts[1 + number] for number in sorted(range(len(values)), key=values.__getitem__)):
         if len(chosen) < TRIED and all((start - other)[:-1, :-1].norm() > APART for other in chosen):
             chosen.append(start)
     return [starts[0], *chosen]
 
 
-def sorted_starts(moving: Side, still: Tensor, grid: Grid, starts: Sequence[Tensor], similarity: str) -> list[Tensor]:
-    """Starts, the one first that makes the moving side most like the fixed one."""
+def likeness(moving: Side, still: Tensor, grid: Grid, starts: Sequence[Tensor], similarity: str) -> list[float]:
+    """Of each start how far the moving side is from being like the fixed one, ``still`` on a coarse grid."""
     small = coarse(moving, max(grid.spacing))
     values = []
     for start in starts:
-        moved = resample(small.values[None], grid.to(small.grid.aligned(start)), grid.spatial_size)
+        to_moving = grid.to(small.grid.aligned(start))
+        moved = resample(small.values[None], to_moving, grid.spatial_size, padding_mode="border")
         values.append(SIMILARITIES[similarity](seen(moved, similarity), still).item())
-    return [starts[number] for number in sorted(range(len(values)), key=values.__getitem__)]
+    return values
 
 
 def coarse(side: Side, spacing: float) -> Side:

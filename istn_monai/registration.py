@@ -33,7 +33,7 @@ from istn_monai.workflow.distributed import process_device, world_size
 from istn_monai.workflow.pair_files import check_used, guides_of, pairs_of
 from istn_monai.workflow.provenance import weights_hash
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
-from istn_monai.workflow.settings import check_guides_count, check_refining, check_settings
+from istn_monai.workflow.settings import check_guides_count, check_refining, check_settings, check_similarity
 
 RESULTS = (
     "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
@@ -90,6 +90,7 @@ class Registration:
         check_guides_count(refine_steps, self.term_weights)
         weights = read_weights(self.content("checkpoint_file"))
         self.settings: NetworkSettings = self.content("settings")
+        check_similarity(settings.get("initial_similarity"), self.settings.initial_alignment)
         self.device = torch.device(self.content("device"))
         with torch.inference_mode(False):  # refinement differentiates through the network
             self.network = self.content("network").eval()

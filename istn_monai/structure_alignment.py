@@ -7,6 +7,7 @@ Convention:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor
 
 from istn_monai.geometry.grids import Grid, map_points, registration_grid
 from istn_monai.geometry.resampling import area_averaged
+from istn_monai.geometry.sampling import resample
 from istn_monai.linear_registration import (
     Side,
     about,
     axes_of,
     linear_registration,
-    on_coarse_grid,
     rotation,
     translation,
     turned,
@@ -82,7 +83,20 @@ def structure_alignment(moving: Side, fixed: Side, represent: Represent, kind: s
             "initial_alignment 'structures': the structures that the network finds in moving_image and fixed_image do "
             "not come together: are both of the kind that it was trained on? Choose moments, principal_axes or affine"
         )
+    if least > FOUND:
+        warnings.warn(
+            f"initial_alignment 'structures': what the network finds in both images hardly comes together (they differ "
+            f"by {least:.2f} of its mean square, {FOUND:g} at most where it does): look at the result",
+            stacklevel=2,
+        )
     return best
+
+
+def shown_on(moving: Side, grid: Grid, start: Tensor) -> Tensor:
+    """The moving image ``(C, *S)`` on a grid of the fixed world, 0 beyond it, as networks are trained."""
+    own = moving.grid.aligned(start)
+    inside = resample(torch.ones(1, 1, *own.spatial_size), grid.to(own), grid.spatial_size)
+    return (area_averaged(moving.values[None], own, grid) * inside)[0]
 
 
 def poses(center: Tensor) -> list[Tensor]:
@@ -108,7 +122,7 @@ def in_rounds(
     """
     shown = moving.grid.aligned(pose)
     posed = registration_grid(shown, moving.grid.spatial_size, moving.grid.spacing)
-    found = Side(represent(on_coarse_grid(moving, posed, pose)[0]), posed.aligned(torch.linalg.inv(pose)))
+    found = Side(represent(shown_on(moving, posed, pose)), posed.aligned(torch.linalg.inv(pose)))
     if not found.values.clamp_min(0).any():
         return pose, math.inf
     start = translation(center_of(found, "moving_image") - center)
@@ -116,7 +130,7 @@ def in_rounds(
     value = math.inf
     for levels in ROUNDS:
         start, value = linear_registration(found, there, starts, kind, levels=levels)
-        upright = on_coarse_grid(moving, grid, start)[0]
+        upright = shown_on(moving, grid, start)
         found, starts = Side(represent(upright), grid.aligned(torch.linalg.inv(start))), [start]
     voxels = ROUNDS[-1][-1][0]
     compared = registration_grid(there.grid, (voxels,) * grid.spatial_dims, max(grid.extent) / voxels)

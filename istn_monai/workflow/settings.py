@@ -41,6 +41,7 @@ MONAI_IDS = {
 #: of the network's settings, what the bundle's training config does not list
 FURTHER = ("affine_bounds", "itn_def", "stn_def", "initial_similarity")
 NETWORK_SETTINGS = tuple(field.name for field in fields(NetworkSettings))
+COMPARING = ("principal_axes", "rigid", "affine")  # initial alignments that register the images
 REFINING = ("refine_weights", "refine_levels", "refine_learning_rate", "symmetric")  # what a refinement alone reads
 RUN_SUFFIX = re.compile(r"_[usei]_[a-z+]+")  # of a run's folder: its loss and its transformation
 
@@ -123,6 +124,15 @@ def check_refining(refine_steps: int, settings: Mapping[str, Any]) -> None:
     idle = [name for name in REFINING if not refine_steps and settings.get(name) not in (None, False)]
     if idle:
         raise ValueError(f"{idle[0]} counts in a refinement alone: give refine_steps above 0, or leave it out")
+
+
+def check_similarity(given: Any, initial_alignment: str) -> None:
+    """ValueError if a similarity is given for an initial alignment that compares no images."""
+    if given is not None and initial_alignment not in COMPARING:
+        raise ValueError(
+            f"initial_similarity counts in {', '.join(COMPARING)} alone, and initial_alignment is "
+            f"{initial_alignment!r}: leave it out"
+        )
 
 
 def is_path(name: str) -> bool:
