@@ -13,12 +13,20 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from istn_monai.geometry.grids import Grid, map_points
-from istn_monai.geometry.names import is_file_name
+from istn_monai.geometry.grids import Grid
+from istn_monai.geometry.names import INITIAL_ALIGNMENTS, is_file_name
 from istn_monai.geometry.resampling import unit_range
-from istn_monai.linear_registration import LEVELS, Side, best_start, linear_registration, translation, turned
+from istn_monai.linear_registration import (
+    LEVELS,
+    Side,
+    about,
+    best_start,
+    center_of_weights,
+    linear_registration,
+    translation,
+    turned,
+)
 
-INITIAL_ALIGNMENTS = ("world", "center", "moments", "principal_axes", "rigid", "affine", "structures")
 BY_INTENSITIES = ("moments", "principal_axes", "rigid", "affine")
 #: voxels along the longest axis of the fixed image, and steps, coarse to fine
 RIGID_LEVELS = LEVELS
@@ -38,13 +46,9 @@ def center_of_mass(image: MetaTensor, name: str = "moments") -> Tensor:
     """
     values = image.as_tensor()[0]
     weights = values.double() - values.min()
-    total = weights.sum()
-    if total == 0:
+    if weights.sum() == 0:
         raise ValueError(f"initial_alignment {name!r} needs an image that is not constant")
-    axes = range(weights.ndim)
-    profiles = [weights.sum([other for other in axes if other != axis]) for axis in axes]
-    moments = [(profile * torch.arange(len(profile))).sum() / total for profile in profiles]
-    return map_points(Grid.of(image).affine, torch.stack(moments))
+    return center_of_weights(weights, Grid.of(image))
 
 
 def principal_axes(image: MetaTensor) -> Tensor:
@@ -108,9 +112,7 @@ def principal_alignment(moving: MetaTensor, fixed: MetaTensor, start: Tensor, si
     for signs in itertools.product((1.0, -1.0), repeat=len(center)):
         linear = of_moving @ torch.diag(torch.tensor(signs, dtype=torch.float64)) @ of_fixed.T
         if torch.linalg.det(linear) > 0:
-            about = translation(center - linear @ center)
-            about[:-1, :-1] = linear
-            starts.append(start @ about)
+            starts.append(start @ about(center, linear))
     return best_start(in_unit_range(moving), in_unit_range(fixed), starts, similarity)
 
 

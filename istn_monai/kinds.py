@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from istn_monai import refine_weights
-from istn_monai.geometry.names import bounds_of, is_file_name, kinds_of
+from istn_monai.geometry.names import INITIAL_ALIGNMENTS, bounds_of, is_file_name, kinds_of
 from istn_monai.levels import checked_levels
 
 Kind = Callable[[str, Any], Any]
 
-STARTS = ("world", "center", "moments", "principal_axes", "rigid", "affine", "structures")
+STARTS = INITIAL_ALIGNMENTS
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none")
 DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from istn_monai.geometry.affine import AffineTransformation
-from istn_monai.geometry.grids import Grid, registration_grid
+from istn_monai.geometry.grids import Grid, map_points, registration_grid
 from istn_monai.geometry.names import bounds_of
 from istn_monai.geometry.resampling import area_averaged
 from istn_monai.geometry.sampling import resample
@@ -83,6 +83,14 @@ def about(center: Tensor, linear: Tensor) -> Tensor:
     matrix = translation(center - linear @ center)
     matrix[:-1, :-1] = linear
     return matrix
+
+
+def center_of_weights(weights: Tensor, grid: Grid) -> Tensor:
+    """World point ``(D,)`` of the first moment of weights ``(*S)`` float64 on a grid, whose sum is above 0."""
+    axes = range(weights.ndim)
+    profiles = [weights.sum([other for other in axes if other != axis]) for axis in axes]
+    middle = [(profile * torch.arange(len(profile))).sum() / weights.sum() for profile in profiles]
+    return map_points(grid.affine, torch.stack(middle))
 
 
 def translation(shift: Tensor) -> Tensor:
@@ -196,8 +204,11 @@ def likeness(moving: Side, still: Tensor, grid: Grid, starts: Sequence[Tensor], 
 
 
 def coarse(side: Side, spacing: float) -> Side:
-    """A side on a grid of this spacing that covers it."""
-    grid = registration_grid(side.grid, side.grid.spatial_size, side.grid.spacing)  # its axes in the world's order
-    size = [max(2, math.ceil(n * step / spacing)) for n, step in zip(grid.spatial_size, grid.spacing, strict=True)]
-    target = registration_grid(side.grid, size, spacing)
+    """A side on a grid along its own axes, of at least this spacing, that covers it."""
+    factors = torch.tensor([max(1.0, spacing / step) for step in side.grid.spacing], dtype=torch.float64)
+    size = [max(2, math.ceil(n / f)) for n, f in zip(side.grid.spatial_size, factors.tolist(), strict=True)]
+    affine = side.grid.affine.clone()
+    affine[:-1, :-1] *= factors
+    affine[:-1, -1] += side.grid.center - Grid(tuple(size), affine).center
+    target = Grid(tuple(size), affine)
     return Side(area_averaged(side.values[None], side.grid, target)[0], target)

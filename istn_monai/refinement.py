@@ -211,7 +211,9 @@ class Refiner:
                 return self.refine_in_turn(transformation, parameter.detach(), pair, objective, levels)
             evaluate = OneWay(transformation, objective)
             if self.symmetric:
-                back = self.back_of(pair, transformation.spacing, images, guidance)
+                swapped = None if images is None else images[1::-1]
+                others = other_guidance(guidance or {})
+                back = self.objective_of(pair[::-1], transformation.spacing, swapped, others)
                 evaluate = BothWays(transformation, objective, back)
             return self.minimize(evaluate, lambda: parameter, [parameter], pair, self.strides_of(transformation))
 
@@ -329,17 +331,6 @@ class Refiner:
                 )
             return LossObjective(*pair, self.similarity, self.regularization, self.regularization_weight)
         return PairObjective(self.weights, *pair, spacing, images, guidance)
-
-    def back_of(
-        self,
-        pair: tuple[Tensor, Tensor],
-        spacing: Sequence[float],
-        images: tuple[Tensor, ...] | None,
-        guidance: Guidance | None,
-    ) -> Objective:
-        """What is minimized for the same pairs the other way round."""
-        swapped = None if images is None else images[1::-1]
-        return self.objective_of(pair[::-1], spacing, swapped, other_guidance(guidance or {}))
 
 
 def check_target(target: str, symmetric: bool) -> None:

@@ -13,13 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from istn_monai.geometry.grids import Grid, map_points, registration_grid
+from istn_monai.geometry.grids import Grid, registration_grid
 from istn_monai.geometry.resampling import area_averaged
 from istn_monai.geometry.sampling import resample
 from istn_monai.linear_registration import (
     Side,
     about,
     axes_of,
+    center_of_weights,
     linear_registration,
     rotation,
     translation,
@@ -42,16 +43,12 @@ def center_of(side: Side, name: str) -> Tensor:
         ValueError: if that is nothing.
     """
     weights = side.values.double().clamp_min(0).sum(0)
-    total = weights.sum()
-    if total <= 0:
+    if weights.sum() <= 0:
         raise ValueError(
             f"initial_alignment 'structures': the network finds no structure in {name}: is it of the kind that the "
             "network was trained on? Choose moments, principal_axes or affine"
         )
-    axes = range(weights.ndim)
-    profiles = [weights.sum([other for other in axes if other != axis]) for axis in axes]
-    middle = [(profile * torch.arange(len(profile))).sum() / total for profile in profiles]
-    return map_points(side.grid.affine, torch.stack(middle))
+    return center_of_weights(weights, side.grid)
 
 
 def structure_alignment(moving: Side, fixed: Side, represent: Represent, kind: str = "affine") -> Tensor:
@@ -120,9 +117,7 @@ def in_rounds(
         pose: in which the moving image is shown first: its points to the image's.
         kind: "rigid" or "affine".
     """
-    shown = moving.grid.aligned(pose)
-    posed = registration_grid(shown, moving.grid.spatial_size, moving.grid.spacing)
-    found = Side(represent(shown_on(moving, posed, pose)), posed.aligned(torch.linalg.inv(pose)))
+    found = Side(represent(shown_on(moving, moving.grid, pose)), moving.grid.aligned(torch.linalg.inv(pose)))
     if not found.values.clamp_min(0).any():
         return pose, math.inf
     start = translation(center_of(found, "moving_image") - center)

@@ -13,7 +13,7 @@ from istn_monai import ISTN, STN, AffineTransformation, InitialAlignmentd
 from istn_monai.alignment import INITIAL_ALIGNMENTS, check_start, initial_alignment, principal_axes
 from istn_monai.geometry.grids import Grid, map_points
 from istn_monai.kinds import STARTS
-from istn_monai.linear_registration import SIMILARITIES, Side, axes_of, linear_registration, rotation, turned
+from istn_monai.linear_registration import SIMILARITIES, Side, axes_of, coarse, linear_registration, rotation, turned
 from istn_monai.structure_alignment import structure_alignment
 
 SIZE, SPACING = (44, 40, 36), (1.5, 1.8, 2.0)
@@ -273,3 +273,37 @@ def test_structures_through_a_network():
     }
     ready = InitialAlignmentd("structures", network=network)(pair)
     assert error_of(ready["initial_alignment"], truth) < 4.5
+
+
+def test_a_coarse_side_covers_what_it_was_made_of_whatever_the_order_of_its_axes():
+    affine = torch.zeros(4, 4, dtype=torch.float64)
+    affine[1, 0], affine[2, 1], affine[0, 2], affine[3, 3] = -1.0, 2.0, 1.5, 1.0  # file axes along -A, S, R
+    affine[:3, 3] = torch.tensor([5.0, 40.0, -7.0])
+    side = Side(torch.rand(1, 40, 10, 24), Grid((40, 10, 24), affine))
+    made = coarse(side, 4.0)
+    assert made.values.shape == (1, *made.grid.spatial_size) == (1, 10, 5, 9)
+    places = made.grid.voxels(side.grid.corners())
+    last = torch.tensor(made.grid.spatial_size)[:, None] - 0.5
+    assert bool((places >= -0.5).all() and (places <= last).all())
+    assert torch.allclose(made.grid.center, side.grid.center)
+
+
+def test_other_poses_show_an_image_turned_by_their_angle():
+    shown = []
+    affine = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
+    side = Side(torch.zeros(1, 21, 21, 21), Grid((21, 21, 21), affine))
+    side.values[0, 10, 10, 10:20] = 1.0  # a rod along the last axis
+
+    def nothing_but_at_first(image):
+        shown.append(image)
+        return torch.ones(1, *image.shape[1:]) if len(shown) == 1 else torch.zeros(1, *image.shape[1:])
+
+    with pytest.raises(ValueError, match="do not come together"):
+        structure_alignment(side, side, nothing_but_at_first)
+    middle = torch.tensor([10.0, 10.0, 10.0])
+    for image in shown[2:]:
+        found = (image[0] > 0.3).nonzero().float() - middle
+        direction = found.mean(dim=0) / found.mean(dim=0).norm()
+        along = float(direction[2])
+        assert along == pytest.approx(0.5, abs=0.1) or along == pytest.approx(1.0, abs=0.02)
+    assert len(shown) == 8

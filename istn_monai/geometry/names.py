@@ -1,4 +1,4 @@
-"""Transformations by name, and the bounds of their global parts: what a setting means, without torch."""
+"""Transformations and initial alignments by name, and bounds: what a setting means, without torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 GLOBAL = ("rigid", "affine")  # of few parameters, which all voxels share
 TRANSFORMATIONS = (*GLOBAL, "bspline", "svf")  # of transformations, coarse to fine
 ALIASES = {"affine_bspline": "affine+bspline"}  # as older checkpoints have it
+INITIAL_ALIGNMENTS = ("world", "center", "moments", "principal_axes", "rigid", "affine", "structures")
 #: of an affine transformation by name: argument, how it is converted, least, unit, and most
 BOUNDS: dict[str, tuple[str, Callable[[float], float], float, str, float]] = {
     "translation": ("max_translation", float, 0.0, "mm", 1e4),
