@@ -19,6 +19,7 @@ Where things are, in reading order: no module comes before one that it imports.
 - :mod:`istn_monai.instance_norm`, :mod:`istn_monai.layers`, :mod:`istn_monai.optical_flow`, :mod:`istn_monai.stn`,
   :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
   :mod:`~istn_monai.transforms.keys` (of a pair), :mod:`istn_monai.refine_weights`,
+  :mod:`istn_monai.representations` (what is registered, by name),
   :mod:`istn_monai.guidance` (labels, landmarks and masks of the pair in hand),
   :mod:`istn_monai.local_correlation`, :mod:`istn_monai.mind`, :mod:`istn_monai.mutual_information` and
   :mod:`istn_monai.objective`: what a refinement minimizes;
@@ -41,11 +42,13 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.io.itk_geometry`, :mod:`~istn_monai.io.foreign_transforms`, :mod:`~istn_monai.io.transform_kinds`,
   :mod:`~istn_monai.io.whole_transforms` (not truncated), :mod:`~istn_monai.io.elastix`,
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.matrix_files` (greedy's and FSL's),
-  :mod:`~istn_monai.io.any_transform` (by its name), :mod:`~istn_monai.io.datalist`
+  :mod:`~istn_monai.io.any_transform` (by its name), :mod:`~istn_monai.io.maps` (that come with an image),
+  :mod:`~istn_monai.io.datalist`; :mod:`istn_monai.foreign_networks`: of somebody else
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
   :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.registration_grid`, :mod:`~istn_monai.transforms.starts` (initial alignments),
   :mod:`~istn_monai.transforms.preprocessing`,
+  :mod:`~istn_monai.transforms.representations`,
   :mod:`~istn_monai.transforms.landmarks`, :mod:`~istn_monai.transforms.guidance`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.contrast`,
   :mod:`~istn_monai.transforms.postprocessing`

@@ -113,6 +113,8 @@ def register(
     fixed_mask: str | None = None,
     moving_points: str | None = None,
     fixed_points: str | None = None,
+    moving_maps: str | None = None,
+    fixed_maps: str | None = None,
     **settings: Any,
 ) -> str:
     """Registers two images, or all pairs of a datalist; no annotation is needed.
@@ -137,6 +139,8 @@ def register(
         fixed_mask: likewise, of the fixed image.
         moving_points: landmarks (.csv, .fcsv, .mrk.json) that are moved along; for use_points, too.
         fixed_points: landmarks whose distance from the moved ones is reported; for use_points, too.
+        moving_maps: maps of the moving image for representation file, such as probabilities of structures.
+        fixed_maps: likewise, of the fixed image.
     """
     load_libraries(short=True)
     from istn_monai.registration import Registration, register_datalist, register_files
@@ -146,7 +150,7 @@ def register(
         raise ValueError("fixed is not set: give two images, or one datalist (.json)")
     others: dict[str, Any] = dict(
         moving_label=moving_label, fixed_label=fixed_label, moving_mask=moving_mask, fixed_mask=fixed_mask,
-        moving_points=moving_points, fixed_points=fixed_points,
+        moving_points=moving_points, fixed_points=fixed_points, moving_maps=moving_maps, fixed_maps=fixed_maps,
     )  # fmt: skip
     if fixed is None and (given := [name for name, file in others.items() if file is not None]):
         raise ValueError(f"{given[0]} is for two images: the pairs of a datalist have their own, by the same key")

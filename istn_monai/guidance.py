@@ -3,6 +3,9 @@
 By the keys of a pair, all on the registration grid: ``moving_label`` and ``fixed_label`` ``(B, L, *S)`` in [0, 1],
 ``moving_points`` and ``fixed_points`` ``(B, D, N)`` in voxels, ``moving_mask`` and ``fixed_mask`` ``(B, 1, *S)`` of 0
 and 1; any of them may be missing. :class:`istn_monai.transforms.guidance.Guidanced` makes them from files.
+
+``moving_maps`` and ``fixed_maps`` ``(B, K, *S)``, both or none, are registered in the place of an ITN's output, see
+:class:`istn_monai.transforms.representations.RepresentationMapsd`.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from istn_monai.geometry.sampling import column, sample
 from istn_monai.refine_weights import check_guided
-from istn_monai.transforms.keys import LABEL_KEYS, MASK_KEYS, POINT_KEYS, SIDES
+from istn_monai.transforms.keys import LABEL_KEYS, MAP_KEYS, MASK_KEYS, POINT_KEYS, SIDES
 
 GUIDES = (*LABEL_KEYS, *POINT_KEYS, *MASK_KEYS)
 TINY = 1e-8
@@ -56,6 +59,21 @@ def other_guidance(guidance: Guidance) -> dict[str, Tensor]:
     """A batch's guidance with moving and fixed in each other's place."""
     swapped = {key: f"{SIDES[1 - SIDES.index(side)]}_{kind}" for key in guidance for side, kind in [key.split("_")]}
     return {swapped[key]: value for key, value in guidance.items()}
+
+
+def representations_of(guidance: Guidance) -> tuple[tuple[Tensor, Tensor] | None, dict[str, Tensor]]:
+    """The maps that are registered in the place of an ITN's output, None for none, and all other guidance.
+
+    Raises:
+        ValueError: if those of one side are missing, or of another shape.
+    """
+    others = {key: value for key, value in guidance.items() if key not in MAP_KEYS}
+    maps = [guidance[key] for key in MAP_KEYS if key in guidance]
+    if not maps:
+        return None, others
+    if len(maps) == 1 or maps[0].shape != maps[1].shape:
+        raise ValueError(f"{' and '.join(MAP_KEYS)} must be of one shape, got {[tuple(one.shape) for one in maps]}")
+    return (maps[0], maps[1]), others
 
 
 def both_masks(guidance: Guidance, like: Tensor) -> tuple[Tensor, Tensor] | None:

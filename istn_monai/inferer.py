@@ -119,7 +119,8 @@ class RefineInferer(Inferer):
     ) -> Tensor:
         """``(B, 2C, *S)`` and a :class:`istn_monai.DisplacementNetwork` (or ISTN) to the ddf ``(B, D, *S)``.
 
-        Labels, landmarks and masks of the pairs come as ``guidance``, see :mod:`istn_monai.guidance`.
+        Labels, landmarks and masks of the pairs, and maps in the place of the ITN's, come as ``guidance``, see
+        :mod:`istn_monai.guidance`.
         """
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         istn = getattr(network, "istn", network)

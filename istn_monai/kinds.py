@@ -15,6 +15,7 @@ from typing import Any
 from istn_monai import refine_weights
 from istn_monai.geometry.names import INITIAL_ALIGNMENTS, bounds_of, is_file_name, kinds_of
 from istn_monai.levels import checked_levels
+from istn_monai.representations import Representation
 
 Kind = Callable[[str, Any], Any]
 
@@ -134,6 +135,14 @@ def affine_bounds(name: str, value: Any) -> Any:
     if found is not None:
         bounds_of("affine", found)
     return found
+
+
+def representation(name: str, value: Any) -> Any:
+    """What is registered, see :class:`istn_monai.representations.Representation`."""
+    found = literal(value)
+    if found is not None:
+        Representation.of(found if isinstance(found, dict) else value)
+    return found if isinstance(found, dict) else value
 
 
 def size(name: str, value: Any) -> Any:

@@ -39,6 +39,7 @@ ITNS = {
         "out_channels": "@soi_channels",
     }
 }
+IDENTITY = "istn_monai.stn.IdentitySTN"
 TRANSFORMATION_ID = "@transformation_def"
 #: packages whose networks a checkpoint may name
 TRUSTED = ("istn_monai.", "monai.networks.", "torch.nn.")
@@ -133,6 +134,11 @@ class NetworkSettings:
     def segments(self) -> bool:
         """Whether the ITN's output are probabilities of structures that do not overlap."""
         return self.has_itn and (self.itn_def or {}).get("_target_") == ITNS["segmentation"]["_target_"]
+
+    @property
+    def starts_at_identity(self) -> bool:
+        """Whether there is no spatial transformer network, only where a refinement begins."""
+        return (self.stn_def or {}).get("_target_") == IDENTITY
 
     @property
     def has_itn(self) -> bool:

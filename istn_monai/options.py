@@ -15,7 +15,7 @@ from fire.decorators import SetParseFn
 from istn_monai import kinds
 from istn_monai.folders import bundle_folder
 from istn_monai.kinds import Kind, choice, none_or, number, numbers, whole
-from istn_monai.transforms.keys import LABEL_KEYS, MASK_KEYS, POINT_KEYS
+from istn_monai.transforms.keys import LABEL_KEYS, MAP_KEYS, MASK_KEYS, POINT_KEYS
 
 SETTINGS: dict[str, str] = {
     "bundle_root": "the bundle's folder; found from the config file by default",
@@ -73,6 +73,9 @@ SETTINGS: dict[str, str] = {
     "fixed_points": "landmarks whose distance from the moved ones is reported, and for use_points",
     "moving_series": "Series Instance UID of the moving image, where its DICOM folder holds several",
     "fixed_series": "likewise, of the fixed image",
+    "representation": "what is registered: itn, image, labels, file, mind, or torchscript:, export: or bundle:PATH",
+    "moving_maps": "maps of the moving image, such as probabilities, for the representation file",
+    "fixed_maps": "likewise, of the fixed image",
     "both_ways": "also register the other way round, for the inverse-consistency error",
     "symmetric": "refine (in training: learn) both ways at once, for svf and affine: the other way is then the inverse",
     "jacobian": "also write the Jacobian determinant of the whole transform on the fixed image's grid, jacobian.nii.gz",
@@ -118,7 +121,8 @@ KINDS: dict[str, Kind] = {
         kinds.path,
     ),
     **dict.fromkeys(
-        ("dataset_dir", "cache_dir", "initial_weights", *LABEL_KEYS, *MASK_KEYS, *POINT_KEYS), none_or(kinds.path)
+        ("dataset_dir", "cache_dir", "initial_weights", *LABEL_KEYS, *MASK_KEYS, *POINT_KEYS, *MAP_KEYS),
+        none_or(kinds.path),
     ),
     **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), none_or(kinds.text)),
     **dict.fromkeys(("augment", "qa", "overwrite", "inverse", "both_ways", "dry_run"), kinds.switch),
@@ -137,6 +141,7 @@ KINDS: dict[str, Kind] = {
     "seed": whole(0, 2**32 - 1025),  # each process adds its rank to it
     "transformation": kinds.transformation,
     "affine_bounds": none_or(kinds.affine_bounds),
+    "representation": kinds.representation,
     "control_spacing": numbers(number(above=0)),
     "max_displacement": none_or(number(above=0)),
     "loss": choice("u", "s", "e", "i"),
@@ -176,12 +181,12 @@ OF_COMMAND = {
     "evaluate": {
         "device", "seed", "spatial_size", "initial_alignment", "initial_similarity", "qa", "both_ways",
         "evaluated_labels", "evaluated_split", "symmetric", "refine_learning_rate", "refine_levels", "refine_weights",
-        "cache_dir", "overwrite", "nifti_frame", "itn_dtype",
+        "cache_dir", "overwrite", "nifti_frame", "itn_dtype", "representation",
     },
     "register": {
         "device", "spatial_size", "initial_alignment", "initial_similarity", "qa", "both_ways", "jacobian", "symmetric",
         "refine_learning_rate", "refine_levels", "refine_weights", "overwrite", "nifti_frame", "moving_series",
-        "fixed_series", "use_labels", "use_points", "itn_dtype",
+        "fixed_series", "use_labels", "use_points", "itn_dtype", "representation",
     },
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}

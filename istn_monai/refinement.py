@@ -17,7 +17,7 @@ from istn_monai.directions import BothWays, OneWay, check_invertible, one_of_bot
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.svf import SVFTransformation
 from istn_monai.geometry.transformation import Transformation
-from istn_monai.guidance import Guidance, check_both_labels, other_guidance
+from istn_monai.guidance import Guidance, check_both_labels, other_guidance, representations_of
 from istn_monai.levels import (
     Levels,
     check_components,
@@ -151,12 +151,14 @@ class Refiner:
     def __call__(self, network: ISTN, image: Tensor, guidance: Guidance | None = None) -> Refinement:
         """Refines a network's prediction for ``image`` ``(B, 2C, *S)``; the ITN runs once.
 
-        Labels, landmarks and masks of the pairs come as ``guidance``, see :mod:`istn_monai.guidance`.
+        Labels, landmarks and masks of the pairs, and maps in the place of the ITN's, come as ``guidance``, see
+        :mod:`istn_monai.guidance`.
         """
-        if "labels" in (self.weights or {}) and not network.has_itn:
-            check_both_labels(guidance or {})
+        maps, guidance = representations_of(guidance or {})
+        if "labels" in (self.weights or {}) and not network.has_itn and maps is None:
+            check_both_labels(guidance)
         with torch.no_grad():
-            moving, fixed = network.represent(image)
+            moving, fixed = network.represent(image) if maps is None else (one.to(image) for one in maps)
         if self.target == "theta":
             with torch.no_grad():
                 theta = network.stn(torch.cat([moving, fixed], dim=1))
@@ -170,7 +172,7 @@ class Refiner:
                 moving[one],
                 fixed[one],
                 image[one].chunk(2, 1),
-                {name: guide[one] for name, guide in (guidance or {}).items()},
+                {name: guide[one] for name, guide in guidance.items()},
             )
             for one in (slice(number, number + 1) for number in range(len(image)))
         ]  # weights are shared by a batch, so each pair needs a copy of its own

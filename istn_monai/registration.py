@@ -13,6 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
+from istn_monai.foreign_networks import check_there
 from istn_monai.inferer import guided_arguments
 from istn_monai.io.images import write_image
 from istn_monai.io.nifti import check_written_suffix
@@ -20,6 +21,7 @@ from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_fi
 from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.options import typed_settings
+from istn_monai.representations import Representation
 from istn_monai.runs import overlay
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
@@ -33,7 +35,13 @@ from istn_monai.workflow.distributed import process_device, world_size
 from istn_monai.workflow.pair_files import check_used, guides_of, pairs_of
 from istn_monai.workflow.provenance import weights_hash
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
-from istn_monai.workflow.settings import check_guides_count, check_refining, check_settings, check_similarity
+from istn_monai.workflow.settings import (
+    check_guides_count,
+    check_refining,
+    check_registered,
+    check_settings,
+    check_similarity,
+)
 
 RESULTS = (
     "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
@@ -74,7 +82,7 @@ class Registration:
             raise ValueError("refine_steps must be a whole number of at least 0, got None")
         if model is not None:
             file = find_weights(model)
-            settings = {"checkpoint_file": str(file)} | own_settings(file, bool(refine_steps)) | settings
+            settings = {"checkpoint_file": str(file)} | own_settings(file, bool(refine_steps), settings.get("representation")) | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
         check_refining(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
@@ -88,6 +96,10 @@ class Registration:
         #: of the terms of the refinement; None for the paper's objective
         self.term_weights: dict[str, float] | None = self.content("term_weights")
         check_guides_count(refine_steps, self.term_weights)
+        #: what is registered
+        self.representation = Representation.of(self.content("representation"))
+        check_there(self.representation)
+        check_registered(self.representation.source, self.term_weights)
         weights = read_weights(self.content("checkpoint_file"))
         self.settings: NetworkSettings = self.content("settings")
         check_similarity(settings.get("initial_similarity"), self.settings.initial_alignment)
@@ -115,8 +127,8 @@ class Registration:
 
         Args:
             pair: ``moving_image``, ``fixed_image`` and, if there are, ``moving_label``, ``fixed_label``,
-                ``moving_mask`` and ``fixed_mask``: files, or channel-first MetaTensors whose affine is RAS mm; and
-                ``moving_points`` and ``fixed_points``, files of landmarks.
+                ``moving_mask``, ``fixed_mask``, ``moving_maps`` and ``fixed_maps``: files, or channel-first MetaTensors
+                whose affine is RAS mm; and ``moving_points`` and ``fixed_points``, files of landmarks.
 
         Returns:
             All that the bundle's pre- and postprocessing made of it: ``warped``, ``pred``, ``theta`` ...
@@ -137,7 +149,7 @@ class Registration:
     @property
     def guides(self) -> tuple[str, ...]:
         """Keys of a pair that count besides the images and the moving label."""
-        return guides_of(self.term_weights)
+        return guides_of(self.term_weights, self.representation.source)
 
     def saver(self, output_dir: str | Path, inverse: bool = False) -> SavePairHandler:
         """What writes the results of a pair to a folder, as the bundle does."""
@@ -238,7 +250,7 @@ def register_files(
         InUse: if another process writes to the folder, without ``wait``.
     """
     check_pair_files(output_dir, **files)
-    check_used(files, registration.term_weights)
+    check_used(files, registration.term_weights, registration.representation.source)
     saver = registration.saver(output_dir, inverse)
     check_apart(saver.results.files, registration.read.items())
     points = {key: file for key, file in files.items() if file and key in POINT_KEYS}

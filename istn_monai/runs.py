@@ -12,6 +12,7 @@ from monai.bundle import run
 
 from istn_monai.io.datalist import existing, read_json
 from istn_monai.pace import OUTPUT
+from istn_monai.weights import own_settings
 from istn_monai.workflow.distributed import world_size
 from istn_monai.workflow.settings import check_refining
 
@@ -84,5 +85,6 @@ def evaluate_datalist(
     files = [str(bundle / "configs" / f"{name}.json") for name in names] + overlay(config)
     path = existing(datalist)
     given = {"dataset_dir": str(path.parent), "data_list_file": path.name, "checkpoint_file": str(checkpoint_file)}
+    given |= own_settings(checkpoint_file, bool(refine_steps), settings.get("representation"))
     results = {"output_dir": str(output_dir), "refine_steps": refine_steps}
     run_bundle(bundle, "evaluation", files, **given | settings | results)

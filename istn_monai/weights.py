@@ -24,6 +24,7 @@ from istn_monai.folders import BEST
 from istn_monai.geometry.names import GLOBAL
 from istn_monai.io.paths import replacing
 from istn_monai.network_settings import NetworkSettings
+from istn_monai.representations import Representation
 
 logger = logging.getLogger(__name__)
 KEY = "istn_monai"
@@ -121,9 +122,17 @@ def read_weights(file: str | os.PathLike, device: Any = "cpu") -> Weights:
     return Weights(path, state, description_of(content, state, path), progress if state is not content else {})
 
 
-def own_settings(file: str | os.PathLike, refined: bool) -> dict[str, Any]:
-    """How weights say that they are used unless a user says otherwise, by the names of settings; nothing as a rule."""
-    found = read_weights(file).description.get("inference", {})
+def own_settings(file: str | os.PathLike, refined: bool, representation: Any = None) -> dict[str, Any]:
+    """How weights say that they are used unless a user says otherwise, by the names of settings; nothing as a rule.
+
+    Args:
+        file: the checkpoint.
+        refined: whether there is a refinement.
+        representation: what is registered; in the place of images alone it is what counts.
+    """
+    found = dict(read_weights(file).description.get("inference", {}))
+    if found.get("refine_weights") == "intensities" and not Representation.of(representation).is_itn:
+        found["refine_weights"] = "maps"
     return {name: value for name, value in found.items() if refined or not name.startswith("refine_")}
 
 

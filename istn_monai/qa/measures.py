@@ -20,7 +20,7 @@ from istn_monai.inferer import refinement_of
 from istn_monai.metrics import Metrics, field_metrics, image_metrics, inverse_consistency, jacobian_determinant
 from istn_monai.refinement import RefinementReport
 from istn_monai.transforms.guidance import batched
-from istn_monai.transforms.keys import IMAGE_KEYS
+from istn_monai.transforms.keys import IMAGE_KEYS, MAPS
 
 TINY = 1e-6  # keeps fractions of nothing finite
 
@@ -113,7 +113,7 @@ def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any
         covered=covered,
         viewed=viewed,
         refinement=refinement.report if refinement is not None and refinement.report.refined else None,
-        kind="image" if not istn.has_itn else "map" if soi_labels is None else "mask",
+        kind=pair.get(MAPS) or ("image" if not istn.has_itn else "map" if soi_labels is None else "mask"),
         masks=both_masks(batched(pair), fixed[None]),
         back=None if refinement is None or refinement.back_ddf is None else cpu(refinement.back_ddf),
     )

@@ -15,7 +15,7 @@ from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.io.landmarks import check_dims, matched
 from istn_monai.refine_weights import check_guided
 from istn_monai.transforms.checks import source
-from istn_monai.transforms.keys import GUIDANCE, LABEL_KEYS, MASK_KEYS, POINT_KEYS, Pair
+from istn_monai.transforms.keys import GUIDANCE, LABEL_KEYS, MAP_KEYS, MAPS, MASK_KEYS, POINT_KEYS, Pair
 from istn_monai.transforms.preprocessing import SoIGroupsd
 from istn_monai.transforms.registration_grid import check_kept, kept, on_grid
 
@@ -24,7 +24,7 @@ class Guidanced(Transform):
     """Adds ``guidance``, what a :class:`istn_monai.RefineInferer` takes besides the images; none where there is none.
 
     Comes after :class:`istn_monai.RegistrationGridd`, which masks go through as images do. Labels and landmarks are
-    taken along if they have a weight, masks if there are any. See :mod:`istn_monai.guidance`.
+    taken along if they have a weight, masks and maps if there are any. See :mod:`istn_monai.guidance`.
 
     Args:
         weights: of the refinement's terms, see :func:`istn_monai.refine_weights.guided_weights`; None for none.
@@ -52,7 +52,7 @@ class Guidanced(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         """Adds tensors by their keys, without a batch."""
         check_guided(data, self.weights)
-        guidance = self.masks(data)
+        guidance = self.masks(data) | {key: data[key].as_tensor() for key in MAP_KEYS if MAPS in data}
         if "labels" in self.weights:
             guidance |= self.labels(data)
         if "landmarks" in self.weights:

@@ -24,6 +24,7 @@ from istn_monai.geometry.grids import Grid, overlap_in_world
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import unit_range
 from istn_monai.io.images import Dtype, in_dtype, read_or_explain
+from istn_monai.io.maps import read_maps
 from istn_monai.io.nifti_frames import check_nifti_frame
 from istn_monai.linear_registration import SIMILARITIES
 from istn_monai.transforms.checks import (
@@ -36,12 +37,12 @@ from istn_monai.transforms.checks import (
     source,
 )
 from istn_monai.transforms.inverses import NotInvertible
-from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, Pair
+from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MAP_KEYS, MASK_KEYS, PAIR_KEYS, Pair
 from istn_monai.transforms.starts import start_of
 
 
 class LoadPaird(MapTransform):
-    """Reads the images, labels and masks of a pair, channel-first, in ITK's frame; keys that a pair lacks are left out.
+    """Reads the images, labels, masks and maps of a pair, channel-first, in ITK's frame; what a pair lacks is left out.
 
     A host may hand over images that it has in memory already: they are taken as they are.
 
@@ -60,7 +61,7 @@ class LoadPaird(MapTransform):
 
     def __init__(
         self,
-        keys: Sequence[str] = (*PAIR_KEYS, *MASK_KEYS),
+        keys: Sequence[str] = (*PAIR_KEYS, *MASK_KEYS, *MAP_KEYS),
         nifti_frame: str | None = None,
         series: Mapping[str, str | None] | None = None,
         dtype: Dtype = torch.float32,
@@ -72,7 +73,14 @@ class LoadPaird(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Each key to ``(C, *S)``."""
-        return dict(data) | {key: self.load(data[key], str(key)) for key in self.key_iterator(data)}
+        result = dict(data)
+        for key in self.key_iterator(data):
+            if key in MAP_KEYS and isinstance(data[key], (str, Path)):
+                image = result[IMAGE_KEYS[MAP_KEYS.index(str(key))]]
+                result[key] = read_maps(data[key], str(key), image, self.nifti_frame)
+            else:
+                result[key] = self.load(data[key], str(key))
+        return result
 
     def load(self, image: Any, key: str) -> MetaTensor:
         """The image at a path; or the image that it is."""
@@ -257,7 +265,7 @@ class InitialAlignmentd(NotInvertible):
     def __init__(
         self,
         name: str = "world",
-        keys: Sequence[str] = ("moving_image", "moving_label", "moving_mask"),
+        keys: Sequence[str] = ("moving_image", "moving_label", "moving_mask", "moving_maps"),
         similarity: str = "mse",
         network: nn.Module | None = None,
     ) -> None:

@@ -20,6 +20,7 @@ from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_K
 
 AUTO, IMAGE = "auto", "image"
 STEP = 16  # the default ITN halves an image four times
+SAME = 1e-4  # voxels
 MOST_VOXELS, MEMORY = 2**23, 8
 LIMIT = 2**26  # voxels of a grid that is given in numbers, some 60 GB
 
@@ -152,8 +153,14 @@ def content_grid(image: MetaTensor) -> Grid:
 
 
 def on_grid(image: MetaTensor, grid: Grid) -> MetaTensor:
-    """An image ``(C, *S)`` on another grid, ``(C, *grid.spatial_size)``, as :class:`RegistrationGridd` has it."""
+    """An image ``(C, *S)`` on another grid, ``(C, *grid.spatial_size)``, as :class:`RegistrationGridd` has it.
+
+    An image that lies on this very grid, up to what a header's numbers are rounded by, stays as it is.
+    """
     own = Grid.of(image)
+    aside = (own.voxels(grid.corners()) - grid.voxels(grid.corners())).abs().max()
+    if own.spatial_size == grid.spatial_size and aside < SAME:
+        return with_affine(image.as_tensor().float(), grid.affine, image)
     values = area_averaged(image.as_tensor().float()[None], own, grid)
     inside = resample(torch.ones(1, 1, *own.spatial_size), grid.to(own), grid.spatial_size)
     return with_affine((values * inside)[0], grid.affine, image)

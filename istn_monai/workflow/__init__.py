@@ -19,8 +19,10 @@ __getattr__, __all__ = lazy(
         "evaluation": ["Evaluation"],
         "host_requests": ["Replyd", "RequestPaird"],
         "host_training": ["output_folder"],
-        "inferers": ["AutocastInferer", "default_rate", "itn_dtype", "prepare_guided", "prepare_training"],
-        "provenance": ["config_hash", "described_start"],
+        "inferers": [
+            "AutocastInferer", "default_rate", "itn_dtype", "maps_of", "one_pass", "prepare_guided", "prepare_training",
+        ],
+        "provenance": ["config_hash", "described_representation", "described_start"],
         "recipe": [
             "AverageHandler", "ITNFirstHandler", "ValidationInferer", "WeightAverage", "contrasts",
             "default_itn_similarity", "inverse_if_symmetric", "network_from", "weights_name",

@@ -26,6 +26,7 @@ from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.guidance import Guidance, other_way
 from istn_monai.inferer import guided_arguments
 from istn_monai.io.landmarks import is_points
+from istn_monai.io.maps import with_channels
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import inverse_consistency, without_nan
@@ -145,7 +146,7 @@ class Evaluation:
         self.device = device
         self.provenance = dict(provenance or {})
         self.inspect = PairInspector(network, None if maps else soi_labels) if qa else None
-        self.items = items
+        self.items = None if items is None else [with_channels(item) for item in items]
         own = {"soi_labels": soi_labels, "qa": bool(qa), "maps": maps, "both_ways": both_ways}
         self.options: dict[str, Any] = own | dict(options or {})
         self.options["inferers"] = {name: described(inferer) for name, inferer in inferers.items()}

@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.inferers import SimpleInferer
+from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from istn_monai.inferer import RefineInferer
 from istn_monai.levels import checked_levels
-from istn_monai.network_settings import none_or
+from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.networks import ISTN, ISTNOutput
 from istn_monai.refinement import LEARNING_RATES
+from istn_monai.representations import Representation
 from istn_monai.transforms.keys import GUIDANCE
 
 #: of theta in the bundle, where B-splines refine best at a rate of their own (found on validation pairs)
@@ -30,6 +32,16 @@ def default_rate(transformation: str, steps: int, levels: Sequence[Sequence[int]
     if transformation not in ("bspline", "svf"):
         return LEARNING_RATES["theta"]
     return BSPLINE_RATE * min(1.0, max(1, steps) / BSPLINE_STEPS)
+
+
+def one_pass(representation: Any) -> Inferer:
+    """What evaluates a network's one pass: maps in the place of the ITN's output come as guidance."""
+    return SimpleInferer() if Representation.of(representation).is_itn else RefineInferer(steps=0)
+
+
+def maps_of(settings: NetworkSettings) -> int | None:
+    """How many channels of one image the spatial transformer network takes; None where there is none."""
+    return None if settings.starts_at_identity else settings.stn_channels // 2
 
 
 def itn_dtype(name: str, device: Any) -> torch.dtype | None:

@@ -9,29 +9,39 @@ from pathlib import Path
 
 from istn_monai.io.datalist import Item, existing, read_datalist, read_json
 from istn_monai.refine_weights import check_guided
-from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
+from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MAP_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 
-KNOWN = (*PAIR_KEYS, *POINT_KEYS, *MASK_KEYS)  #: keys of a pair in a datalist
+KNOWN = (*PAIR_KEYS, *POINT_KEYS, *MASK_KEYS, *MAP_KEYS)  #: keys of a pair in a datalist
 #: what synthesize writes besides, always all of it: the true transformation, and landmarks drawn into images
 SYNTHETIC = {"transform", "moving_landmarks", "fixed_landmarks"}
 
 
-def guides_of(weights: Mapping[str, float] | None) -> tuple[str, ...]:
-    """Keys of a pair that count besides the images and the moving label, by the weights of the refinement's terms."""
+def guides_of(weights: Mapping[str, float] | None, representation: str = "itn") -> tuple[str, ...]:
+    """Keys of a pair that count besides the images and the moving label, by the weights of the refinement's terms and
+    the source of what is registered."""
     terms = weights or {}
-    labels = LABEL_KEYS[1:] if "labels" in terms else ()
-    return (*MASK_KEYS, *labels, *(POINT_KEYS if "landmarks" in terms else ()))
+    labels = LABEL_KEYS[1:] if "labels" in terms or representation == "labels" else ()
+    maps = MAP_KEYS if representation == "file" else ()
+    return (*MASK_KEYS, *labels, *(POINT_KEYS if "landmarks" in terms else ()), *maps)
 
 
-def check_used(files: Mapping[str, str | None], weights: Mapping[str, float] | None) -> None:
-    """ValueError if a label of the fixed image is given and does not count, or what shall count is missing.
+def check_used(
+    files: Mapping[str, str | None], weights: Mapping[str, float] | None, representation: str = "itn"
+) -> None:
+    """ValueError if a file is given and does not count, or what shall count is missing.
 
     Args:
         files: of one pair, by key.
         weights: of the refinement's terms; None for none.
+        representation: source of what is registered.
     """
-    if files.get(LABEL_KEYS[1]) and "labels" not in (weights or {}):
+    wanted = {"labels": LABEL_KEYS, "file": MAP_KEYS}.get(representation, ())
+    if missing := [key for key in wanted if not files.get(key)]:
+        raise ValueError(f"representation {representation} registers {' and '.join(wanted)}: give {missing[0]}")
+    if files.get(LABEL_KEYS[1]) and "labels" not in (weights or {}) and representation != "labels":
         raise ValueError(f"{LABEL_KEYS[1]} counts with use_labels alone: add --use_labels, or leave it out")
+    if representation != "file" and (idle := [key for key in MAP_KEYS if files.get(key)]):
+        raise ValueError(f"{idle[0]} counts with representation file alone: add --representation file, or leave it out")
     check_guided({key for key, file in files.items() if file}, weights or {})
 
 

@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS
+from istn_monai.foreign_networks import described_representation  # noqa: F401 (what the configs call)
 from istn_monai.io.any_transform import file_of
 from istn_monai.io.hashes import file_hash, file_state
 from istn_monai.io.paths import absolute

@@ -26,13 +26,14 @@ from istn_monai.inferer import refinement_of
 from istn_monai.io.images import save_image
 from istn_monai.io.itk_transforms import write_displacement, write_transform
 from istn_monai.io.landmarks import write_points
+from istn_monai.io.maps import with_channels
 from istn_monai.io.paths import absolute, check_apart, check_output_dir, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
 from istn_monai.moved_points import errors, moved, unmet
 from istn_monai.qa.inspector import PairInspector
 from istn_monai.qa.viewer import VIEW_PAGE, view_page
-from istn_monai.transforms.keys import GUIDANCE, MASK_KEYS, PAIR_KEYS, POINT_KEYS
+from istn_monai.transforms.keys import GUIDANCE, MAP_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 from istn_monai.workflow.pair_metrics import consistency, jacobian_of
 from istn_monai.workflow.provenance import (
     differing_inputs,
@@ -188,7 +189,7 @@ class SavePairHandler:
         found = self.results.content()
         if found is None or self.overwrite:
             return False
-        given = {key: str(file) for key, file in files.items() if file is not None}
+        given = with_channels({key: str(file) for key, file in files.items() if file is not None})
         then = {"weights_sha256": found["weights_sha256"], **found["options"]}
         now = {"weights_sha256": self.weights_sha256, **self.options}
         what = listed(chain(differing_inputs(found["inputs"], given), differing_options(then, now)))
@@ -309,7 +310,7 @@ class SavePairHandler:
             key: (input_record(str(files[key])) if files[key] else {"file": None, "sha256": None, "state": None})
             | {"shape": list(image.shape[1:]), "affine": np.asarray(image.meta["original_affine"]).tolist()}
             for key, image in images.items()
-        } | {key: input_record(str(file)) for key, file in points.items()}
+        } | {key: input_record(str(file)) for key, file in {**points, **maps_from(pair)}.items()}
 
     def report(self, pair: Mapping[str, Any]) -> dict[str, Any]:
         """What was done, and with what."""
@@ -327,6 +328,12 @@ class SavePairHandler:
             "frame": "affines and initial_alignment in RAS mm; initial_alignment maps fixed to moving world points",
             "refinement": {} if refinement is None else asdict(refinement.report),
         }
+
+
+def maps_from(pair: Mapping[str, Any]) -> dict[str, str]:
+    """The files of maps that were registered, by key; those of networks, and from memory, have none."""
+    maps = {key: pair[key].meta.get("filename_or_obj") for key in MAP_KEYS if key in pair}
+    return with_channels({key: str(file) for key, file in maps.items() if file})
 
 
 def already(saver: SavePairHandler) -> str:

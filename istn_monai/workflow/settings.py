@@ -126,6 +126,15 @@ def check_refining(refine_steps: int, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{idle[0]} counts in a refinement alone: give refine_steps above 0, or leave it out")
 
 
+def check_registered(source: str, weights: Mapping[str, float] | None) -> None:
+    """ValueError if a refinement would not look at what shall be registered in the place of an ITN's output."""
+    if source != "itn" and weights is not None and not set(weights) & {"structures", "labels"}:
+        raise ValueError(
+            f"refine_weights {dict(weights)} compare no representation, and {source} is given: add structures, or leave "
+            "representation out"
+        )
+
+
 def check_similarity(given: Any, initial_alignment: str) -> None:
     """ValueError if a similarity is given for an initial alignment that compares no images."""
     if given is not None and initial_alignment not in COMPARING:

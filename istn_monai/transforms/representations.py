@@ -1,0 +1,200 @@
+"""What is registered in the place of an ITN's representation, on the registration grid."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from torch import Tensor
+
+from istn_monai.foreign_networks import bundle_maps, maps_of
+from istn_monai.geometry.grids import Grid, overlap_in_world, registration_grid
+from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.geometry.resampling import area_averaged, unit_range
+from istn_monai.geometry.transformation import per_axis
+from istn_monai.io.images import check_affine, check_dims
+from istn_monai.io.values import check_finite, plain
+from istn_monai.mind import mind_ssc
+from istn_monai.representations import Representation
+from istn_monai.transforms.checks import source
+from istn_monai.transforms.keys import MAP_KEYS, MAPS, ORIGINAL_KEYS, SIDES, Pair
+from istn_monai.transforms.preprocessing import SoIGroupsd
+from istn_monai.transforms.registration_grid import check_kept, kept, on_grid
+
+ABOUT_1 = (-1.0, 2.0)  # maps in this range are of one scale already, as probabilities are, and stay as they are
+#: what a QA page takes maps for, by their source, see :class:`istn_monai.qa.measures.RegisteredPair`; else "map"
+SHOWN_AS = {"labels": "mask", "image": "image", "mind": "image"}
+
+
+class RepresentationMapsd(Transform):
+    """Adds ``moving_maps`` and ``fixed_maps`` ``(K, *S)``, what is registered in the place of the ITN's output.
+
+    Comes after :class:`istn_monai.RegistrationGridd`, and before :class:`istn_monai.Guidanced`, which hands them on.
+    Channels whose values lie beyond [-1, 2] are scaled, each to [0, 1] from the least to the largest value of both
+    images.
+
+    Args:
+        representation: see :class:`istn_monai.representations.Representation`; of "itn" nothing is added.
+        soi_labels: groups of label values that are the channels of "labels", see :class:`istn_monai.SoIGroupsd`.
+        channels: that the spatial transformer network takes of one image; None for any number.
+        device: where a network of somebody else runs.
+
+    Raises:
+        ValueError: naming the file, if a pair lacks what is registered, or if its maps do not fit each other, their
+            images or the network.
+
+    Examples:
+        >>> image = MetaTensor(torch.rand(1, 24, 20))
+        >>> pair = {"moving_image": image, "fixed_image": image}
+        >>> RepresentationMapsd("mind")(pair)["fixed_maps"].shape
+        torch.Size([4, 24, 20])
+    """
+
+    def __init__(
+        self,
+        representation: Any = "itn",
+        soi_labels: Sequence[Sequence[int]] | None = ((1,),),
+        channels: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.representation = Representation.of(representation)
+        self.groups = SoIGroupsd(soi_labels=soi_labels)
+        self.channels = channels
+        self.device = str(device)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
+        result = dict(data)
+        given = [key for key in MAP_KEYS if key in data]
+        if self.representation.source != "file" and given:
+            raise ValueError(f"{given[0]} counts with the representation file alone: give it, or leave {given[0]} out")
+        if self.representation.is_itn:
+            return result
+        sides = dict(zip(MAP_KEYS, self.scaled([self.of_side(data, side) for side in SIDES]), strict=True))
+        self.check_channels(sides)
+        affine = affine_of(data["fixed_image"])
+        result |= {key: with_affine(maps, affine, data.get(key, MetaTensor(maps))) for key, maps in sides.items()}
+        return result | {MAPS: SHOWN_AS.get(self.representation.source, "map")}
+
+    def of_side(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
+        """All channels ``(K, *S)`` of one side, on the registration grid, as they are made."""
+        kind, image = self.representation.kind, data[f"{side}_image"]
+        if kind == "image":
+            return plain(image).float()
+        if kind == "mind":
+            return mind_ssc(plain(image).float()[None])[0]
+        if kind == "labels":
+            return self.of_labels(data, side)
+        if kind == "file":
+            return self.of_file(data, side)
+        return self.of_network(data, side)
+
+    def of_labels(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
+        """The structures of a label map."""
+        key, grid = f"{side}_label", Grid.of(data["fixed_image"])
+        if key not in data:
+            raise ValueError(f"representation labels: the pair has no {key}: give moving_label and fixed_label")
+        if self.groups.soi_labels == []:
+            raise ValueError("representation labels: the network knows none, only landmarks (soi_labels [])")
+        label = data[key]
+        soi = with_affine(self.groups.channels(label.as_tensor()), affine_of(label), label)
+        if not soi.any():
+            raise ValueError(f"{source(label, key)} has none of the labels {self.groups.soi_labels}, to be registered")
+        found = on_grid(soi, grid)
+        check_kept(kept(soi, found), source(label, key), grid)
+        return found.as_tensor()
+
+    def of_file(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
+        """Maps that came from files."""
+        key, grid = f"{side}_maps", Grid.of(data["fixed_image"])
+        if key not in data:
+            raise ValueError(f"representation file: the pair has no {key}: give {' and '.join(MAP_KEYS)}")
+        check_maps(data[key], key, grid)
+        return on_grid(data[key], grid).as_tensor()
+
+    def of_network(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
+        """What a network of somebody else makes of an image."""
+        grid, key = Grid.of(data["fixed_image"]), f"{side}_image"
+        original = data.get(ORIGINAL_KEYS[SIDES.index(side)], data[key])
+        if self.representation.kind == "bundle":
+            file = original.meta.get("filename_or_obj")
+            if not file:
+                raise ValueError(f"representation bundle: {key} came from memory, and a bundle reads a file: give one")
+            maps = bundle_maps(self.representation, str(file), self.device)
+            start = torch.as_tensor(data.get("initial_alignment", torch.eye(len(grid.affine)))).double()
+            moved = Grid.of(maps).aligned(start).affine if side == SIDES[0] else affine_of(maps)
+            return on_grid(with_affine(maps.as_tensor(), moved, maps), grid).as_tensor()
+        if self.representation.spacing is None:
+            return maps_of(self.representation, self.normalized(plain(data[key])), self.device)
+        own = along_axes(Grid.of(original), self.representation.spacing)
+        image = self.normalized(area_averaged(plain(original).float()[None], Grid.of(original), own)[0])
+        maps = MetaTensor(maps_of(self.representation, image, self.device), meta=dict(original.meta))
+        return on_grid(with_affine(maps.as_tensor(), own.affine, maps), grid).as_tensor()
+
+    def normalized(self, image: Tensor) -> Tensor:
+        """An image ``(C, *S)`` as a network of somebody else wants it."""
+        if self.representation.normalization == "none":
+            return image.float()
+        if self.representation.normalization == "range":
+            return torch.stack([unit_range(channel.float()) for channel in image])
+        axes = tuple(range(1, image.ndim))
+        deviation = image.float().std(axes, keepdim=True).clamp_min(1e-8)
+        return (image.float() - image.float().mean(axes, keepdim=True)) / deviation
+
+    def scaled(self, sides: Sequence[Tensor]) -> list[Tensor]:
+        """The channels of both sides that are taken, of one scale, weighted."""
+        counts = [len(side) for side in sides]
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f"representation {self.representation.source}: the moving side has {counts[0]} channels, the fixed one "
+                f"{counts[1]}: both must have the same"
+            )
+        taken = self.representation.channels or tuple(range(counts[0]))
+        if max(taken) >= counts[0]:
+            raise ValueError(f"representation: there are {counts[0]} channels, from 0 on, got channels {list(taken)}")
+        both = torch.stack([side[list(taken)].float() for side in sides])
+        axes = (0, *range(2, both.ndim))
+        low, high = both.amin(axes, keepdim=True), both.amax(axes, keepdim=True)
+        if not (bool((low >= ABOUT_1[0]).all()) and bool((high <= ABOUT_1[1]).all())):
+            both = (both - low) / (high - low).clamp_min(1e-12)
+        if (weights := self.representation.weights) is not None:
+            if len(weights) != both.shape[1]:
+                raise ValueError(f"representation: weights must have {both.shape[1]} numbers, got {len(weights)}")
+            both = both * both.new_tensor(weights).sqrt().view(-1, *[1] * (both.ndim - 2))
+        return list(both)
+
+    def check_channels(self, sides: Mapping[str, Tensor]) -> None:
+        """ValueError if there is nothing to register, or not what the network takes."""
+        for key, maps in sides.items():
+            name = f"representation {self.representation.source}: {key}"
+            check_finite(maps, name)
+            if not bool((maps.flatten(1).amax(1) > maps.flatten(1).amin(1)).any()):
+                raise ValueError(f"{name} are constant on the registration grid: there is nothing to register")
+        found = len(sides[MAP_KEYS[0]])
+        if self.channels is not None and found != self.channels:
+            raise ValueError(
+                f"representation {self.representation.source} has {found} channel(s), and the network was trained on "
+                f"{self.channels}: take so many by channels, or model intensities, which has no network and takes any"
+            )
+
+
+def along_axes(image: Grid, spacing: Any) -> Grid:
+    """A grid of this spacing that covers an image, along its axes."""
+    steps = per_axis("spacing", spacing[0] if len(spacing) == 1 else spacing, image.spatial_dims)
+    turned = registration_grid(image, [2] * image.spatial_dims, steps)
+    corners = turned.voxels(image.corners())
+    size = [max(2, int(n) + 1) for n in (corners.amax(1) - corners.amin(1) + 0.5).tolist()]
+    return registration_grid(image, size, steps)
+
+
+def check_maps(maps: Any, key: str, grid: Grid) -> None:
+    """ValueError for maps of another dimension, with NaN, or that lie elsewhere than the registration grid."""
+    if not isinstance(maps, MetaTensor):
+        raise ValueError(f"{key} must be files, or channel-first MetaTensors with an affine, got {type(maps).__name__}")
+    check_dims(maps, key, grid.spatial_dims)
+    check_affine(maps, key)
+    check_finite(plain(maps), source(maps, key))
+    if not overlap_in_world(grid, Grid.of(maps)):
+        raise ValueError(f"{source(maps, key)} lie elsewhere than their image: check the affine in the header")
