@@ -99,6 +99,14 @@ def test_files_of_other_spaces_are_never_joined(tmp_path):
             joined(bids(tmp_path / str(index), raw=(image,), derived=(label,)))
 
 
+def test_a_label_map_without_a_session_lies_on_no_image_of_one(tmp_path):
+    root = bids(tmp_path / "ds", raw=())
+    for subject in SUBJECTS:
+        add(root, subject, "T1w", session="1")
+    with pytest.raises(ValueError, match="no label map has an image of its subject, session and space"):
+        joined(root)
+
+
 def test_the_subjects_own_space_comes_before_a_templates(tmp_path):
     space = "space-MNI152NLin2009cAsym_res-1"
     root = bids(tmp_path / "ds", derived=("desc-preproc_T1w", "dseg", f"{space}_desc-preproc_T1w", f"{space}_dseg"))
@@ -163,6 +171,16 @@ def test_t1w_counts_and_another_suffix_by_choice(tmp_path):
     assert joined(root, "T2w")["sub-01"][0][0].endswith("sub-01_T2w.nii.gz")
     with pytest.raises(ValueError, match="--modality PDw: there is no such file, but FLAIR, T1w, T2w"):
         joined(root, "PDw")
+
+
+def test_label_maps_that_name_no_space_are_said_to_be_taken_for_those_of_another_suffix(tmp_path):
+    """fMRIPrep's are in the space of T1w, whatever else there is."""
+    root = bids(tmp_path / "ds", raw=("T1w", "T2w"))
+    (remark,) = bids_subjects(root, Selection("T2w")).remarks
+    assert "6 label maps name no space, as sub-01_dseg.nii.gz, and are taken to lie on T2w" in remark
+    with pytest.raises(ValueError, match="no label map has an image"):
+        joined(bids(tmp_path / "said", raw=("T1w", "T2w"), derived=("space-T1w_dseg",)), "T2w")
+    assert bids_subjects(bids(tmp_path / "own", raw=("T2w",)), EVERYTHING).remarks == ()
 
 
 # --- what fits equally well ------------------------------------------------------------------------------------------

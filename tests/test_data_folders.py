@@ -126,6 +126,12 @@ def test_numbers_of_subjects_are_no_channels(tmp_path):
     assert image_names(data_set_subjects(folder)) == {f"hip_{n:04d}": f"hip_{n:04d}_0000.nii.gz" for n in range(6)}
 
 
+def test_a_case_called_as_another_ones_channel_is_itself(tmp_path):
+    names = ["hip.nii.gz", "hip_0001.nii.gz"]
+    folder = touched(tmp_path / "mine", *(f"{kind}/{name}" for kind in ("images", "labels") for name in names))
+    assert image_names(data_set_subjects(folder)) == {"hip": names[0], "hip_0001": names[1]}
+
+
 def test_two_images_of_one_case_are_an_error_that_names_both(tmp_path):
     folder = touched(nnunet(tmp_path / "mine"), "imagesTr/hip_002.nii.gz")
     with pytest.raises(ValueError, match=r"hip_002.nii.gz and hip_002_0000.nii.gz are both channel 0 of hip_002"):

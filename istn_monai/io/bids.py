@@ -49,6 +49,7 @@ def bids_subjects(root: Path, selection: Selection) -> Subjects:
         visits[f"sub-{label.visit[0]}"].append({"image": path, "label": label.path})
     if len(label_of) > len(visits):
         remarks.append(f"{len(visits)} subjects have {len(label_of)} images: those of one subject stay in one split")
+    remarks += without_space(images[0].suffix, files, placed)
     remarks += left_out(images, labels, joint, placed) + not_understood(unknown)
     names, wrong = names_of(placed[0], root)
     return Subjects(dict(visits), names, (*remarks, *wrong))
@@ -173,6 +174,17 @@ def alike(one: BidsFile, other: BidsFile, what: str, option: str) -> ValueError:
     words = sorted(other.words - one.words) or sorted(one.words - other.words)
     how = f"choose one, as by {option} {words[0]}" if words else "remove one"
     return ValueError(f"two {what} fit equally well, {one.path} and {other.path}: {how}")
+
+
+def without_space(suffix: str, files: Sequence[BidsFile], labels: Sequence[BidsFile]) -> list[str]:
+    """A remark where label maps do not say on which of a subject's images they lie, and the first kind is not meant."""
+    silent = [label.path.name for label in labels if "space" not in label.entities]
+    if suffix == IMAGES[0] or not silent or not any(file.suffix == IMAGES[0] for file in files):
+        return []
+    return [
+        f"{len(silent)} label maps name no space, as {silent[0]}, and are taken to lie on {suffix}: if they lie on "
+        f"{IMAGES[0]}, as fMRIPrep's do, leave --modality out"
+    ]
 
 
 def left_out(
