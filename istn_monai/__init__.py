@@ -43,7 +43,10 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.io.whole_transforms` (not truncated), :mod:`~istn_monai.io.elastix`,
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.matrix_files` (greedy's and FSL's),
   :mod:`~istn_monai.io.any_transform` (by its name), :mod:`~istn_monai.io.maps` (that come with an image),
-  :mod:`~istn_monai.io.datalist`; :mod:`istn_monai.foreign_networks`: of somebody else
+  :mod:`~istn_monai.io.datalist`,
+  :mod:`~istn_monai.io.subject_files` (which files belong together), :mod:`~istn_monai.io.named_files` (by equal names),
+  :mod:`~istn_monai.io.nnunet`, :mod:`~istn_monai.io.bids_files` and :mod:`~istn_monai.io.bids`,
+  :mod:`~istn_monai.io.data_folders` (in whichever layout); :mod:`istn_monai.foreign_networks`: of somebody else
 - :mod:`istn_monai.transforms`: MONAI dictionary transforms of a pair.
   :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.registration_grid`, :mod:`~istn_monai.transforms.starts` (initial alignments),

@@ -25,25 +25,46 @@ from istn_monai.workflow.errors import ending_in_one_line
 
 
 @command()
-def plan(data: str, output: str | None = None, overwrite: bool = False, nifti_frame: str | None = None) -> str:
+def plan(
+    data: str,
+    output: str | None = None,
+    overwrite: bool = False,
+    nifti_frame: str | None = None,
+    *,
+    modality: str | None = None,
+    label_map: str | None = None,
+) -> str:
     """Reads the fingerprint of a data set and writes settings for it, each with its reason.
 
     Args:
-        data: folder with images and labels (or landmarks), or a datalist (.json).
+        data: folder with images and labels (or landmarks), of nnU-Net, of the Decathlon or of BIDS; or a datalist
+            (.json).
         output: JSON file to write; by default NAME_plan.json in the current folder.
         overwrite: replace an existing plan.
         nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
+        modality: the image that counts where subjects have several: of nnU-Net a channel by number or name (default 0),
+            of BIDS a suffix or entities, such as T2w (default T1w).
+        label_map: likewise the label map of BIDS: entities, a pipeline, or both, such as fmriprep/desc-aseg.
     """
     tell(f"planning a training on {data}")  # to load what reads images takes its time
     load_libraries()
+    from istn_monai.io.subject_files import Selection
     from istn_monai.planning.plan import write_plan
 
-    made, file = write_plan(data, output, overwrite, nifti_frame)
+    made, file = write_plan(data, output, overwrite, nifti_frame, Selection(modality, label_map))
     return f"{made.table()}\nwritten: {file}; train with: istn-monai train {file}"
 
 
 @command("train")
-def train(data: str, bundle_root: str | None = None, dry_run: bool = False, **settings: Any) -> str:
+def train(
+    data: str,
+    bundle_root: str | None = None,
+    dry_run: bool = False,
+    *,
+    modality: str | None = None,
+    label_map: str | None = None,
+    **settings: Any,
+) -> str:
     """Trains a network on annotated pairs; an interrupted training goes on when the command is repeated.
 
     Writes runs/NAME_LOSS_TRANSFORMATION/ with models/model.pt (best validation), models/last.pt, training.png,
@@ -53,14 +74,18 @@ def train(data: str, bundle_root: str | None = None, dry_run: bool = False, **se
         data: a plan (.json); or a folder or datalist, for which a plan is made first.
         bundle_root: folder of the bundle; the package's own by default.
         dry_run: check data and settings, say what would be done, and train nothing.
+        modality: the image that counts, as of plan, where a folder's subjects have several.
+        label_map: likewise the label map.
     """
     load_libraries()
     from istn_monai.folders import bundle_folder
+    from istn_monai.io.subject_files import Selection
     from istn_monai.planning.plan import plan_of
     from istn_monai.runs import train_network
 
     with tempfile.TemporaryDirectory() as folder:
-        plan = plan_of(data, settings.get("nifti_frame"), folder if dry_run else None)
+        selection = Selection(modality, label_map)
+        plan = plan_of(data, settings.get("nifti_frame"), folder if dry_run else None, selection)
         train_network(bundle_folder(bundle_root), plan, dry_run, **settings)
     return "dry run: nothing was trained" if dry_run else "trained; evaluate with: istn-monai evaluate"
 

@@ -119,11 +119,15 @@ def pairs(
     seed: int = 0,
     landmarks: str | None = None,
     overwrite: bool = False,
+    *,
+    modality: str | None = None,
+    label_map: str | None = None,
 ) -> str:
     """Draws random pairs of a folder of images, so that no subject appears in more than one split.
 
     Args:
-        images: folder with one image for each subject.
+        images: folder with one image for each subject; or that of a data set, of nnU-Net, of the Decathlon, of BIDS, or
+            with images and labels in it.
         output: JSON file to write; an existing one is left alone.
         labels: folder with label maps of the images' names.
         train: number of training pairs.
@@ -132,11 +136,16 @@ def pairs(
         seed: of the draw.
         landmarks: folder with landmark files (.csv, .fcsv, .mrk.json), or landmark maps, of the images' names.
         overwrite: replace an existing datalist.
+        modality: the image that counts where subjects have several: of nnU-Net a channel by number or name (default 0),
+            of BIDS a suffix or entities, such as T2w (default T1w).
+        label_map: likewise the label map of BIDS: entities, a pipeline, or both, such as fmriprep/desc-aseg.
     """
     load_libraries()
+    from istn_monai.io.subject_files import Selection
     from istn_monai.pairing import make_datalist
 
-    return f"written: {make_datalist(images, output, labels, train, val, test, seed, landmarks, overwrite)}"
+    chosen = Selection(modality, label_map)
+    return f"written: {make_datalist(images, output, labels, train, val, test, seed, landmarks, overwrite, chosen)}"
 
 
 @command()

@@ -162,6 +162,7 @@ KINDS: dict[str, Kind] = {
     "frame": choice("RAS", "LPS"),
     "nifti_frame": none_or(choice("itk", "sform", "qform")),
     "image_format": choice("nii.gz", "png"),
+    **dict.fromkeys(("modality", "label_map"), none_or(kinds.text)),
 }
 
 #: what only training reads

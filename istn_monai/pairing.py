@@ -4,56 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from istn_monai.io.datalist import IMAGE_SUFFIXES, SPLITS, read_json
-from istn_monai.io.landmarks import POINT_SUFFIXES
+from istn_monai.io.data_folders import data_set_subjects, is_data_set, named_subjects
+from istn_monai.io.datalist import SPLITS, read_json
 from istn_monai.io.paths import absolute, check_apart, new_file, not_written, replacing
-
-
-def image_files(folder: str | Path, name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Image files of a folder, or those of other suffixes, by their names without suffix."""
-    path = absolute(folder)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{name}: no such folder: {path}")
-    what = "image" if suffixes == IMAGE_SUFFIXES else "landmark file"
-    files: dict[str, Path] = {}
-    for file in sorted(path.iterdir()):
-        suffix = next((s for s in suffixes if file.name.lower().endswith(s)), None)
-        if suffix and not file.name.startswith("."):
-            stem = file.name[: -len(suffix)]
-            if stem in files:
-                raise ValueError(f"{name}: two {what}s of one subject, {files[stem].name} and {file.name}, in {path}")
-            files[stem] = file
-    if not files:
-        raise ValueError(f"{name}: no {what} ({', '.join(suffixes)}) in {path}")
-    return files
-
-
-def without_channel(files: Mapping[str, Path]) -> dict[str, Path]:
-    """Images by their subjects: nnU-Net calls the image of ``case`` ``case_0000``.
-
-    Examples:
-        >>> without_channel({"a_0000": Path("a_0000.nii.gz")}), without_channel({"a": Path("a.png")})
-        ({'a': PosixPath('a_0000.nii.gz')}, {'a': PosixPath('a.png')})
-    """
-    channels = [re.fullmatch(r"(.+)_(\d{4})", name) for name in files]
-    subjects = {found[1] for found in channels if found}
-    if not all(channels) or not any(found and found[2] == "0000" for found in channels):
-        return dict(files)
-    if len(subjects) == 1 and len(files) > 1:  # case_0000, case_0001: numbers of subjects
-        return dict(files)
-    if len(subjects) < len(files):
-        names = sorted(files)[:3]
-        raise ValueError(
-            f"images: several files of one subject, such as {', '.join(names)}: nnU-Net's channels must be one file"
-        )
-    return {name[: -len("_0000")]: file for name, file in files.items()}
+from istn_monai.io.subject_files import EVERYTHING, Selection, Subjects
+from istn_monai.pace import tell
 
 
 def fewest_subjects(pairs: int) -> int:
@@ -111,11 +72,12 @@ def make_datalist(
     seed: int = 0,
     landmarks: str | Path | None = None,
     overwrite: bool = False,
+    selection: Selection = EVERYTHING,
 ) -> Path:
     """Draws random pairs from a folder of subjects and writes them as a datalist.
 
     Args:
-        images: folder with one image for each subject.
+        images: folder with one image for each subject; or of a data set, whose label maps and landmarks are then known.
         output: JSON file to write; an equal one that is there is left as it is.
         labels: folder with the label maps, named as the images.
         train: number of training pairs.
@@ -124,55 +86,72 @@ def make_datalist(
         seed: makes the draw repeatable.
         landmarks: folder with a landmark file, or a landmark map, for each image, named as it.
         overwrite: replace an existing datalist; never a file of another kind.
+        selection: of images and label maps, where subjects have several.
 
     Returns:
         The file's absolute path.
     """
-    path = absolute(output)
+    folder = absolute(images)
+    counts = checked_counts(train, validation, test)
+    if labels is None and landmarks is None and is_data_set(folder):
+        found, name = data_set_subjects(folder, selection), folder.name
+    else:
+        found, name = named_subjects(folder, labels, landmarks, selection), folder.parent.name
+    return write_pairs(found, name, absolute(output), counts, seed, overwrite)
+
+
+def checked_counts(train: int, validation: int, test: int) -> dict[str, int]:
+    """Numbers of pairs by split; ValueError if they make no sense."""
     counts = dict(zip(SPLITS, (train, validation, test), strict=True))
     if not all(isinstance(n, int) and n >= 0 for n in counts.values()) or not sum(counts.values()):
         raise ValueError(f"train, validation and test must be whole numbers of at least 0, not all 0, got {counts}")
-    image_of = without_channel(image_files(images, "images"))
-    files_of = {"image": image_of}
-    others = (
-        ("label", "labels", labels, IMAGE_SUFFIXES),
-        ("points", "landmarks", landmarks, (*POINT_SUFFIXES, *IMAGE_SUFFIXES)),
-    )
-    for kind, name, folder, suffixes in others:
-        if folder is not None:
-            files_of[kind] = image_files(folder, name, suffixes)
-            unmatched = sorted(set(image_of) - set(files_of[kind]))
-            if unmatched:
-                raise ValueError(
-                    f"{len(unmatched)} images have no {kind} of the same name in {folder}, for example {unmatched[:3]}"
-                )
+    return counts
+
+
+def write_pairs(
+    found: Subjects, name: str, path: Path, counts: Mapping[str, int], seed: int = 0, overwrite: bool = False
+) -> Path:
+    """Draws random pairs of subjects and writes them as a datalist, with the names of the structures.
+
+    Args:
+        found: the subjects; of several visits of one, each pair takes one at random.
+        name: of the data set.
+        path: JSON file to write.
+        counts: of pairs, by split.
+        seed: makes the draw repeatable.
+        overwrite: replace an existing datalist.
+    """
+    for remark in found.remarks:
+        tell(remark)
     rng = np.random.default_rng(seed)
-    subjects_of = split_subjects(sorted(image_of), counts, rng)
-    content: dict[str, Any] = {"name": Path(images).absolute().parent.name, "seed": seed}
-    for split, subjects in subjects_of.items():
+    content: dict[str, Any] = {"name": name, "seed": seed}
+    if found.names:
+        content["labels"] = {str(value): structure for value, structure in found.names.items()}
+    for split, subjects in split_subjects(sorted(found.visits), counts, rng).items():
         content[split] = []
-        for moving, fixed in draw_pairs(subjects, counts[split], rng):
-            files = {f"{side}_{kind}": known[subject] for kind, known in files_of.items()
-                     for side, subject in (("moving", moving), ("fixed", fixed))}  # fmt: skip
+        for pair in draw_pairs(subjects, counts[split], rng):
+            visits = [found.visits[subject] for subject in pair]
+            taken = [of_one[int(rng.integers(len(of_one)))] if len(of_one) > 1 else of_one[0] for of_one in visits]
+            files = {f"{side}_{kind}": visit[kind] for kind in found.kinds
+                     for side, visit in zip(("moving", "fixed"), taken, strict=True)}  # fmt: skip
             content[split].append({key: relative_to(file, path.parent) for key, file in files.items()})
-    return write_datalist(content, path, files_of, overwrite)
+    return write_datalist(content, path, found.files, overwrite)
 
 
 def write_datalist(
-    content: Mapping[str, Any], path: Path, files_of: Mapping[str, Mapping[str, Path]], overwrite: bool = False
+    content: Mapping[str, Any], path: Path, inputs: Sequence[tuple[str, Path]], overwrite: bool = False
 ) -> Path:
     """Writes a datalist, whole or not at all; one that is there with the same content stays.
 
     Args:
         content: of the JSON.
         path: to write.
-        files_of: the files that it names, none of which is replaced.
+        inputs: the files that it names, with their kinds, none of which is replaced.
         overwrite: replaces another datalist; a file of another kind raises an error.
     """
     text = json.dumps(content, indent=1)
     if path.is_file() and path.read_bytes() == text.encode():
         return path
-    inputs = [(kind, file) for kind, files in files_of.items() for file in files.values()]
     check_apart([path], inputs, "choose another output")
     if overwrite and path.is_file() and not set(SPLITS) & set(read_json(path, "output", "a datalist")):
         raise FileExistsError(f"output {path} is no datalist and is left alone: choose another name")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
 
 from istn_monai.io.datalist import SPLITS, read_datalist
-from istn_monai.pairing import draw_pairs, fewest_subjects, image_files, make_datalist, split_subjects
+from istn_monai.io.named_files import named_files
+from istn_monai.pairing import draw_pairs, fewest_subjects, make_datalist, split_subjects
 
 SIDES = ("moving", "fixed")
 PAIR = {"moving_image": "a.nii.gz", "fixed_image": "sub/b.nii.gz", "moving_label": "../l.nii.gz"}
@@ -29,24 +30,24 @@ def touch_subjects(folder: Path, number: int, labels: bool = True) -> Path:
     return folder
 
 
-# --- image_files -----------------------------------------------------------------------------------------------------
+# --- named_files -----------------------------------------------------------------------------------------------------
 
 
-def test_image_files_by_name_without_suffix_and_without_hidden_or_other_files(tmp_path):
+def test_named_files_by_name_without_suffix_and_without_hidden_or_other_files(tmp_path):
     for name in ("b.nii.gz", "a.1.nii", "c.png", "._b.nii.gz", "notes.txt", "pairs.json"):
         (tmp_path / name).touch()
-    assert {name: file.name for name, file in image_files(tmp_path, "images").items()} == {
+    assert {name: file.name for name, file in named_files(tmp_path, "images").items()} == {
         "a.1": "a.1.nii",
         "b": "b.nii.gz",
         "c": "c.png",
     }
 
 
-def test_image_files_errors(tmp_path):
+def test_named_files_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"images: no such folder: {re.escape(str(tmp_path / 'no'))}"):
-        image_files(tmp_path / "no", "images")
+        named_files(tmp_path / "no", "images")
     with pytest.raises(ValueError, match=f"labels: no image .* in {re.escape(str(tmp_path))}"):
-        image_files(tmp_path, "labels")
+        named_files(tmp_path, "labels")
 
 
 # --- splitting and drawing -------------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ def test_suffixes_in_capitals_are_suffixes(tmp_path):
     """A file that is left out silently is not missed until the results are counted."""
     for name in ("a.NII.GZ", "b.Nii", "c.nii.gz", "d.MGZ"):
         (tmp_path / name).touch()
-    assert {name: file.name for name, file in image_files(tmp_path, "images").items()} == {
+    assert {name: file.name for name, file in named_files(tmp_path, "images").items()} == {
         "a": "a.NII.GZ", "b": "b.Nii", "c": "c.nii.gz", "d": "d.MGZ"
     }  # fmt: skip
 

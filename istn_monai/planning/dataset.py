@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from istn_monai.io.datalist import IMAGE_SUFFIXES, SPLITS, Item, existing, read_datalist, read_json
-from istn_monai.io.landmarks import POINT_SUFFIXES
+from istn_monai.io.data_folders import LABEL_FOLDERS, LAYOUT, POINT_FOLDERS, data_set_subjects, is_data_set
+from istn_monai.io.datalist import SPLITS, Item, existing, read_datalist, read_json
+from istn_monai.io.nnunet import FILE
 from istn_monai.io.paths import check_output_dir
-from istn_monai.pairing import image_files, make_datalist
+from istn_monai.io.subject_files import EVERYTHING, Selection, structure_names
+from istn_monai.pairing import checked_counts, write_pairs
 from istn_monai.transforms.keys import IMAGE_KEYS, SIDES
 
-#: names of sub-folders: plain ones, and those of the Medical Segmentation Decathlon and nnU-Net
-IMAGE_FOLDERS, LABEL_FOLDERS, POINT_FOLDERS = ("images", "imagesTr"), ("labels", "labelsTr"), ("landmarks", "points")
 DATALIST = "pairs.json"
-LAYOUT = "FOLDER/images and FOLDER/labels (or FOLDER/landmarks), with a file of the same name for each subject"
 FEWEST_SUBJECTS = 6  # two for each split
 
 
@@ -32,12 +30,14 @@ class DataSet:
         datalist: its pairs.
         items: ``{split: [{key: absolute path}]}``.
         kinds: what all pairs have beside images, of "label" and "points".
+        names: of structures by label value, as far as the datalist says them.
     """
 
     source: Path
     datalist: Path
     items: dict[str, list[Item]]
     kinds: tuple[str, ...]
+    names: dict[int, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ def name_of(source: Path) -> str:
 
 
 def source_of(data: str | os.PathLike) -> Path:
-    """Absolute path of a folder or a JSON file.
+    """Absolute path of a folder or a JSON file; the description of a folder of nnU-Net stands for that folder.
 
     Raises:
         FileNotFoundError: if there is nothing of that name.
@@ -72,7 +72,8 @@ def source_of(data: str | os.PathLike) -> Path:
         raise FileNotFoundError(f"data: no such folder or file: {path}; give a folder with {LAYOUT}, or a datalist")
     if path.is_file() and path.suffix != ".json":
         raise ValueError(f"data must be a folder or a datalist (.json), got the file {path}; the folder is {LAYOUT}")
-    return path
+    describes = path.name == FILE and is_data_set(path.parent) and not has_pairs(path)
+    return path.parent if describes else path
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -85,27 +86,44 @@ def is_datalist(file: Path) -> bool:
     return not read_settings(file).keys().isdisjoint(SPLITS)
 
 
-def data_set(source: Path, drawn: Path) -> DataSet:
+def has_pairs(file: Path) -> bool:
+    """Whether a JSON file is a datalist of pairs, and none of single images; a file that cannot be read is not."""
+    try:
+        content = read_settings(file)
+    except (ValueError, OSError):
+        return False
+    items = [item for split in SPLITS for item in content.get(split) or [] if isinstance(content[split], list)]
+    return any(isinstance(item, dict) and not item.keys().isdisjoint(IMAGE_KEYS) for item in items)
+
+
+def data_set(source: Path, drawn: Path, selection: Selection = EVERYTHING) -> DataSet:
     """The data set that a user means.
 
     Args:
         source: as :func:`source_of` gives it.
         drawn: where pairs are written that are drawn for a folder without pairs.json. What it holds must be the same
             draw, which is then used.
+        selection: of the images and label maps of a folder without pairs.json.
 
     Raises:
         FileNotFoundError: for a folder without images, or a datalist with a missing file.
         ValueError: if there is nothing to learn from, or too little.
         FileExistsError: if ``drawn`` holds something else.
     """
-    datalist = folder_datalist(source, drawn) if source.is_dir() else existing(source)
+    datalist = folder_datalist(source, drawn, selection) if source.is_dir() else existing(source)
+    if selection != EVERYTHING and datalist != drawn:
+        raise ValueError(
+            f"modality and label_map choose among the files of a folder, and {datalist} has its pairs "
+            "already: leave them out, or move it away"
+        )
     if not is_datalist(datalist):
         raise ValueError(f"{datalist} has no pairs but settings: train with it, or give a folder or a datalist")
-    splits = [split for split in SPLITS if split != SPLITS[2] or split in read_settings(datalist)]
+    content = read_settings(datalist)
+    splits = [split for split in SPLITS if split != SPLITS[2] or split in content]
     items = read_datalist(datalist, splits, IMAGE_KEYS)
     kinds = common_kinds(items, datalist)
     check_files(items, datalist)
-    return DataSet(source, datalist, items, kinds)
+    return DataSet(source, datalist, items, kinds, structure_names(content.get("labels")))
 
 
 def common_kinds(items: dict[str, list[Item]], datalist: Path) -> tuple[str, ...]:
@@ -146,36 +164,18 @@ def check_files(items: dict[str, list[Item]], datalist: Path) -> None:
                     )
 
 
-def folder_datalist(folder: Path, drawn: Path) -> Path:
+def folder_datalist(folder: Path, drawn: Path, selection: Selection) -> Path:
     """The datalist of a folder: its pairs.json, or drawn pairs."""
     used = folder / DATALIST
     others = [
         file.name
         for file in sorted(folder.glob("*.json"))
-        if file.name != DATALIST and file != drawn and is_other_datalist(file)
+        if file.name != DATALIST and file != drawn and has_pairs(file)
     ]
-    datalist = used if used.is_file() else draw(folder, drawn)
+    datalist = used if used.is_file() else draw(folder, drawn, selection)
     if others:
         print(f"{', '.join(others)} in {folder} not used, but {datalist}; to use one, give it in the folder's place")
     return datalist
-
-
-def is_other_datalist(file: Path) -> bool:
-    """As :func:`is_datalist`; a file that cannot be read is none."""
-    try:
-        return is_datalist(file)
-    except (ValueError, OSError):
-        return False
-
-
-def sub_folder(folder: Path, names: Sequence[str]) -> Path | None:
-    """The one sub-folder that has one of these names; ValueError if there are two."""
-    found = [folder / name for name in names if (folder / name).is_dir()]
-    if len(found) > 1:
-        raise ValueError(
-            f"{folder} has both {' and '.join(path.name for path in found)}: remove one, or give a datalist"
-        )
-    return found[0] if found else None
 
 
 def pair_counts(subjects: int) -> dict[str, int]:
@@ -191,39 +191,30 @@ def pair_counts(subjects: int) -> dict[str, int]:
     return {split: min(most, n * (n - 1)) for split, (most, n) in limits.items()}
 
 
-def draw(folder: Path, output: Path) -> Path:
+def draw(folder: Path, output: Path, selection: Selection) -> Path:
     """Draws pairs of a folder, the same ones each time, and writes them unless they are there."""
-    images, labels, points = (sub_folder(folder, names) for names in (IMAGE_FOLDERS, LABEL_FOLDERS, POINT_FOLDERS))
-    if images is None:
-        raise FileNotFoundError(f"no folder {' or '.join(IMAGE_FOLDERS)} in {folder}: data are {LAYOUT}, or a datalist")
-    if labels is None and points is None:
+    found = data_set_subjects(folder, selection)
+    if found.kinds == ["image"]:
         wanted = ", ".join(LABEL_FOLDERS + POINT_FOLDERS)
         raise FileNotFoundError(
             f"no labels and no landmarks ({wanted}) in {folder}: training needs them for each image; data are {LAYOUT}"
         )
-    for path, name, suffixes in (
-        (labels, "labels", IMAGE_SUFFIXES),
-        (points, "landmarks", (*POINT_SUFFIXES, *IMAGE_SUFFIXES)),
-    ):
-        if path is not None:
-            image_files(path, name, suffixes)
-    subjects = len(image_files(images, "images"))
+    subjects = len(found.visits)
     if subjects < FEWEST_SUBJECTS:
         raise ValueError(
-            f"{images} has {subjects} subject{'s' * (subjects != 1)}, at least {FEWEST_SUBJECTS} are needed: two each "
+            f"{folder} has {subjects} subject{'s' * (subjects != 1)}, at least {FEWEST_SUBJECTS} are needed: two each "
             "for training, validation and testing; add subjects (some 20 are a good beginning)"
         )
     check_output_dir(output.parent, "the plan's folder")
     part = output.with_name(f".{output.name}.{os.getpid()}")
-    counts = pair_counts(subjects)
     try:
-        make_datalist(images, part, labels, counts["train"], counts["validation"], counts["test"], landmarks=points)
+        write_pairs(found, folder.name, part, checked_counts(**pair_counts(subjects)))
         if not output.exists():
             os.replace(part, output)
         elif output.read_bytes() != part.read_bytes():
             raise FileExistsError(
-                f"{output} exists and holds other pairs than those drawn from {folder} now (were subjects added?): "
-                "move it away, or give another output"
+                f"{output} exists and holds other pairs than those drawn from {folder} now (were subjects added, or "
+                "other files chosen?): move it away, or give another output"
             )
     finally:
         part.unlink(missing_ok=True)

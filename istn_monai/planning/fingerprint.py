@@ -53,6 +53,7 @@ class Fingerprint:
         read_pairs: all pairs (moving, fixed) of which both subjects were read.
         distances: of centroids in mm, by alignment and structure, over some training pairs.
         overlaps: Dice, likewise; empty for landmarks.
+        names: of structures by label value, as far as they are known.
     """
 
     subjects: dict[Files, Subject]
@@ -61,6 +62,7 @@ class Fingerprint:
     read_pairs: list[tuple[Subject, Subject]]
     distances: dict[str, dict[Key, list[float]]] = field(default_factory=dict)
     overlaps: dict[str, dict[Key, list[float]]] = field(default_factory=dict)
+    names: Mapping[Any, str] = field(default_factory=dict)
 
     @property
     def spatial_dims(self) -> int:
@@ -188,6 +190,7 @@ class Fingerprint:
         apart = {name: round(self.apart(name, [key]), 2) for name in ALIGNMENTS if self.distances[name].get(key)}
         overlaps = {name: round(self.overlap(name, key), 3) for name in ALIGNMENTS if self.overlaps[name].get(key)}
         return {
+            **({"name": self.names[key]} if key in self.names else {}),
             "presence": round(self.presence(key), 3),
             "volume": round(self.volume(key), 1),
             "thickness_mm": round(self.thickness(key), 2),
@@ -271,13 +274,10 @@ def fingerprint(data: DataSet, nifti_frame: str | None = None) -> Fingerprint:
         check_same_kind(subjects)
         subjects = {files: measured(files, None, True, nifti_frame) if not subject.is_map else subject
                     for files, subject in subjects.items()}  # fmt: skip
-    read = [pair for split in pairs.values() for pair in split if subjects.keys() >= set(pair)]
-    result = Fingerprint(
-        subjects,
-        len(everybody),
-        {split: len(items) for split, items in pairs.items()},
-        [(subjects[moving], subjects[fixed]) for moving, fixed in read],
-    )
+    known = [pair for split in pairs.values() for pair in split if subjects.keys() >= set(pair)]
+    read = [(subjects[moving], subjects[fixed]) for moving, fixed in known]
+    numbers = {split: len(items) for split, items in data.items.items()}
+    result = Fingerprint(subjects, len(everybody), numbers, read, names=data.names)
     for moving, fixed in measured_pairs:
         compare(result, subjects[moving], subjects[fixed])
     if not result.distances[ALIGNMENTS[0]]:

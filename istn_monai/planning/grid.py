@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from istn_monai.io.subject_files import UNLABELED
 from istn_monai.planning.fingerprint import ALIGNMENTS, Fingerprint
 from istn_monai.planning.subjects import MAP, Key
 
@@ -84,8 +85,8 @@ def choose_structures(found: Fingerprint) -> Structures:
     labels: list[list[int]] | str | None = None
     points: list[list[str]] | None = None
     names = [str(key) for key in found.keys(str) if key != MAP]
-    values = [int(key) for key in found.keys(int)]
-    words = []
+    values = [int(key) for key in found.keys(int) if found.names.get(key) != UNLABELED]
+    words = [] if len(values) == len(found.keys(int)) else [f"voxels that nobody labeled ({UNLABELED}) do not count"]
     if names:
         always = [name for name in names if found.presence(name) >= PRESENT]
         alone = len(always) == len(names) <= MOST_CHANNELS // 2
@@ -107,18 +108,19 @@ def choose_structures(found: Fingerprint) -> Structures:
 
 def label_groups(found: Fingerprint, values: Sequence[int], most: int) -> tuple[list[list[int]], str]:
     """Label values in groups, and why these."""
+    names = found.names
     present = [value for value in values if found.presence(value) >= PRESENT]
     if not present:
         raise ValueError(
-            f"no label value is in {PRESENT:.0%} of the subjects: {listed(values)}; label the same structures in all "
-            "images"
+            f"no label value is in {PRESENT:.0%} of the subjects: {listed(values, names)}; label the same structures "
+            "in all images"
         )
     absent = [value for value in values if value not in present]
-    left_out = f"; left out: {listed(absent)}, missing in some subjects" if absent else ""
+    left_out = f"; left out: {listed(absent, names)}, missing in some subjects" if absent else ""
     if len(present) <= most:
-        return [
-            [value] for value in present
-        ], f"{len(present)} structures in nearly all subjects, one channel each{left_out}"
+        called = f": {listed(present, names)}" if names else ""
+        text = f"{len(present)} structures in nearly all subjects, one channel each{called}{left_out}"
+        return [[value] for value in present], text
     spacing = max(whole_image_grid(found))
     thick = [value for value in present if found.thickness(value) >= FEWEST_THICK * spacing]
     thick = [value for value in thick if compactness(found, value) >= COMPACT] or thick
@@ -131,7 +133,7 @@ def label_groups(found: Fingerprint, values: Sequence[int], most: int) -> tuple[
         f"or more, no sheets, that overlap after the initial alignment (Dice {OVERLAP} or more, on one side of the "
         "body); "
         "grouped by volume, large first; "
-        f"left out: {listed([value for value in values if value not in kept])}"
+        f"left out: {listed([value for value in values if value not in kept], names)}"
     )
     return groups, text
 
@@ -146,9 +148,9 @@ def best_overlap(found: Fingerprint, value: int) -> float:
     return max(found.overlap(alignment, value) for alignment in ALIGNMENTS)
 
 
-def listed(values: Sequence[Key]) -> str:
-    """The first of some values, and how many more there are."""
-    shown = ", ".join(map(str, values[:8]))
+def listed(values: Sequence[Key], names: Mapping[Any, str]) -> str:
+    """The first of some values, with their names where they have any, and how many more there are."""
+    shown = ", ".join(f"{value} {names[value]}" if value in names else str(value) for value in values[:8])
     return shown if len(values) <= 8 else f"{shown} and {len(values) - 8} more"
 
 

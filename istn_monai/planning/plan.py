@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from istn_monai.io.paths import absolute, check_output_dir, identities, new_file, replacing
+from istn_monai.io.subject_files import EVERYTHING, Selection
 from istn_monai.network_settings import none_or
 from istn_monai.planning.dataset import DataSet, data_set, is_datalist, name_of, read_settings, source_of
 from istn_monai.planning.fingerprint import Fingerprint, fingerprint
@@ -91,7 +92,7 @@ def pairs_text(data: DataSet, found: Fingerprint) -> str:
     counts = ", ".join(f"{number} {split}" for split, number in found.pairs.items())
     drawn = data.source.is_dir() and data.datalist.parent != data.source
     how = "drawn at random, no subject in two splits" if drawn else "as given"
-    return f"pairs of {found.number} subjects ({counts}), {how}"
+    return f"pairs of {found.number} images ({counts}), {how}"
 
 
 def default_output(source: Path) -> Path:
@@ -104,6 +105,7 @@ def write_plan(
     output: str | os.PathLike | None = None,
     overwrite: bool = False,
     nifti_frame: str | None = None,
+    selection: Selection = EVERYTHING,
 ) -> tuple[Plan, Path]:
     """Plans the training of a data set and writes the plan.
 
@@ -111,10 +113,11 @@ def write_plan(
     itself is only read.
 
     Args:
-        data: a folder with images and labels or landmarks, or a datalist (.json).
+        data: a folder with images and labels or landmarks, of nnU-Net or of BIDS; or a datalist (.json).
         output: JSON file to write; None is NAME_plan.json in the current folder.
         overwrite: replace an existing plan.
         nifti_frame: itk, sform or qform, where readers understand a NIfTI header in two ways.
+        selection: of images and label maps, where subjects have several.
 
     Returns:
         The plan and its file.
@@ -135,7 +138,7 @@ def write_plan(
     drawn = drawn_pairs(source, file)
     new = not drawn.exists()
     try:
-        plan = make_plan(data_set(source, drawn), none_or(nifti_frame))
+        plan = make_plan(data_set(source, drawn, selection), none_or(nifti_frame))
     except Exception:
         if new:  # pairs of data that cannot be used would be in the way of others
             drawn.unlink(missing_ok=True)
@@ -158,7 +161,12 @@ def drawn_pairs(source: Path, plan: Path) -> Path:
     return plan.with_name(f"{name_of(source)}_pairs.json")
 
 
-def plan_of(data: str | os.PathLike, nifti_frame: str | None = None, folder: str | os.PathLike | None = None) -> Path:
+def plan_of(
+    data: str | os.PathLike,
+    nifti_frame: str | None = None,
+    folder: str | os.PathLike | None = None,
+    selection: Selection = EVERYTHING,
+) -> Path:
     """The plan for what a user gives to a training.
 
     Args:
@@ -166,21 +174,28 @@ def plan_of(data: str | os.PathLike, nifti_frame: str | None = None, folder: str
             folder, or taken from there if it was made from the same data: a repeated training goes on.
         nifti_frame: of a new plan, see :func:`write_plan`.
         folder: for a new plan, in the place of the current folder.
+        selection: see :func:`write_plan`.
 
     Raises:
         FileExistsError: if a plan of other data is in the way.
+        ValueError: for a selection from settings, which have their pairs.
     """
     source = source_of(data)
     if source.is_file() and not is_datalist(source):
+        if selection != EVERYTHING:
+            raise ValueError(
+                f"modality and label_map are for a folder, and {source} is a plan with its pairs: leave "
+                "them out, or plan anew"
+            )
         return source
     file = default_output(source)
     if not file.exists():
         file = file if folder is None else Path(folder) / file.name
-        plan, file = write_plan(source, file, True, nifti_frame)  # processes of one training write the same
+        plan, file = write_plan(source, file, True, nifti_frame, selection)  # processes of one training write the same
         print(plan.table() if folder else f"{plan.table()}\nwritten: {file}")
         return file
     known = read_settings(file).get(NOTES, {}).get("made_from")
-    if known != data_set(source, drawn_pairs(source, file)).origin:
+    if known != data_set(source, drawn_pairs(source, file), selection).origin:
         raise FileExistsError(
             f"{file} was made from other data than {source} has now: to train with it, give it in the place of the "
             f"data; for a new one, istn-monai plan {source} --overwrite"
