@@ -61,6 +61,7 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`istn_monai.options`: the settings by name; :mod:`istn_monai.arguments`: what stands on the command line;
   :mod:`istn_monai.network_settings`: what a network is built from; :mod:`istn_monai.weights`: weights that say what
   they are
+- :mod:`istn_monai.frozen`: representations that are not learned
 - :mod:`istn_monai.qa`: judging a registered pair.
   :mod:`~istn_monai.qa.rules`, :mod:`~istn_monai.qa.measures`, :mod:`~istn_monai.qa.panels`,
   :mod:`~istn_monai.qa.page`, :mod:`~istn_monai.qa.sprites`, :mod:`~istn_monai.qa.viewer`,

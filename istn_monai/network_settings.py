@@ -17,11 +17,13 @@ from istn_monai.alignment import check_start
 from istn_monai.geometry.composite import spatial_transformation
 from istn_monai.geometry.names import GLOBAL, kinds_of
 from istn_monai.geometry.transformation import Transformation, checked_size, per_axis
+from istn_monai.io.hashes import file_hash
 from istn_monai.kinds import says_none
 from istn_monai.layers import SoftClamp, with_central_statistics
 from istn_monai.linear_registration import SIMILARITIES
 from istn_monai.losses import VARIANTS
 from istn_monai.networks import ISTN, UNET_DIVISOR, BackboneITN, DisplacementNetwork, unet
+from istn_monai.representations import Representation
 from istn_monai.stn import PyramidSTN
 from istn_monai.transforms.checks import check_choice, check_soi_labels
 from istn_monai.transforms.landmarks import check_soi_points
@@ -39,6 +41,7 @@ ITNS = {
         "out_channels": "@soi_channels",
     }
 }
+FROZEN = "istn_monai.frozen.FrozenITN"
 IDENTITY = "istn_monai.stn.IdentitySTN"
 TRANSFORMATION_ID = "@transformation_def"
 #: packages whose networks a checkpoint may name
@@ -122,8 +125,10 @@ class NetworkSettings:
         self.spatial_transformation()  # checks what is its own
         if self.itn_def == "segmentation":
             check_disjoint(self.soi_labels, self.soi_points)
-        for name in ("itn_def", "stn_def"):
-            object.__setattr__(self, name, self.resolved(name, getattr(self, name)))
+        object.__setattr__(self, "itn_def", self.resolved("itn_def", self.itn_def))
+        if self.frozen:
+            check_frozen(self.loss)
+        object.__setattr__(self, "stn_def", self.resolved("stn_def", self.stn_def))
 
     @property
     def spatial_dims(self) -> int:
@@ -142,8 +147,13 @@ class NetworkSettings:
 
     @property
     def has_itn(self) -> bool:
-        """Whether there is an ITN: STN-u and STN-s are trained without one."""
-        return self.loss not in ("u", "s")
+        """Whether there is an ITN: STN-u and STN-s are trained without one, or with a frozen one."""
+        return self.loss not in ("u", "s") or self.frozen
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the representation is not learned, see :class:`istn_monai.frozen.FrozenITN`."""
+        return (self.itn_def or {}).get("_target_") == FROZEN
 
     @property
     def soi_channels(self) -> int:
@@ -153,6 +163,9 @@ class NetworkSettings:
     @property
     def stn_channels(self) -> int:
         """Channels that the STN sees, moving and fixed together."""
+        if self.frozen:
+            itn = self.built(self.itn_def, self.spatial_transformation())
+            return 2 * itn.out_channels(self.in_channels, self.spatial_size)
         return 2 * (self.soi_channels if self.has_itn else self.in_channels)
 
     @property
@@ -205,12 +218,13 @@ class NetworkSettings:
             definition = ITNS.get(definition, definition)
         if not isinstance(definition, Mapping) or "_target_" not in definition:
             raise ValueError(f'{name} must be JSON as in MONAI\'s configs, {{"_target_": ...}}, got {definition!r}')
-        ids = {key: getattr(self, key) for key in ("spatial_dims", "in_channels", "soi_channels", "stn_channels")}
+        known = ("spatial_dims", "in_channels", "soi_channels", *(["stn_channels"] if name == "stn_def" else []))
+        ids = {key: getattr(self, key) for key in known}
         ids |= {"transformation": self.transformation, "spatial_size": self.spatial_size, "spacing": self.spacing}
         text = json.dumps(definition).replace('"_target_"', '"target"').replace(TRANSFORMATION_ID, "<transformation>")
         content = ConfigParser({**ids, "definition": json.loads(text)}).get_parsed_content("definition")
         text = json.dumps(content).replace('"target"', '"_target_"').replace("<transformation>", TRANSFORMATION_ID)
-        return json.loads(text)
+        return with_hash(json.loads(text))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -274,6 +288,23 @@ def check_disjoint(soi_labels: Sequence[Sequence[int]] | None, soi_points: Any) 
             f"itn_def segmentation is for label groups that do not overlap, got soi_labels {soi_labels} and soi_points "
             f"{soi_points}: leave itn_def out, or give soi_labels that share no value"
         )
+
+
+def check_frozen(loss: str) -> None:
+    """ValueError for a loss that would teach an ITN which does not learn."""
+    if loss not in ("u", "s"):
+        raise ValueError(
+            f"loss {loss!r} teaches the ITN, and itn_def is {FROZEN}, which does not learn: choose loss s, by structures, "
+            "or u, by the representation itself"
+        )
+
+
+def with_hash(definition: Any) -> Any:
+    """The definition of a frozen ITN with the hash of the network's file, so that no other takes its place."""
+    if not isinstance(definition, Mapping) or definition.get("_target_") != FROZEN or definition.get("sha256"):
+        return definition
+    representation = Representation.of(definition.get("representation"))
+    return {**definition, "sha256": file_hash(representation.path)} if representation.is_network else definition
 
 
 def numbers(value: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from istn_monai.geometry.grids import Grid
+from istn_monai.geometry.grids import Grid, square
 from istn_monai.io.images import read_or_explain
 from istn_monai.io.json_files import read_json
 from istn_monai.transforms.keys import MAP_KEYS
@@ -69,7 +69,7 @@ def read_maps(file: str | Path, key: str, image: MetaTensor, nifti_frame: str | 
     if Path(file).suffix.lower() == ".npz":
         return from_archive(Path(file).expanduser(), key, image)
     check_own_world(Path(file).expanduser(), key)
-    channels = [read_or_explain(path, key, nifti_frame) for path in channel_files(file)]
+    channels = [flat(read_or_explain(path, key, nifti_frame), image) for path in channel_files(file)]
     first = channels[0]
     for other, path in zip(channels, channel_files(file), strict=True):
         if other.shape[1:] != first.shape[1:] or not torch.allclose(other.affine, first.affine, atol=1e-4):
@@ -80,10 +80,19 @@ def read_maps(file: str | Path, key: str, image: MetaTensor, nifti_frame: str | 
     return result
 
 
+def flat(maps: MetaTensor, image: MetaTensor) -> MetaTensor:
+    """Maps of a 2-D image, of which NIfTI keeps the channels as a fourth axis after a third one of 1 voxel, in 2-D."""
+    if image.ndim != 3 or maps.ndim != 4 or maps.shape[-1] != 1:
+        return maps
+    result = MetaTensor(maps.as_tensor()[..., 0], meta=dict(maps.meta))
+    result.affine = square(maps.affine, 2)
+    return result
+
+
 def check_placed(maps: MetaTensor, key: str, file: str | Path, image: MetaTensor) -> None:
     """ValueError for a NIfTI file that does not say where it lies, on another grid than its image."""
     codes = [int(maps.meta.get(name, 1)) for name in ("sform_code", "qform_code")]
-    same = maps.shape[1:] == image.shape[1:] and torch.allclose(maps.affine, image.affine.to(maps.affine), atol=1e-4)
+    same = maps.shape[1:] == image.shape[1:] and torch.allclose(Grid.of(maps).affine, Grid.of(image).affine, atol=1e-4)
     if not any(codes) and not same:
         raise ValueError(
             f"{key}: {file} has no affine (its sform and qform codes are 0), and is on another grid than its image, "

@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
+from istn_monai.frozen import FrozenITN
 from istn_monai.geometry.grids import Grid, map_points, within
 from istn_monai.geometry.sampling import voxel_grid, warp
 from istn_monai.guidance import both_masks
@@ -113,10 +114,17 @@ def registered_pair(pair: Mapping[str, Any], network: nn.Module, soi_labels: Any
         covered=covered,
         viewed=viewed,
         refinement=refinement.report if refinement is not None and refinement.report.refined else None,
-        kind=pair.get(MAPS) or ("image" if not istn.has_itn else "map" if soi_labels is None else "mask"),
+        kind=pair.get(MAPS) or kind_of(istn, soi_labels),
         masks=both_masks(batched(pair), fixed[None]),
         back=None if refinement is None or refinement.back_ddf is None else cpu(refinement.back_ddf),
     )
+
+
+def kind_of(istn: nn.Module, soi_labels: Any) -> str:
+    """What a network's own representations are, see :class:`RegisteredPair`."""
+    if not istn.has_itn or isinstance(istn.itn, FrozenITN):
+        return "image"
+    return "map" if soi_labels is None else "mask"
 
 
 def cpu(value: Tensor) -> Tensor:

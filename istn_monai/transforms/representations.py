@@ -84,12 +84,18 @@ class RepresentationMapsd(Transform):
         if kind == "image":
             return plain(image).float()
         if kind == "mind":
-            return mind_ssc(plain(image).float()[None])[0]
+            return mind_ssc(self.continued(data, side)[None])[0]
         if kind == "labels":
             return self.of_labels(data, side)
         if kind == "file":
             return self.of_file(data, side)
         return self.of_network(data, side)
+
+    def continued(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
+        """An image ``(C, *S)`` on the registration grid, its border going on beyond it, which would be an edge else."""
+        image = data.get(ORIGINAL_KEYS[SIDES.index(side)], data[f"{side}_image"])
+        grid = Grid.of(data["fixed_image"])
+        return area_averaged(plain(image).float()[None], Grid.of(image), grid)[0]
 
     def of_labels(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
         """The structures of a label map."""

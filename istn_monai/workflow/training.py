@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from istn_monai.adam import cosine_to_zero
 from istn_monai.geometry.sampling import warp
 from istn_monai.losses import Counts, DiceMSELoss, ISTNLoss, Target, annotated, where
-from istn_monai.network_settings import none_or
+from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.networks import ISTNOutput
 from istn_monai.pace import Pace
 from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
@@ -52,10 +52,20 @@ class TrainingLoss(ISTNLoss):
         variant: "u", "s", "e" or "i".
         similarity: a loss of two images, None, or the word none.
         regularization: a loss of the ddf, None, or the word none.
+        settings: of the network; None for one whose ITN learns.
         options: as of :class:`istn_monai.ISTNLoss`.
     """
 
-    def __init__(self, variant: str, similarity: Any = None, regularization: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        variant: str,
+        similarity: Any = None,
+        regularization: Any = None,
+        settings: NetworkSettings | None = None,
+        **options: Any,
+    ) -> None:
+        # without annotation, a representation that is given takes the place of the image
+        variant = "r" if settings is not None and settings.frozen and variant == "u" else variant
         super().__init__(variant, none_or(similarity), none_or(regularization), **options)
         if "structures" not in self.weights:
             warnings.warn(f"loss_weights {self.weights} have no structures: labels teach nothing", stacklevel=2)
