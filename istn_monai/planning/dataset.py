@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from istn_monai.io.datalist import IMAGE_SUFFIXES, SPLITS, Item, existing, read_datalist, read_json
+from istn_monai.io.datalist import IMAGE_SUFFIXES, SPLITS, Item, content_of, existing, read_datalist
 from istn_monai.io.landmarks import POINT_SUFFIXES
 from istn_monai.io.paths import check_output_dir
 from istn_monai.pairing import image_files, make_datalist
@@ -77,7 +77,7 @@ def source_of(data: str | os.PathLike) -> Path:
 
 def read_settings(file: Path) -> dict[str, Any]:
     """What a datalist or a plan holds, or a ValueError that names the file."""
-    return read_json(file, "datalist or plan", "a JSON object")
+    return content_of(file, "datalist or plan", "a JSON object")
 
 
 def is_datalist(file: Path) -> bool:

@@ -20,6 +20,7 @@ __getattr__, __all__ = lazy(
         "host_requests": ["Replyd", "RequestPaird"],
         "host_training": ["output_folder"],
         "inferers": ["AutocastInferer", "default_rate", "itn_dtype", "prepare_guided", "prepare_training"],
+        "learn2reg": ["submission"],
         "provenance": ["config_hash", "described_start"],
         "recipe": [
             "AverageHandler", "ITNFirstHandler", "ValidationInferer", "WeightAverage", "contrasts",
