@@ -5,7 +5,7 @@
 DIR holds the data sets' folders. FOLDER is ``evaluation`` of the challenge's repository, MDL-UzL/L2R, and PYTHON an
 interpreter with what it needs, in versions of its time: NumPy 1.23, SciPy 1.9, pandas 1.5, nibabel 4.0, evalutils 0.3.
 The first test pairs of the hippocampus are padded to one grid about their centers, and named and listed as in the
-challenge. They are registered with the shipped weights and the default refinement, and evaluated. The challenge's script
+challenge. They are registered with the shipped weights and the default refinement, and evaluated. Its own script
 then reads the same displacements, once without masks and once with them. Landmarks, for TRE, are random places: they
 test the arithmetic, not the registration. The benchmark fails if any number of any pair differs by more than 1e-3.
 """
