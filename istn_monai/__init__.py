@@ -28,7 +28,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`istn_monai.directions` (one way or both), :mod:`istn_monai.turns` (one component after the other);
   :mod:`istn_monai.refinement`: test-time refinement for the one pair in hand; :mod:`istn_monai.inferer`: refinement as
   a MONAI inferer; :mod:`istn_monai.linear_registration` (from many starts), :mod:`istn_monai.alignment` and
-  :mod:`istn_monai.structure_alignment`: initial alignment; :mod:`istn_monai.metrics`
+  :mod:`istn_monai.structure_alignment`: initial alignment; :mod:`istn_monai.metrics`,
+  :mod:`istn_monai.learn2reg_metrics`
 - :mod:`istn_monai.io`: files in, files out.
   :mod:`~istn_monai.io.whole` (written to the end), :mod:`~istn_monai.io.paths`, :mod:`~istn_monai.io.locks`,
   :mod:`~istn_monai.io.staging` (results that appear together), :mod:`~istn_monai.io.simple_itk`,
@@ -38,12 +39,13 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.io.dicom_headers`, :mod:`~istn_monai.io.dicom_stack`, :mod:`~istn_monai.io.dicom_planes`,
   :mod:`~istn_monai.io.dicom` (a series as an image),
   :mod:`~istn_monai.io.images`, :mod:`~istn_monai.io.json_files`, :mod:`~istn_monai.io.landmark_tables`,
-  :mod:`~istn_monai.io.landmark_markups`, :mod:`~istn_monai.io.landmarks`, :mod:`~istn_monai.io.nifti`,
+  :mod:`~istn_monai.io.landmark_markups`, :mod:`~istn_monai.io.voxel_landmarks` (Learn2Reg's),
+  :mod:`~istn_monai.io.landmarks`, :mod:`~istn_monai.io.nifti`,
   :mod:`~istn_monai.io.itk_geometry`, :mod:`~istn_monai.io.foreign_transforms`, :mod:`~istn_monai.io.transform_kinds`,
   :mod:`~istn_monai.io.whole_transforms` (not truncated), :mod:`~istn_monai.io.elastix`,
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.matrix_files` (greedy's and FSL's),
   :mod:`~istn_monai.io.any_transform` (by its name), :mod:`~istn_monai.io.maps` (that come with an image),
-  :mod:`~istn_monai.io.datalist`,
+  :mod:`~istn_monai.io.learn2reg` (that challenge's files), :mod:`~istn_monai.io.datalist`,
   :mod:`~istn_monai.io.subject_files` (which files belong together), :mod:`~istn_monai.io.named_files` (by equal names),
   :mod:`~istn_monai.io.nnunet`, :mod:`~istn_monai.io.bids_files` and :mod:`~istn_monai.io.bids`,
   :mod:`~istn_monai.io.data_folders` (in whichever layout); :mod:`istn_monai.foreign_networks`: of somebody else
@@ -80,7 +82,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.workflow.curves`,
   :mod:`~istn_monai.workflow.provenance` (what a result was made of), :mod:`~istn_monai.workflow.failures`,
   :mod:`~istn_monai.workflow.progress`, :mod:`~istn_monai.workflow.pair_metrics`,
-  :mod:`~istn_monai.workflow.evaluation`, :mod:`~istn_monai.workflow.results`, :mod:`~istn_monai.workflow.cohorts`,
+  :mod:`~istn_monai.workflow.results`, :mod:`~istn_monai.workflow.learn2reg` (a submission to that challenge),
+  :mod:`~istn_monai.workflow.summaries`, :mod:`~istn_monai.workflow.evaluation`, :mod:`~istn_monai.workflow.cohorts`,
   :mod:`~istn_monai.workflow.host_requests`,
   :mod:`~istn_monai.workflow.host_training`, :mod:`~istn_monai.workflow.start`
 - :mod:`istn_monai.pairing`: random pairs of a folder of subjects; :mod:`istn_monai.synthetic`: the paper's toy

@@ -214,6 +214,28 @@ def represent(
     return f"written: {represent_file(Registration(model, 0, config, bundle_root, **settings), image, output)}"
 
 
+@command()
+def learn2reg(
+    registered: str, output: str, data: str | None = None, split: str = "testing", overwrite: bool = False
+) -> str:
+    """Writes registered pairs as a submission to Learn2Reg, disp_FIXED_MOVING.nii.gz; with data also its metrics.
+
+    Args:
+        registered: output_dir of register, for a *_dataset.json.
+        output: folder for the displacements; to be zipped.
+        data: the *_dataset.json, whose pairs are then compared as the challenge does it, in OUTPUT.json.
+        split: of data; registration_test are the test pairs, whose annotations the challenge keeps to itself.
+        overwrite: replace displacements and metrics that are there.
+    """
+    load_libraries()
+    from istn_monai.workflow.learn2reg import export, measure
+
+    folder = Path(output).expanduser().absolute()
+    files = export(registered, folder, overwrite)
+    found = "" if data is None else measure(data, split, folder, overwrite) + "\n"
+    return f"{found}written: {len(files)} displacements in {folder}"
+
+
 COMMANDS: dict[str, Callable[..., str]] = {
     "plan": plan,
     "train": train,
@@ -222,6 +244,7 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "apply": apply,
     "compose": compose,
     "represent": represent,
+    "learn2reg": learn2reg,
     "info": info,
     "pairs": pairs,
     "synthesize": synthesize,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from istn_monai.foreign_networks import ACTIVATIONS, check_there, checked_maps, network_of
 from istn_monai.io.hashes import file_hash
-from istn_monai.mind import mind_ssc
+from istn_monai.mind import REGISTERED, mind_ssc
 from istn_monai.representations import Representation
 
 KINDS = ("image", "mind", "torchscript", "export")
@@ -38,7 +38,8 @@ class FrozenITN(nn.Module):
     def __init__(self, representation: Any, sha256: str | None = None) -> None:
         super().__init__()
         found = Representation.of(representation)
-        if found.kind not in KINDS or found.weights or found.spacing or found.roi_size or found.normalization != "range":
+        alone = Representation(found.source, channels=found.channels, activation=found.activation)
+        if found.kind not in KINDS or found != alone:
             raise ValueError(
                 f"FrozenITN represents images on the registration grid by one of {', '.join(KINDS)}, with channels and "
                 f"activation, got {representation!r}"
@@ -61,7 +62,7 @@ class FrozenITN(nn.Module):
         if self.representation.kind == "image":
             return images
         if self.representation.kind == "mind":
-            return mind_ssc(images)
+            return mind_ssc(images, *REGISTERED)
         network = network_of(self.representation, images.device)
         found = checked_maps(network(images), images, f"representation {self.representation.source}")
         return ACTIVATIONS[self.representation.activation](found)

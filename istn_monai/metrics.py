@@ -54,7 +54,7 @@ def sd_log_jacobian(determinant: Tensor, floor: float = 1e-6) -> Tensor:
     return determinant.clamp(min=floor).log().flatten(1).std(1)
 
 
-def sd_log_jacobian_l2r(determinant: Tensor) -> Tensor:
+def sd_log_jacobian_l2r(determinant: Tensor, counts: Tensor | None = None) -> Tensor:
     """``(B,)``: what the Learn2Reg challenge's script calls SDlogJ, ``std(log(clip(J + 3, 1e-9, 1e9)))``.
 
     To compare with published values alone: the 3 that it adds hides folding and shrinks the value about fourfold.
@@ -62,11 +62,14 @@ def sd_log_jacobian_l2r(determinant: Tensor) -> Tensor:
 
     Args:
         determinant: ``(B, *S)``, what :func:`jacobian_determinant` makes of a ddf.
+        counts: ``(*S)`` bool, the voxels that count; None for all.
 
     Returns:
-        nan for a grid of fewer than 5 voxels along an axis.
+        nan for a grid of fewer than 5 voxels along an axis, or if no voxel counts.
     """
-    inside = determinant[(slice(None), *[slice(2, -2)] * (determinant.ndim - 1))].flatten(1)
+    box = [slice(2, -2)] * (determinant.ndim - 1)
+    inside = determinant[(slice(None), *box)].flatten(1)
+    inside = inside if counts is None else inside[:, counts[tuple(box)].flatten()]
     if not inside.shape[1]:
         return determinant.new_full((len(determinant),), torch.nan)
     return (inside + 3).clamp(1e-9, 1e9).log().std(1, correction=0)

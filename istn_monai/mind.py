@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 RADIUS, DILATION = 2, 2  # of ConvexAdam, for voxels of 1 to 2 mm
+REGISTERED = (1, 2)  # radius and dilation of images that are registered on it: those of ConvexAdam's registration
 #: of the mean variance over an image: what a voxel's own is kept between
 LEAST, MOST = 1e-3, 1e3
 POOL = {1: nn.functional.avg_pool1d, 2: nn.functional.avg_pool2d, 3: nn.functional.avg_pool3d}

@@ -294,8 +294,8 @@ def check_frozen(loss: str) -> None:
     """ValueError for a loss that would teach an ITN which does not learn."""
     if loss not in ("u", "s"):
         raise ValueError(
-            f"loss {loss!r} teaches the ITN, and itn_def is {FROZEN}, which does not learn: choose loss s, by structures, "
-            "or u, by the representation itself"
+            f"loss {loss!r} teaches the ITN, and itn_def is {FROZEN}, which does not learn: choose loss s, by "
+            "structures, or u, by the representation itself"
         )
 
 

@@ -82,6 +82,7 @@ SETTINGS: dict[str, str] = {
     "qa": "writes the QA page: qa.png and view.html of a pair, qa.html of an evaluation; False leaves it out",
     "overwrite": "replaces an earlier result of other inputs, weights or options: all its files are removed first",
     "evaluated_labels": "as soi_labels, of what evaluation compares; soi_labels by default",
+    "learn2reg": "also write a submission to that challenge, and its own metrics; data is its *_dataset.json",
     "evaluated_split": "part of the datalist to evaluate",
     "refine_steps": "steps of test-time refinement, in evaluation (0 for none) and refinement",
     "refine_levels": "stride and steps of each level, coarse to fine: [[4,10],[2,25],[1,15]]; instead of refine_steps",
@@ -101,6 +102,7 @@ KINDS: dict[str, Kind] = {
             "image",
             "input",
             "output",
+            "registered",
             "transform",
             "transforms",
             "reference",
@@ -126,7 +128,7 @@ KINDS: dict[str, Kind] = {
     ),
     **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), none_or(kinds.text)),
     **dict.fromkeys(("augment", "qa", "overwrite", "inverse", "both_ways", "dry_run"), kinds.switch),
-    **dict.fromkeys(("symmetric", "jacobian"), kinds.switch),
+    **dict.fromkeys(("symmetric", "jacobian", "learn2reg"), kinds.switch),
     **dict.fromkeys(("use_labels", "use_points"), kinds.switch),
     **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),
     **dict.fromkeys(("num_workers", "refine_steps", "train", "val", "test"), whole(0)),
@@ -182,7 +184,7 @@ OF_COMMAND = {
     "evaluate": {
         "device", "seed", "spatial_size", "initial_alignment", "initial_similarity", "qa", "both_ways",
         "evaluated_labels", "evaluated_split", "symmetric", "refine_learning_rate", "refine_levels", "refine_weights",
-        "cache_dir", "overwrite", "nifti_frame", "itn_dtype", "representation",
+        "cache_dir", "overwrite", "nifti_frame", "itn_dtype", "learn2reg", "representation",
     },
     "register": {
         "device", "spatial_size", "initial_alignment", "initial_similarity", "qa", "both_ways", "jacobian", "symmetric",

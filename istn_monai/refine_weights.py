@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, float]] = {
     "accurate": {"structures": 1.0, "image": 0.05, "bending": 1.5},
     "smooth": {"structures": 1.0, "image": 0.02, "bending": 5.0},
     "intensities": {"image": 1.0, "bending": 0.3},
-    "maps": {"structures": 1.0, "bending": 3.0},
+    "maps": {"structures": 1.0, "bending": 0.3},
 }
 #: see :func:`damping_of`; of structures, and of images alone
 DAMPING, IMAGE_DAMPING = 0.03, 4.0

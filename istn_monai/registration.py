@@ -82,7 +82,8 @@ class Registration:
             raise ValueError("refine_steps must be a whole number of at least 0, got None")
         if model is not None:
             file = find_weights(model)
-            settings = {"checkpoint_file": str(file)} | own_settings(file, bool(refine_steps), settings.get("representation")) | settings
+            own = own_settings(file, bool(refine_steps), settings.get("representation"))
+            settings = {"checkpoint_file": str(file)} | own | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
         check_refining(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
@@ -90,8 +91,8 @@ class Registration:
         names = ["inference", "refine"] if refine_steps else ["inference"]
         self.parser = ConfigParser()
         self.parser.read_config([str(folder / "configs" / f"{name}.json") for name in names] + overlay(config))
-        own = {"device": process_device()} if world_size() > 1 else {}
-        self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | own | settings)
+        device = {"device": process_device()} if world_size() > 1 else {}
+        self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | device | settings)
         check_settings(self.parser)
         #: of the terms of the refinement; None for the paper's objective
         self.term_weights: dict[str, float] | None = self.content("term_weights")

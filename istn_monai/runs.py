@@ -14,6 +14,7 @@ from istn_monai.io.datalist import existing, read_json
 from istn_monai.pace import OUTPUT
 from istn_monai.weights import own_settings
 from istn_monai.workflow.distributed import world_size
+from istn_monai.workflow.learn2reg import evaluated_labels
 from istn_monai.workflow.settings import check_refining
 
 MONAI_LOGGERS = ("monai.bundle.scripts", "monai.bundle.workflows")
@@ -84,6 +85,9 @@ def evaluate_datalist(
     names = ["train", "evaluate", *(["multi_gpu_evaluate"] if world_size() > 1 else [])]
     files = [str(bundle / "configs" / f"{name}.json") for name in names] + overlay(config)
     path = existing(datalist)
+    if settings.get("learn2reg") and config is None:
+        split = settings.get("evaluated_split") or "testing"
+        settings.setdefault("evaluated_labels", evaluated_labels(path, split))
     given = {"dataset_dir": str(path.parent), "data_list_file": path.name, "checkpoint_file": str(checkpoint_file)}
     given |= own_settings(checkpoint_file, bool(refine_steps), settings.get("representation"))
     results = {"output_dir": str(output_dir), "refine_steps": refine_steps}

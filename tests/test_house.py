@@ -193,8 +193,8 @@ def words_of(tree: ast.AST) -> Iterator[str]:
                 yield getattr(node, field)
 
 
-#: a matrix of FSL's is of two images, whose grids are called so; neither is a key
-OF_TWO_GRIDS = ("istn_monai.io.any_transform", "istn_monai.io.matrix_files")
+#: a matrix of FSL's is of two images, whose grids are called so, and Learn2Reg calls them so; neither is a key
+OF_TWO_GRIDS = ("istn_monai.io.any_transform", "istn_monai.io.matrix_files", "istn_monai.io.learn2reg")
 
 
 def test_io_names_no_key_of_a_pair():

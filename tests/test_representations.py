@@ -178,7 +178,7 @@ def test_mind_is_that_of_the_image_whose_border_goes_on(volume):
     _, _, _, images = volume
     result = Registration("intensities", refine_steps=2, representation="mind", device="cpu", qa=False)(images)
     assert result["fixed_representation"].shape[0] == 12
-    inner = mind_ssc(torch.as_tensor(result["fixed_image"])[None])[0]
+    inner = mind_ssc(torch.as_tensor(result["fixed_image"])[None], 1, 2)[0]
     assert not torch.allclose(result["fixed_representation"].as_tensor(), inner)  # zeros beyond an image are no edge
     assert torch.as_tensor(result["theta"]).any()
 
@@ -518,7 +518,7 @@ def test_maps_of_one_side_are_refused():
 def data(tmp_path_factory):
     """A small synthetic set."""
     folder = tmp_path_factory.mktemp("data")
-    synthesize(folder, (24, 24, 24), train=2, validation=2, test=2)
+    synthesize(folder, (32, 32, 32), train=2, validation=2, test=2)
     return folder
 
 

@@ -1,4 +1,7 @@
-"""Datalists: MONAI's JSON (``training`` / ``validation`` / ``testing``, lists of items, paths relative to the file)."""
+"""Datalists: MONAI's JSON (``training`` / ``validation`` / ``testing``, lists of items, paths relative to the file).
+
+A ``*_dataset.json`` of Learn2Reg is taken wherever a datalist is, see :mod:`istn_monai.io.learn2reg`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from istn_monai.io.json_files import read_json
+from istn_monai.io.learn2reg import as_datalist, is_learn2reg
 from istn_monai.io.paths import absolute
 
 __all__ = [
-    "HEADERS", "IMAGE_SUFFIXES", "KINDS", "SPLITS", "Item", "checked_item", "existing", "read_datalist", "read_json",
-    "split_items",
+    "HEADERS", "IMAGE_SUFFIXES", "KINDS", "SPLITS", "Item", "checked_item", "content_of", "existing", "read_datalist",
+    "read_json", "split_items",
 ]  # fmt: skip
 
 SPLITS = ("training", "validation", "testing")
@@ -29,6 +33,14 @@ def existing(file: str | Path) -> Path:
     return path
 
 
+def content_of(
+    path: Path, what: str = "datalist", expected: str = f"a JSON object with lists {SPLITS}"
+) -> dict[str, Any]:
+    """What a datalist holds, in our form whoever's it is; see :func:`istn_monai.io.json_files.read_json`."""
+    content = read_json(path, what, expected)
+    return as_datalist(content, path.parent) if is_learn2reg(content) else content
+
+
 def read_datalist(
     file: str | Path, splits: Sequence[str] = SPLITS, needed: Sequence[str] = ()
 ) -> dict[str, list[Item]]:
@@ -40,7 +52,7 @@ def read_datalist(
         needed: keys that each item must have.
     """
     path = existing(file)
-    content = read_json(path, "datalist", f"a JSON object with lists {SPLITS}")
+    content = content_of(path)
     return {split: split_items(content, split, path, needed) for split in splits}
 
 

@@ -31,6 +31,7 @@ from istn_monai.io.landmark_markups import (
 )
 from istn_monai.io.landmark_tables import AXES, Parsed, check_cells, csv_text, read_csv
 from istn_monai.io.paths import absolute, replacing
+from istn_monai.io.voxel_landmarks import image_beside, read_voxel_csv
 
 __all__ = [
     "AXES", "FCSV_COLUMNS", "FCSV_FRAMES", "FRAMES", "MARKUPS", "POINT_SUFFIXES", "Parsed", "Points", "check_cells",
@@ -194,7 +195,7 @@ def read_points(file: str | Path, frame: str | None = None) -> Points:
 
     Args:
         file: ``.csv`` with columns x, y (, z) and, if it has them, label (or name), description and frame; Slicer's
-            and ANTs' tables; ``.fcsv``; ``.mrk.json``.
+            and ANTs' tables; ``.fcsv``; ``.mrk.json``; Learn2Reg's, see :mod:`istn_monai.io.voxel_landmarks`.
         frame: "RAS" or "LPS", of a file that does not say its own. A file that says another one raises an error.
 
     Raises:
@@ -210,7 +211,9 @@ def read_in_frame(file: str | Path, frame: str | None = None) -> tuple[Points, s
     suffix = suffix_of(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such landmark file: {path}")
-    reader = {".csv": read_csv, ".fcsv": read_fcsv, ".mrk.json": read_markups}[suffix]
+    reader: Callable[[str], Parsed] = {".csv": read_csv, ".fcsv": read_fcsv, MARKUPS: read_markups}[suffix]
+    if (image := image_beside(path)) is not None:
+        reader = partial(read_voxel_csv, image=image)
     try:
         parsed = reader(decoded(path.read_bytes()))
     except (ValueError, OverflowError, RecursionError, csv.Error) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from istn_monai.io.data_folders import LABEL_FOLDERS, LAYOUT, POINT_FOLDERS, data_set_subjects, is_data_set
-from istn_monai.io.datalist import SPLITS, Item, existing, read_datalist, read_json
+from istn_monai.io.datalist import SPLITS, Item, content_of, existing, read_datalist
 from istn_monai.io.nnunet import FILE
 from istn_monai.io.paths import check_output_dir
 from istn_monai.io.subject_files import EVERYTHING, Selection, structure_names
@@ -78,7 +78,7 @@ def source_of(data: str | os.PathLike) -> Path:
 
 def read_settings(file: Path) -> dict[str, Any]:
     """What a datalist or a plan holds, or a ValueError that names the file."""
-    return read_json(file, "datalist or plan", "a JSON object")
+    return content_of(file, "datalist or plan", "a JSON object")
 
 
 def is_datalist(file: Path) -> bool:

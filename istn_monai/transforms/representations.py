@@ -17,7 +17,7 @@ from istn_monai.geometry.resampling import area_averaged, unit_range
 from istn_monai.geometry.transformation import per_axis
 from istn_monai.io.images import check_affine, check_dims
 from istn_monai.io.values import check_finite, plain
-from istn_monai.mind import mind_ssc
+from istn_monai.mind import REGISTERED, mind_ssc
 from istn_monai.representations import Representation
 from istn_monai.transforms.checks import source
 from istn_monai.transforms.keys import MAP_KEYS, MAPS, ORIGINAL_KEYS, SIDES, Pair
@@ -84,7 +84,7 @@ class RepresentationMapsd(Transform):
         if kind == "image":
             return plain(image).float()
         if kind == "mind":
-            return mind_ssc(self.continued(data, side)[None])[0]
+            return mind_ssc(self.continued(data, side)[None], *REGISTERED)[0]
         if kind == "labels":
             return self.of_labels(data, side)
         if kind == "file":

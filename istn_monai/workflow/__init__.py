@@ -22,6 +22,7 @@ __getattr__, __all__ = lazy(
         "inferers": [
             "AutocastInferer", "default_rate", "itn_dtype", "maps_of", "one_pass", "prepare_guided", "prepare_training",
         ],
+        "learn2reg": ["submission"],
         "provenance": ["config_hash", "described_representation", "described_start"],
         "recipe": [
             "AverageHandler", "ITNFirstHandler", "ValidationInferer", "WeightAverage", "contrasts",

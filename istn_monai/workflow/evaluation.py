@@ -39,6 +39,8 @@ from istn_monai.transforms.postprocessing import Representd
 from istn_monai.workflow.console import counted
 from istn_monai.workflow.distributed import gathered, rank, world_size
 from istn_monai.workflow.failures import listed_failures, reason_of
+from istn_monai.workflow.learn2reg import MEASURED, Submission, write_measured
+from istn_monai.workflow.learn2reg import table as learn2reg_table
 from istn_monai.workflow.pair_metrics import (  # noqa: F401 (they were here before)
     label_map,
     label_metrics,
@@ -58,13 +60,8 @@ from istn_monai.workflow.provenance import (
     listed,
     weights_hash,
 )
+from istn_monai.workflow.summaries import TABLE_TITLES, summarize, table  # noqa: F401
 
-#: columns of the table: metrics and their titles; landmarks only where there are any
-TABLE_TITLES = {
-    "dice_merged": "Dice merged", "dice_labels": "Dice labels", "asd_merged": "ASD mm", "hd95_merged": "HD95 mm",
-    "tre": "TRE mm", "tre_median": "TRE median", "lncc": "LNCC", "inverse_consistency": "IC mm",
-    "folding": "folding %", "sdlogj": "SDlogJ", "sdlogj_l2r": "SDlogJ L2R", "seconds": "s",
-}  # fmt: skip
 IDENTITY = "Id"
 SAME = 1e-2  # voxels, by which a ddf may differ from that of its parameters: networks are computed again, on any device
 TABLE, EVALUATION = "evaluation.csv", "evaluation.json"
@@ -73,30 +70,9 @@ PROGRESS = ".evaluation.pairs"  # folder of what an interrupted evaluation has d
 
 def evaluation_folder(output_dir: str | Path) -> ResultFolder:
     """The results of an evaluation in a folder, which may be that of a training run."""
-    return ResultFolder(output_dir, (TABLE, QA_COHORT, EVALUATION), EVALUATION, ("summary", "provenance", "pairs"))
-
-
-def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """``{method: {metric: {mean, std, median, n}}}`` over pairs, ignoring nan."""
-    summary: dict[str, dict[str, dict[str, float]]] = {}
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        names = dict.fromkeys(name for row in own for name, value in row.items() if isinstance(value, float))
-        summary[method] = {name: statistics([row.get(name, float("nan")) for row in own]) for name in names}
-    return summary
-
-
-def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The summary as text, mean +- standard deviation over pairs."""
-    columns = [column for column in TABLE_TITLES if column in next(iter(summary.values()))]
-    lines = [f"{'':10}" + "".join(f"{TABLE_TITLES[column]:>16}" for column in columns)]
-    for method, metrics in summary.items():
-        cells = []
-        for column in columns:
-            factor = 100.0 if column == "folding" else 1.0
-            cells.append(f"{factor * metrics[column]['mean']:.3f}+-{factor * metrics[column]['std']:.3f}")
-        lines.append(f"{method:10}" + "".join(f"{cell:>16}" for cell in cells))
-    return "\n".join(lines)
+    return ResultFolder(
+        output_dir, (TABLE, QA_COHORT, MEASURED, EVALUATION), EVALUATION, ("summary", "provenance", "pairs")
+    )
 
 
 class Evaluation:
@@ -118,6 +94,8 @@ class Evaluation:
         read: further files that are read, by what errors call them.
         overwrite: replaces an evaluation of other pairs, weights or options; without it that raises an error.
         both_ways: also registers each pair the other way round, for the inverse-consistency error.
+        learn2reg: also writes what the last method finds as a submission to that challenge, and the challenge's metrics
+            as ``learn2reg.json``; needs pairs of files.
     """
 
     def __init__(
@@ -136,6 +114,7 @@ class Evaluation:
         read: Mapping[str, str] | None = None,
         overwrite: bool = False,
         both_ways: bool = False,
+        learn2reg: Submission | None = None,
     ) -> None:
         self.dataset = dataset
         self.network = network
@@ -148,11 +127,13 @@ class Evaluation:
         self.inspect = PairInspector(network, None if maps else soi_labels) if qa else None
         self.items = None if items is None else [with_channels(item) for item in items]
         own = {"soi_labels": soi_labels, "qa": bool(qa), "maps": maps, "both_ways": both_ways}
+        own |= {} if learn2reg is None else {"learn2reg": True}
         self.options: dict[str, Any] = own | dict(options or {})
         self.options["inferers"] = {name: described(inferer) for name, inferer in inferers.items()}
         self.read = dict(read or {})
         self.overwrite = checked_overwrite(overwrite)
         self.both_ways = both_ways
+        self.learn2reg = learn2reg
 
     def run(self) -> dict[str, Any]:
         """Evaluates, writes the files, prints the table, and returns what the JSON holds; does nothing a second time.
@@ -193,7 +174,8 @@ class Evaluation:
                 f"{self.results.mark} is another evaluation ({what}): add --overwrite to replace it, or choose another "
                 "output_dir"
             )
-        return found if self.results.is_whole() and not found.get("failures") else None
+        whole = self.results.is_whole() and (self.learn2reg is None or self.learn2reg.is_whole())
+        return found if whole and not found.get("failures") else None
 
     def made_of(self) -> dict[str, Any]:
         """Weights, options and pairs."""
@@ -217,6 +199,9 @@ class Evaluation:
     def evaluate(self) -> dict[str, Any]:
         """Evaluates what is not done yet, and writes the files."""
         made_of = self.made_of() if rank() == 0 else {}
+        if self.learn2reg is not None and rank() == 0:
+            begun = self.results.mark.exists() or (self.output_dir / PROGRESS).exists()
+            self.learn2reg.check_free(self.overwrite or begun)
         progress = Progress(self.output_dir / PROGRESS, gathered(None if self.items is None else made_of)[0])
         earlier = progress.earlier() if rank() == 0 else Done()
         known = set(gathered(list(earlier.rows))[0])
@@ -273,6 +258,9 @@ class Evaluation:
         if done is not None:  # a pair that fails leaves nothing
             if self.inspect is not None and self.inferers:
                 done.entries[number] = self.entry(f"pair_{number:04d}", results[method])
+            if self.learn2reg is not None:
+                last = list(fields)[-1]
+                self.learn2reg.keep(number, pair, fields[last], self.transform(results[last]))
             done.rows[number] = rows
             for method, ddf in fields.items():
                 done.spread.setdefault(method, FieldSpread()).add(ddf)
@@ -343,9 +331,15 @@ class Evaluation:
                 with results.writing(QA_COHORT) as part:
                     title = f"Registration QA of an evaluation, {list(self.inferers)[-1]}"
                     write_cohort([*entries.values(), *failed], part, title)
+            submitted = self.learn2reg and self.learn2reg.measured(sorted({row["pair"] for row in result["pairs"]}))
+            if submitted:
+                with results.writing(MEASURED) as part:
+                    write_measured(submitted, part)
             result[FILES] = [*results.written, EVALUATION]
             with results.writing(EVALUATION) as part:
                 part.write_text(json.dumps(without_nan(result), indent=1, default=str), encoding="utf-8")
         print(table(result["summary"]))
+        if submitted:
+            print(learn2reg_table(submitted))
         others = [name for name in reversed(result[FILES]) if name != TABLE]
         print(f"written to {self.output_dir / TABLE} and {' and '.join(others)}")

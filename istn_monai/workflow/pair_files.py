@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from istn_monai.io.datalist import Item, existing, read_datalist, read_json
+from istn_monai.io.datalist import Item, content_of, existing, read_datalist
 from istn_monai.refine_weights import check_guided
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MAP_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 
@@ -47,7 +47,7 @@ def check_used(
 
 def check_keys(datalist: str | Path, splits: Sequence[str]) -> None:
     """A warning that names the keys of splits' pairs that nothing reads; one that is nearly one of ours is an error."""
-    content = read_json(existing(datalist), "datalist", "a JSON object")
+    content = content_of(existing(datalist))
     lists = [content.get(split) for split in splits]
     items = [item for items in lists if isinstance(items, list) for item in items if isinstance(item, Mapping)]
     unread = [set(item) - SYNTHETIC if item.keys() >= SYNTHETIC else set(item) for item in items]

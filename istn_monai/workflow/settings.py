@@ -130,8 +130,8 @@ def check_registered(source: str, weights: Mapping[str, float] | None) -> None:
     """ValueError if a refinement would not look at what shall be registered in the place of an ITN's output."""
     if source != "itn" and weights is not None and not set(weights) & {"structures", "labels"}:
         raise ValueError(
-            f"refine_weights {dict(weights)} compare no representation, and {source} is given: add structures, or leave "
-            "representation out"
+            f"refine_weights {dict(weights)} compare no representation, and {source} is given: add structures, or "
+            "leave representation out"
         )
 
 

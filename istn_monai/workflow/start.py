@@ -176,8 +176,9 @@ def check_evaluation() -> None:
         check_there(representation)
         check_registered(representation.source, guided_weights(value("refine_weights")))
         settings, labels, split = value("settings"), value("read_labels"), value("evaluated_split")
-        check_soi_labels(labels, settings.soi_points, compared())
         data = value("evaluate#dataset#data")
+        have_points = all(key in item for item in data for key in POINT_KEYS)
+        check_soi_labels(labels, [["*"]] if have_points else settings.soi_points, compared())
         for line in announcement(f"evaluating {split}", data, f"{len(data)} pairs", settings, value("device")):
             say(line)
         check_datalist(
