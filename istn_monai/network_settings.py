@@ -164,7 +164,7 @@ class NetworkSettings:
     def stn_channels(self) -> int:
         """Channels that the STN sees, moving and fixed together."""
         if self.frozen:
-            itn = self.built(self.itn_def, self.spatial_transformation())
+            itn = self.built(self.itn_def or {}, self.spatial_transformation())
             return 2 * itn.out_channels(self.in_channels, self.spatial_size)
         return 2 * (self.soi_channels if self.has_itn else self.in_channels)
 

@@ -23,9 +23,9 @@ class Representation:
 
     Attributes:
         source: "itn", the network's own; "image", intensities; "labels", the label maps of both images; "file", maps
-            that are given for both (``moving_maps``, ``fixed_maps``); "mind", :func:`istn_monai.mind.mind_ssc` of radius 1 and dilation 2; or a
-            network of somebody else: "torchscript:PATH", "export:PATH" (``torch.export``), "bundle:FOLDER" (a MONAI
-            bundle).
+            that are given for both (``moving_maps``, ``fixed_maps``); "mind", :func:`istn_monai.mind.mind_ssc` of
+            radius 1 and dilation 2; or a network of somebody else: "torchscript:PATH", "export:PATH"
+            (``torch.export``), "bundle:FOLDER" (a MONAI bundle).
         channels: of the maps, those that are taken, from 0 on; None for all.
         weights: one for each channel that is taken, by which its squared difference counts; None for equal ones.
         spacing: voxel size in mm on which a network sees each image, on a grid along the image's own axes; None is the

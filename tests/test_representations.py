@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from helpers import BUNDLE, ball, config, meta, rand, random_checkpoint, write_json, write_nifti
+from helpers import BUNDLE, DATA_DIR, ball, config, meta, rand, random_checkpoint, write_json, write_nifti
 from monai.bundle import ConfigWorkflow, run
 from monai.data import MetaTensor
 from oracles import oblique_affine, smooth_image
@@ -31,6 +31,7 @@ from istn_monai.weights import read_weights
 from istn_monai.workflow.errors import foreseen_cause
 from istn_monai.workflow.training import TrainingLoss
 
+DATA = DATA_DIR / "hippocampus"
 SETTINGS = {
     (dims, name): {
         "spatial_size": [32, 24, 28][:dims], "spacing": 1.5, "control_spacing": [16, 8], "transformation": name,
@@ -118,16 +119,28 @@ def test_the_itns_own_maps_as_files_give_the_same_parameters(case, steps):
 def test_the_itn_as_a_network_of_somebody_else_gives_the_same_parameters(case, kind):
     folder, _, settings, images, results = case
     itn = Registration(refine_steps=0, **settings).network.istn.itn
-    example = torch.rand(1, 1, *settings["spatial_size"])
+    example = torch.rand(1, 1, *results[0]["image"].shape[1:])  # sizes are fixed in a trace
     path = folder / f"itn.{kind}"
     with torch.no_grad():
         if kind == "torchscript":
             torch.jit.save(torch.jit.trace(itn, example), path)
         else:
             torch.export.save(torch.export.export(itn, (example,)), path)
-    for steps in (0, 5):
-        registration = Registration(refine_steps=steps, representation=f"{kind}:{path}", **settings)
-        assert_same(registration(images), results[steps])
+    result = Registration(refine_steps=0, representation=f"{kind}:{path}", **settings)(images)
+    assert_same(result, results[0], 1e-5)  # convolutions round otherwise, and random heads are steep
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}: set ISTN_DATA_DIR")
+def test_the_shipped_itn_as_torchscript_gives_the_parameters_to_a_millionth(tmp_path):
+    pair = json.loads((DATA / "pairs_100.json").read_text(encoding="utf-8"))["testing"][3]
+    images = {key: str(DATA / pair[key]) for key in ("moving_image", "fixed_image")}
+    own = Registration(refine_steps=0, device="cpu")
+    expected = own(images)
+    example = torch.rand(1, 1, *expected["image"].shape[1:])
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(own.network.istn.itn, example), tmp_path / "itn.ts")
+    result = Registration(refine_steps=0, device="cpu", representation=f"torchscript:{tmp_path / 'itn.ts'}")(images)
+    torch.testing.assert_close(torch.as_tensor(result["theta"]), torch.as_tensor(expected["theta"]), atol=1e-6, rtol=0)
 
 
 def test_channels_are_selected_weighted_and_of_one_scale(case):
@@ -241,12 +254,19 @@ def test_a_network_sees_its_own_spacing_normalization_and_windows(volume):
     for side in ("moving", "fixed"):
         one, other = (result[f"{side}_representation"].as_tensor() for result in found)
         assert (one - other)[0].abs().max() < 1e-5  # a window's border shows in the blurred channel alone
-        assert one.std() > 0.1
+        assert one.std() > 0.05
     image = read_image(images["fixed_image"])
     blurred = found[0]["fixed_representation"]
     assert 0 <= float(blurred.min()) and float(blurred.max()) <= 1  # z-scores are brought to one scale
-    correlation = torch.corrcoef(torch.stack([blurred[0].flatten(), found[0]["fixed_image"][0].flatten()]))[0, 1]
+    seen = inside(found[0]["fixed_image"])
+    correlation = torch.corrcoef(torch.stack([blurred[0][seen], found[0]["fixed_image"][0][seen]]))[0, 1]
     assert correlation > 0.9 and image.std() > 2
+
+
+def inside(image):
+    """Where an image on the registration grid is not beyond its border, nor at it."""
+    beyond = (torch.as_tensor(image)[None] <= 0).float()
+    return nn.functional.max_pool3d(beyond, 3, 1, 1)[0, 0] == 0
 
 
 def bundle(folder, spacing=1.5):
@@ -278,7 +298,7 @@ def test_a_bundle_represents_images_by_its_own_config_wherever_they_lie(volume, 
     result = Registration(refine_steps=2, representation=source, **settings)(images)
     for side in ("moving", "fixed"):
         maps, image = (torch.as_tensor(result[key]) for key in (f"{side}_representation", f"{side}_image"))
-        seen = image[0] > 0
+        seen = inside(image)
         both = torch.stack([maps[0][seen], image[0][seen]])
         assert torch.corrcoef(both)[0, 1] > 0.95  # the image itself, in the right place and on this grid
         assert torch.corrcoef(torch.stack([maps[1][seen], image[0][seen]]))[0, 1] < -0.95
@@ -365,12 +385,12 @@ def maps_file(path, channels, size=(26, 19, 22), affine=None):
     [
         ("channels", "the moving side has 3 channels, the fixed one 2"),
         ("network", "has 3 channel.s., and the network was trained on 2"),
-        ("nowhere", "has no affine"),
+        ("nowhere", "has no affine|lies in two places"),
         ("elsewhere", "lie elsewhere than their image"),
         ("missing", "give moving_maps|registers moving_maps and fixed_maps"),
         ("nan", "NaN"),
         ("select", "there are 2 channels, from 0 on"),
-        ("unread", "counts with representation file alone|counts with the representation file alone"),
+        ("unread", "counts with representation file alone"),
     ],
 )
 def test_maps_that_do_not_fit_are_named(volume, tmp_path, bad, words):
@@ -488,7 +508,8 @@ def test_datalists_dictionaries_evaluation_and_the_bundle_take_it(volume, tmp_pa
         evaluate_datalist(BUNDLE, datalist, out, weights, 2, representation=source, qa=True, **given)
         content = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
         assert content["options"]["representation"] == source
-        assert content["summary"]["refined"]["dice_merged"]["mean"] >= content["summary"]["Id"]["dice_merged"]["mean"] - 1
+        dice = {method: values["dice_merged"]["mean"] for method, values in content["summary"].items()}
+        assert len(set(dice.values())) == 3, dice
     run(run_id="refinement", config_file=config("inference", "refine"), representation="file", refine_steps=2,
         output_dir=str(tmp_path / "bundle"), **images, **maps, **settings)  # fmt: skip
     other = json.loads((tmp_path / "bundle" / "report.json").read_text(encoding="utf-8"))
@@ -543,7 +564,7 @@ def test_an_stn_learns_on_a_frozen_representation_and_registers_with_it(tmp_path
     if "blur" in source:
         traced(Other("size"), tmp_path / "blur.ts")
         with pytest.raises(ValueError, match="is another file than the one in training"):
-            read_weights(file).settings  # noqa: B018
+            settings.network()
 
 
 def test_a_frozen_itn_goes_with_losses_that_do_not_teach_it():

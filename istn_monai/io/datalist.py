@@ -19,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 SPLITS = ("training", "validation", "testing")
-KINDS = ("image", "label", "points", "mask")  # of files; the last word of a key that holds a path
+KINDS = ("image", "label", "points", "mask", "maps")  # of files; the last word of a key that holds a path
 HEADERS = (".mhd", ".nhdr", ".hdr")  # files whose voxels lie in another one
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".png", *HEADERS)
 Item = dict[str, str]

@@ -66,38 +66,35 @@ class RepresentationMapsd(Transform):
         self.device = str(device)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
-        result = dict(data)
-        given = [key for key in MAP_KEYS if key in data]
-        if self.representation.source != "file" and given:
-            raise ValueError(f"{given[0]} counts with the representation file alone: give it, or leave {given[0]} out")
         if self.representation.is_itn:
-            return result
-        sides = dict(zip(MAP_KEYS, self.scaled([self.of_side(data, side) for side in SIDES]), strict=True))
+            return dict(data)
+        made = [self.of_side(data, side) for side in SIDES]
+        sides = dict(zip(MAP_KEYS, self.on_one_scale(made, Grid.of(data["fixed_image"])), strict=True))
         self.check_channels(sides)
         affine = affine_of(data["fixed_image"])
-        result |= {key: with_affine(maps, affine, data.get(key, MetaTensor(maps))) for key, maps in sides.items()}
-        return result | {MAPS: SHOWN_AS.get(self.representation.source, "map")}
+        found = {key: with_affine(maps, affine, data.get(key, MetaTensor(maps))) for key, maps in sides.items()}
+        return dict(data) | found | {MAPS: SHOWN_AS.get(self.representation.source, "map")}
 
-    def of_side(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
-        """All channels ``(K, *S)`` of one side, on the registration grid, as they are made."""
+    def of_side(self, data: Mapping[Hashable, Any], side: str) -> MetaTensor:
+        """All channels ``(K, *S)`` of one side, on whatever grid they are made, where the pair is aligned."""
         kind, image = self.representation.kind, data[f"{side}_image"]
         if kind == "image":
-            return plain(image).float()
+            return image
         if kind == "mind":
-            return mind_ssc(self.continued(data, side)[None], *REGISTERED)[0]
+            maps = mind_ssc(self.continued(data, side)[None], *REGISTERED)[0]
+            return with_affine(maps, affine_of(data["fixed_image"]), image)
         if kind == "labels":
             return self.of_labels(data, side)
         if kind == "file":
-            return self.of_file(data, side)
-        return self.of_network(data, side)
+            return of_file(data, side)
+        return self.of_bundle(data, side) if kind == "bundle" else self.of_network(data, side)
 
     def continued(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
         """An image ``(C, *S)`` on the registration grid, its border going on beyond it, which would be an edge else."""
         image = data.get(ORIGINAL_KEYS[SIDES.index(side)], data[f"{side}_image"])
-        grid = Grid.of(data["fixed_image"])
-        return area_averaged(plain(image).float()[None], Grid.of(image), grid)[0]
+        return area_averaged(plain(image).float()[None], Grid.of(image), Grid.of(data["fixed_image"]))[0]
 
-    def of_labels(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
+    def of_labels(self, data: Mapping[Hashable, Any], side: str) -> MetaTensor:
         """The structures of a label map."""
         key, grid = f"{side}_label", Grid.of(data["fixed_image"])
         if key not in data:
@@ -110,34 +107,32 @@ class RepresentationMapsd(Transform):
             raise ValueError(f"{source(label, key)} has none of the labels {self.groups.soi_labels}, to be registered")
         found = on_grid(soi, grid)
         check_kept(kept(soi, found), source(label, key), grid)
-        return found.as_tensor()
+        return found
 
-    def of_file(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
-        """Maps that came from files."""
-        key, grid = f"{side}_maps", Grid.of(data["fixed_image"])
-        if key not in data:
-            raise ValueError(f"representation file: the pair has no {key}: give {' and '.join(MAP_KEYS)}")
-        check_maps(data[key], key, grid)
-        return on_grid(data[key], grid).as_tensor()
+    def of_bundle(self, data: Mapping[Hashable, Any], side: str) -> MetaTensor:
+        """What a MONAI bundle makes of an image's file."""
+        original = data.get(ORIGINAL_KEYS[SIDES.index(side)], data[f"{side}_image"])
+        file = original.meta.get("filename_or_obj")
+        if not file:
+            raise ValueError(
+                f"representation bundle: {side}_image came from memory, and a bundle reads a file: give one"
+            )
+        maps = bundle_maps(self.representation, str(file), self.device)
+        if side != SIDES[0]:
+            return maps
+        start = torch.as_tensor(data.get("initial_alignment", torch.eye(maps.ndim))).double()
+        return with_affine(maps.as_tensor(), Grid.of(maps).aligned(start).affine, maps)
 
-    def of_network(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
+    def of_network(self, data: Mapping[Hashable, Any], side: str) -> MetaTensor:
         """What a network of somebody else makes of an image."""
-        grid, key = Grid.of(data["fixed_image"]), f"{side}_image"
-        original = data.get(ORIGINAL_KEYS[SIDES.index(side)], data[key])
-        if self.representation.kind == "bundle":
-            file = original.meta.get("filename_or_obj")
-            if not file:
-                raise ValueError(f"representation bundle: {key} came from memory, and a bundle reads a file: give one")
-            maps = bundle_maps(self.representation, str(file), self.device)
-            start = torch.as_tensor(data.get("initial_alignment", torch.eye(len(grid.affine)))).double()
-            moved = Grid.of(maps).aligned(start).affine if side == SIDES[0] else affine_of(maps)
-            return on_grid(with_affine(maps.as_tensor(), moved, maps), grid).as_tensor()
-        if self.representation.spacing is None:
-            return maps_of(self.representation, self.normalized(plain(data[key])), self.device)
-        own = along_axes(Grid.of(original), self.representation.spacing)
-        image = self.normalized(area_averaged(plain(original).float()[None], Grid.of(original), own)[0])
-        maps = MetaTensor(maps_of(self.representation, image, self.device), meta=dict(original.meta))
-        return on_grid(with_affine(maps.as_tensor(), own.affine, maps), grid).as_tensor()
+        image, grid = data[f"{side}_image"], Grid.of(data["fixed_image"])
+        spacing, normalization = self.representation.spacing, self.representation.normalization
+        if spacing is None and normalization == "range":  # as the pair is on its grid already
+            return with_affine(maps_of(self.representation, plain(image).float(), self.device), grid.affine, image)
+        original = data.get(ORIGINAL_KEYS[SIDES.index(side)], image)
+        own = grid if spacing is None else along_axes(Grid.of(original), spacing)
+        seen = self.normalized(area_averaged(plain(original).float()[None], Grid.of(original), own)[0])
+        return with_affine(maps_of(self.representation, seen, self.device), own.affine, image)
 
     def normalized(self, image: Tensor) -> Tensor:
         """An image ``(C, *S)`` as a network of somebody else wants it."""
@@ -149,27 +144,38 @@ class RepresentationMapsd(Transform):
         deviation = image.float().std(axes, keepdim=True).clamp_min(1e-8)
         return (image.float() - image.float().mean(axes, keepdim=True)) / deviation
 
-    def scaled(self, sides: Sequence[Tensor]) -> list[Tensor]:
-        """The channels of both sides that are taken, of one scale, weighted."""
-        counts = [len(side) for side in sides]
+    def on_one_scale(self, made: Sequence[MetaTensor], grid: Grid) -> list[Tensor]:
+        """The channels of both sides that are taken, on the registration grid, of one scale, weighted."""
+        sides = [with_affine(self.taken(maps, made), affine_of(maps), maps) for maps in made]
+        low, high = (torch.stack([of(side.flatten(1), 1).values for side in sides]) for of in (torch.min, torch.max))
+        low, high = low.amin(0), high.amax(0)
+        if bool((low >= ABOUT_1[0]).all()) and bool((high <= ABOUT_1[1]).all()):
+            found = [on_grid(side, grid).as_tensor() for side in sides]
+        else:  # zeros beyond the maps would be an edge: their border goes on
+            column = (-1, *[1] * grid.spatial_dims)
+            span = (high - low).clamp_min(1e-12).view(column)
+            values = [(side.as_tensor() - low.view(column)) / span for side in sides]
+            found = [area_averaged(v[None], Grid.of(s), grid)[0] for v, s in zip(values, sides, strict=True)]
+        if (weights := self.representation.weights) is not None:
+            if len(weights) != len(found[0]):
+                raise ValueError(f"representation: weights must have {len(found[0])} numbers, got {len(weights)}")
+            found = [maps * maps.new_tensor(weights).sqrt().view(-1, *[1] * grid.spatial_dims) for maps in found]
+        return found
+
+    def taken(self, maps: MetaTensor, made: Sequence[MetaTensor]) -> Tensor:
+        """The channels of one side that are taken, of both that were made."""
+        counts = [len(side) for side in made]
         if counts[0] != counts[1]:
             raise ValueError(
                 f"representation {self.representation.source}: the moving side has {counts[0]} channels, the fixed one "
                 f"{counts[1]}: both must have the same"
             )
-        taken = self.representation.channels or tuple(range(counts[0]))
-        if max(taken) >= counts[0]:
-            raise ValueError(f"representation: there are {counts[0]} channels, from 0 on, got channels {list(taken)}")
-        both = torch.stack([side[list(taken)].float() for side in sides])
-        axes = (0, *range(2, both.ndim))
-        low, high = both.amin(axes, keepdim=True), both.amax(axes, keepdim=True)
-        if not (bool((low >= ABOUT_1[0]).all()) and bool((high <= ABOUT_1[1]).all())):
-            both = (both - low) / (high - low).clamp_min(1e-12)
-        if (weights := self.representation.weights) is not None:
-            if len(weights) != both.shape[1]:
-                raise ValueError(f"representation: weights must have {both.shape[1]} numbers, got {len(weights)}")
-            both = both * both.new_tensor(weights).sqrt().view(-1, *[1] * (both.ndim - 2))
-        return list(both)
+        channels = self.representation.channels or tuple(range(counts[0]))
+        if max(channels) >= counts[0]:
+            raise ValueError(
+                f"representation: there are {counts[0]} channels, from 0 on, got channels {list(channels)}"
+            )
+        return plain(maps)[list(channels)].float()
 
     def check_channels(self, sides: Mapping[str, Tensor]) -> None:
         """ValueError if there is nothing to register, or not what the network takes."""
@@ -188,11 +194,20 @@ class RepresentationMapsd(Transform):
 
 def along_axes(image: Grid, spacing: Any) -> Grid:
     """A grid of this spacing that covers an image, along its axes."""
-    steps = per_axis("spacing", spacing[0] if len(spacing) == 1 else spacing, image.spatial_dims)
+    steps = per_axis("spacing", spacing, image.spatial_dims)
     turned = registration_grid(image, [2] * image.spatial_dims, steps)
     corners = turned.voxels(image.corners())
     size = [max(2, int(n) + 1) for n in (corners.amax(1) - corners.amin(1) + 0.5).tolist()]
     return registration_grid(image, size, steps)
+
+
+def of_file(data: Mapping[Hashable, Any], side: str) -> MetaTensor:
+    """Maps of one side that came from files, or from memory."""
+    key = f"{side}_maps"
+    if key not in data:
+        raise ValueError(f"representation file: the pair has no {key}: give {' and '.join(MAP_KEYS)}")
+    check_maps(data[key], key, Grid.of(data["fixed_image"]))
+    return data[key]
 
 
 def check_maps(maps: Any, key: str, grid: Grid) -> None:
