@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from istn_monai.foreign_networks import ACTIVATIONS, check_there, checked_maps, network_of
 from istn_monai.io.hashes import file_hash
 from istn_monai.mind import REGISTERED, mind_ssc
-from istn_monai.representations import Representation
-
-KINDS = ("image", "mind", "torchscript", "export")
+from istn_monai.representations import FROZEN, Representation
 
 
 class FrozenITN(nn.Module):
@@ -39,10 +37,10 @@ class FrozenITN(nn.Module):
         super().__init__()
         found = Representation.of(representation)
         alone = Representation(found.source, channels=found.channels, activation=found.activation)
-        if found.kind not in KINDS or found != alone:
+        if found.kind not in FROZEN or found != alone:
             raise ValueError(
-                f"FrozenITN represents images on the registration grid by one of {', '.join(KINDS)}, with channels and "
-                f"activation, got {representation!r}"
+                f"FrozenITN represents images on the registration grid by one of {', '.join(FROZEN)}, with channels "
+                f"and activation, got {representation!r}"
             )
         check_there(found)
         if sha256 is not None and file_hash(found.path) != sha256:

@@ -15,7 +15,7 @@ from typing import Any
 from istn_monai import refine_weights
 from istn_monai.geometry.names import INITIAL_ALIGNMENTS, bounds_of, is_file_name, kinds_of
 from istn_monai.levels import checked_levels
-from istn_monai.representations import Representation
+from istn_monai.representations import FROZEN, Representation
 
 Kind = Callable[[str, Any], Any]
 
@@ -212,8 +212,10 @@ def definition(name: str, value: Any) -> Any:
 
 
 def itn_definition(name: str, value: Any) -> Any:
-    """As :func:`definition`, or an ITN by its name."""
-    return value if value == "segmentation" else definition(name, value)
+    """As :func:`definition`, an ITN by its name, or a representation that does not learn."""
+    if value == "segmentation" or (isinstance(value, str) and value.partition(":")[0] in FROZEN):
+        return value
+    return definition(name, value)
 
 
 def term_weights(name: str, value: Any, terms: Sequence[str] = refine_weights.TERMS) -> Any:

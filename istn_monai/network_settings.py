@@ -18,11 +18,13 @@ from istn_monai.geometry.composite import spatial_transformation
 from istn_monai.geometry.names import GLOBAL, kinds_of
 from istn_monai.geometry.transformation import Transformation, checked_size, per_axis
 from istn_monai.io.hashes import file_hash
+from istn_monai.io.paths import absolute
 from istn_monai.kinds import says_none
 from istn_monai.layers import SoftClamp, with_central_statistics
 from istn_monai.linear_registration import SIMILARITIES
 from istn_monai.losses import VARIANTS
 from istn_monai.networks import ISTN, UNET_DIVISOR, BackboneITN, DisplacementNetwork, unet
+from istn_monai.representations import FROZEN as FROZEN_SOURCES
 from istn_monai.representations import Representation
 from istn_monai.stn import PyramidSTN
 from istn_monai.transforms.checks import check_choice, check_soi_labels
@@ -78,7 +80,9 @@ class NetworkSettings:
         initial_similarity: of images, where they are registered for it: a name of
             :data:`istn_monai.linear_registration.SIMILARITIES`.
         itn_def: MONAI's JSON of another ITN, ``{"_target_": ..., ...}``; None for the default, a BasicUNet; or
-            "segmentation", :class:`istn_monai.SegmentationITN`, for label groups that do not overlap. It may
+            "segmentation", :class:`istn_monai.SegmentationITN`, for label groups that do not overlap; or, for losses
+            "u" and "s", what does not learn, see :class:`istn_monai.frozen.FrozenITN`: "image", "mind",
+            "torchscript:PATH", "export:PATH". It may
             refer to ``@spatial_dims``, ``@in_channels`` and ``@soi_channels``.
         stn_def: likewise of another STN than :class:`istn_monai.PyramidSTN`; may refer to ``@spatial_dims``,
             ``@stn_channels``, ``@transformation`` and ``@transformation_def``.
@@ -215,7 +219,10 @@ class NetworkSettings:
         if definition is None:
             return None
         if name == "itn_def" and isinstance(definition, str):
-            definition = ITNS.get(definition, definition)
+            if definition.partition(":")[0] in FROZEN_SOURCES:
+                definition = {"_target_": FROZEN, "representation": definition}
+            else:
+                definition = ITNS.get(definition, definition)
         if not isinstance(definition, Mapping) or "_target_" not in definition:
             raise ValueError(f'{name} must be JSON as in MONAI\'s configs, {{"_target_": ...}}, got {definition!r}')
         known = ("spatial_dims", "in_channels", "soi_channels", *(["stn_channels"] if name == "stn_def" else []))
@@ -303,8 +310,13 @@ def with_hash(definition: Any) -> Any:
     """The definition of a frozen ITN with the hash of the network's file, so that no other takes its place."""
     if not isinstance(definition, Mapping) or definition.get("_target_") != FROZEN or definition.get("sha256"):
         return definition
-    representation = Representation.of(definition.get("representation"))
-    return {**definition, "sha256": file_hash(representation.path)} if representation.is_network else definition
+    given = definition.get("representation")
+    representation = Representation.of(given)
+    if not representation.is_network:
+        return definition
+    source = f"{representation.kind}:{absolute(representation.path)}"  # wherever the checkpoint is used
+    given = {**given, "source": source} if isinstance(given, Mapping) else source
+    return {**definition, "representation": given, "sha256": file_hash(representation.path)}
 
 
 def numbers(value: Any) -> Any:

@@ -46,7 +46,7 @@ SETTINGS: dict[str, str] = {
     "initial_similarity": "of images in principal_axes, rigid and affine: mse, image (local correlation), nmi or mind",
     "in_channels": "channels of an image",
     "nifti_frame": "what counts where readers understand a NIfTI header in two ways: itk, sform or qform",
-    "itn_def": "segmentation, a large U-Net for labels that do not overlap, or MONAI's JSON of another network",
+    "itn_def": "segmentation, a large U-Net; for loss u and s mind, torchscript:PATH ...; or MONAI's JSON of a network",
     "initial_weights": "checkpoint whose weights a training begins with; none begins with random ones",
     "itn_epochs": "of max_epochs, the first ones, in which the image transformer network learns by itself",
     "contrast": "of images in training: own; random, intensities by random curves; synthetic, images drawn from labels",

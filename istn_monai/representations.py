@@ -10,6 +10,7 @@ from typing import Any
 ITN = "itn"
 SOURCES = (ITN, "image", "labels", "file", "mind")
 NETWORKS = ("torchscript", "export", "bundle")  #: of other people, ``kind:PATH``
+FROZEN = ("image", "mind", "torchscript", "export")  #: that a network can be trained on, see FrozenITN
 ACTIVATIONS = ("none", "softmax", "sigmoid")
 NORMALIZATIONS = ("range", "zscore", "none")
 #: what is said of a network's input; a bundle says it itself

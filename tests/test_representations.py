@@ -546,10 +546,9 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize(("loss", "source"), [("s", "mind"), ("u", "mind"), ("s", "torchscript")])
 def test_an_stn_learns_on_a_frozen_representation_and_registers_with_it(tmp_path, data, loss, source):
     source = traced(Blur(), tmp_path / "blur.ts", (8, 8, 8)) if source == "torchscript" else source
-    definition = {"_target_": "istn_monai.frozen.FrozenITN", "representation": source}
     options = {
         "output_dir": str(tmp_path / "run"), "dataset_dir": str(data), "max_epochs": 1, "loss": loss, "device": "cpu",
-        "spatial_size": [24, 24, 24], "control_spacing": 12, "itn_def": definition,
+        "spatial_size": [24, 24, 24], "control_spacing": 12, "itn_def": source,
     }  # fmt: skip
     workflow = ConfigWorkflow(config("train"), logging_file=False, workflow_type="train", **options)
     workflow.initialize()
@@ -568,8 +567,7 @@ def test_an_stn_learns_on_a_frozen_representation_and_registers_with_it(tmp_path
 
 
 def test_a_frozen_itn_goes_with_losses_that_do_not_teach_it():
-    definition = {"_target_": "istn_monai.frozen.FrozenITN", "representation": "mind"}
-    common = {"spatial_size": (16, 16, 16), "itn_def": definition}
+    common = {"spatial_size": (16, 16, 16), "itn_def": "mind"}
     with pytest.raises(ValueError, match="teaches the ITN, and itn_def"):
         NetworkSettings(loss="i", **common)
     settings = NetworkSettings(loss="u", **common)
