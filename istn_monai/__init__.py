@@ -44,8 +44,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.io.itk_geometry`, :mod:`~istn_monai.io.foreign_transforms`, :mod:`~istn_monai.io.transform_kinds`,
   :mod:`~istn_monai.io.whole_transforms` (not truncated), :mod:`~istn_monai.io.elastix`,
   :mod:`~istn_monai.io.itk_transforms`, :mod:`~istn_monai.io.matrix_files` (greedy's and FSL's),
-  :mod:`~istn_monai.io.any_transform` (by its name), :mod:`~istn_monai.io.maps` (that come with an image),
-  :mod:`~istn_monai.io.learn2reg` (that challenge's files), :mod:`~istn_monai.io.datalist`,
+  :mod:`~istn_monai.io.any_transform` (by its name), :mod:`~istn_monai.io.learn2reg` (that challenge's files),
+  :mod:`~istn_monai.io.datalist`,
   :mod:`~istn_monai.io.subject_files` (which files belong together), :mod:`~istn_monai.io.named_files` (by equal names),
   :mod:`~istn_monai.io.nnunet`, :mod:`~istn_monai.io.bids_files` and :mod:`~istn_monai.io.bids`,
   :mod:`~istn_monai.io.data_folders` (in whichever layout); :mod:`istn_monai.foreign_networks`: of somebody else
@@ -53,7 +53,7 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.registration_grid`, :mod:`~istn_monai.transforms.starts` (initial alignments),
   :mod:`~istn_monai.transforms.preprocessing`,
-  :mod:`~istn_monai.transforms.representations`,
+  :mod:`~istn_monai.transforms.map_files` (that come with an image), :mod:`~istn_monai.transforms.representations`,
   :mod:`~istn_monai.transforms.landmarks`, :mod:`~istn_monai.transforms.guidance`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.contrast`,
   :mod:`~istn_monai.transforms.postprocessing`
@@ -61,9 +61,9 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`istn_monai.pace`: how far a long work is;
   :mod:`istn_monai.kinds`: of what kind a setting is;
   :mod:`istn_monai.options`: the settings by name; :mod:`istn_monai.arguments`: what stands on the command line;
+  :mod:`istn_monai.frozen`: representations that do not learn; :mod:`istn_monai.network_definitions` and
   :mod:`istn_monai.network_settings`: what a network is built from; :mod:`istn_monai.weights`: weights that say what
   they are
-- :mod:`istn_monai.frozen`: representations that are not learned
 - :mod:`istn_monai.qa`: judging a registered pair.
   :mod:`~istn_monai.qa.rules`, :mod:`~istn_monai.qa.measures`, :mod:`~istn_monai.qa.panels`,
   :mod:`~istn_monai.qa.page`, :mod:`~istn_monai.qa.sprites`, :mod:`~istn_monai.qa.viewer`,
@@ -115,6 +115,7 @@ __getattr__, __all__ = lazy(
         "layers": ["SoftClamp"],
         "network_settings": ["NetworkSettings"],
         "stn": ["STN", "PyramidSTN"],
+        "frozen": ["FrozenITN"],
         "networks": ["ISTN", "ITN", "BackboneITN", "DisplacementNetwork", "ISTNOutput", "SegmentationITN"],
         "losses": ["DiceCrossEntropyLoss", "DiceMSELoss", "ISTNLoss"],
         "refinement": ["Refiner"],
@@ -126,6 +127,7 @@ __getattr__, __all__ = lazy(
         ],
         "transforms.registration_grid": ["RegistrationGridd"],
         "transforms.landmarks": ["AddLandmarkChannelsd"],
+        "transforms.representations": ["RepresentationMapsd"],
         "transforms.guidance": ["Guidanced"],
         "transforms.augmentation": ["RandDeformd"],
         "transforms.contrast": ["RandContrastMapd", "RandImageFromLabelsd"],

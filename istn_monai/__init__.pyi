@@ -1,5 +1,6 @@
 """The public names, for editors and type checkers, which do not see names that are loaded on demand."""
 
+from istn_monai.frozen import FrozenITN as FrozenITN
 from istn_monai.geometry.affine import AffineTransformation as AffineTransformation
 from istn_monai.geometry.bspline import BSplineTransformation as BSplineTransformation
 from istn_monai.geometry.composite import CompositeTransformation as CompositeTransformation
@@ -48,6 +49,7 @@ from istn_monai.transforms.preprocessing import LoadPaird as LoadPaird
 from istn_monai.transforms.preprocessing import NormalizeIntensityRanged as NormalizeIntensityRanged
 from istn_monai.transforms.preprocessing import SoIGroupsd as SoIGroupsd
 from istn_monai.transforms.registration_grid import RegistrationGridd as RegistrationGridd
+from istn_monai.transforms.representations import RepresentationMapsd as RepresentationMapsd
 
 __version__: str
 __all__: list[str]

@@ -5,27 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pydoc import locate
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.networks import blocks, nets
 from torch import nn
 
 from istn_monai.alignment import check_start
 from istn_monai.geometry.composite import spatial_transformation
 from istn_monai.geometry.names import GLOBAL, kinds_of
 from istn_monai.geometry.transformation import Transformation, checked_size, per_axis
-from istn_monai.io.hashes import file_hash
-from istn_monai.io.paths import absolute
 from istn_monai.kinds import says_none
 from istn_monai.layers import SoftClamp, with_central_statistics
 from istn_monai.linear_registration import SIMILARITIES
 from istn_monai.losses import VARIANTS
+from istn_monai.network_definitions import (
+    FROZEN,
+    IDENTITY,
+    ITNS,
+    TRANSFORMATION_ID,
+    check_definition,
+    check_disjoint,
+    check_frozen,
+    named,
+    with_hash,
+)
 from istn_monai.networks import ISTN, UNET_DIVISOR, BackboneITN, DisplacementNetwork, unet
-from istn_monai.representations import FROZEN as FROZEN_SOURCES
-from istn_monai.representations import Representation
 from istn_monai.stn import PyramidSTN
 from istn_monai.transforms.checks import check_choice, check_soi_labels
 from istn_monai.transforms.landmarks import check_soi_points
@@ -34,20 +39,6 @@ from istn_monai.transforms.landmarks import check_soi_points
 SAME_PARAMETERS = {"bspline", "svf"}  # either may be refined from what the other's network predicts
 FREE = ("initial_alignment", "initial_similarity")
 UNET_CHANNELS = (8, 16, 32, 64, 128, 8)
-#: definitions of ITNs by name
-ITNS = {
-    "segmentation": {
-        "_target_": "istn_monai.SegmentationITN",
-        "spatial_dims": "@spatial_dims",
-        "in_channels": "@in_channels",
-        "out_channels": "@soi_channels",
-    }
-}
-FROZEN = "istn_monai.frozen.FrozenITN"
-IDENTITY = "istn_monai.stn.IdentitySTN"
-TRANSFORMATION_ID = "@transformation_def"
-#: packages whose networks a checkpoint may name
-TRUSTED = ("istn_monai.", "monai.networks.", "torch.nn.")
 
 
 def none_or(value: Any) -> Any:
@@ -219,10 +210,7 @@ class NetworkSettings:
         if definition is None:
             return None
         if name == "itn_def" and isinstance(definition, str):
-            if definition.partition(":")[0] in FROZEN_SOURCES:
-                definition = {"_target_": FROZEN, "representation": definition}
-            else:
-                definition = ITNS.get(definition, definition)
+            definition = named(definition)
         if not isinstance(definition, Mapping) or "_target_" not in definition:
             raise ValueError(f'{name} must be JSON as in MONAI\'s configs, {{"_target_": ...}}, got {definition!r}')
         known = ("spatial_dims", "in_channels", "soi_channels", *(["stn_channels"] if name == "stn_def" else []))
@@ -287,38 +275,6 @@ class NetworkSettings:
         return mine == theirs
 
 
-def check_disjoint(soi_labels: Sequence[Sequence[int]] | None, soi_points: Any) -> None:
-    """ValueError unless structures exclude each other, as probabilities that sum to 1 say."""
-    labels = [label for group in soi_labels or [] for label in group]
-    if not labels or soi_points or len(set(labels)) < len(labels):
-        raise ValueError(
-            f"itn_def segmentation is for label groups that do not overlap, got soi_labels {soi_labels} and soi_points "
-            f"{soi_points}: leave itn_def out, or give soi_labels that share no value"
-        )
-
-
-def check_frozen(loss: str) -> None:
-    """ValueError for a loss that would teach an ITN which does not learn."""
-    if loss not in ("u", "s"):
-        raise ValueError(
-            f"loss {loss!r} teaches the ITN, and itn_def is {FROZEN}, which does not learn: choose loss s, by "
-            "structures, or u, by the representation itself"
-        )
-
-
-def with_hash(definition: Any) -> Any:
-    """The definition of a frozen ITN with the hash of the network's file, so that no other takes its place."""
-    if not isinstance(definition, Mapping) or definition.get("_target_") != FROZEN or definition.get("sha256"):
-        return definition
-    given = definition.get("representation")
-    representation = Representation.of(given)
-    if not representation.is_network:
-        return definition
-    source = f"{representation.kind}:{absolute(representation.path)}"  # wherever the checkpoint is used
-    given = {**given, "source": source} if isinstance(given, Mapping) else source
-    return {**definition, "representation": given, "sha256": file_hash(representation.path)}
-
-
 def numbers(value: Any) -> Any:
     """A number, or a list of one number several times, as the number."""
     values = [numbers(item) for item in value] if isinstance(value, list) else [float(value)]
@@ -331,35 +287,3 @@ def plain_json(value: Any) -> Any:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
         raise ValueError(f"a network's settings must be JSON (numbers, words, lists), got {value!r}") from error
-
-
-def check_definition(definition: Any, name: str) -> None:
-    """ValueError if JSON from a file could run code: an expression, or anything but a network of a known package."""
-    if isinstance(definition, Mapping):
-        if "_target_" in definition:
-            check_target(definition["_target_"], name)
-        others = [key for key in definition if str(key).startswith("_") and key != "_target_"]
-        if others:
-            raise ValueError(f"{name} of the checkpoint has keys that are not used there: {others}")
-        definition = list(definition.values())
-    if isinstance(definition, list):
-        for item in definition:
-            check_definition(item, name)
-    elif isinstance(definition, str) and definition[:1] in ("$", "%", "@") and definition != TRANSFORMATION_ID:
-        raise ValueError(f"{name} of the checkpoint has an expression, {definition!r}, which is not run")
-
-
-def check_target(target: Any, name: str) -> None:
-    """ValueError unless a name is that of a ``torch.nn.Module`` that MONAI, torch or this package defines.
-
-    What is found counts, not how it is spelled: ``torch.nn.functional.torch.os.system`` begins well.
-    """
-    found = None
-    if isinstance(target, str):
-        known = target.startswith(TRUSTED)
-        found = locate(target) if known else getattr(nets, target, None) or getattr(blocks, target, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith(TRUSTED)):
-        raise ValueError(
-            f"{name} of the checkpoint names {target!r}, which is not a network of MONAI, torch.nn or istn_monai: give "
-            f"{name} yourself if you trust it"
-        )

@@ -13,7 +13,6 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
-from istn_monai.foreign_networks import check_there
 from istn_monai.inferer import guided_arguments
 from istn_monai.io.images import write_image
 from istn_monai.io.nifti import check_written_suffix
@@ -21,7 +20,6 @@ from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_fi
 from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.options import typed_settings
-from istn_monai.representations import Representation
 from istn_monai.runs import overlay
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
@@ -38,9 +36,9 @@ from istn_monai.workflow.results import SavePairHandler, check_pair_files
 from istn_monai.workflow.settings import (
     check_guides_count,
     check_refining,
-    check_registered,
     check_settings,
     check_similarity,
+    registered_as,
 )
 
 RESULTS = (
@@ -97,10 +95,7 @@ class Registration:
         #: of the terms of the refinement; None for the paper's objective
         self.term_weights: dict[str, float] | None = self.content("term_weights")
         check_guides_count(refine_steps, self.term_weights)
-        #: what is registered
-        self.representation = Representation.of(self.content("representation"))
-        check_there(self.representation)
-        check_registered(self.representation.source, self.term_weights)
+        self.representation = registered_as(self.content("representation"), self.term_weights)
         weights = read_weights(self.content("checkpoint_file"))
         self.settings: NetworkSettings = self.content("settings")
         check_similarity(settings.get("initial_similarity"), self.settings.initial_alignment)

@@ -15,18 +15,16 @@ from monai.data import MetaTensor
 from oracles import oblique_affine, smooth_image
 from torch import nn
 
-from istn_monai import NetworkSettings, RegisterISTNd, Registration
+from istn_monai import FrozenITN, NetworkSettings, RegisterISTNd, Registration, RepresentationMapsd
 from istn_monai.foreign_networks import described_representation
-from istn_monai.frozen import FrozenITN
 from istn_monai.guidance import representations_of
 from istn_monai.io.images import read_image
-from istn_monai.io.maps import channel_files, read_maps
 from istn_monai.mind import mind_ssc
 from istn_monai.registration import register_datalist, register_files
 from istn_monai.representations import Representation
 from istn_monai.runs import evaluate_datalist
 from istn_monai.synthetic.pairs import synthesize
-from istn_monai.transforms.representations import RepresentationMapsd
+from istn_monai.transforms.map_files import channel_files, read_maps
 from istn_monai.weights import read_weights
 from istn_monai.workflow.errors import foreseen_cause
 from istn_monai.workflow.training import TrainingLoss

@@ -24,7 +24,6 @@ from istn_monai.geometry.grids import Grid, overlap_in_world
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import unit_range
 from istn_monai.io.images import Dtype, in_dtype, read_or_explain
-from istn_monai.io.maps import read_maps
 from istn_monai.io.nifti_frames import check_nifti_frame
 from istn_monai.linear_registration import SIMILARITIES
 from istn_monai.transforms.checks import (
@@ -38,6 +37,7 @@ from istn_monai.transforms.checks import (
 )
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MAP_KEYS, MASK_KEYS, PAIR_KEYS, Pair
+from istn_monai.transforms.map_files import read_maps
 from istn_monai.transforms.starts import start_of
 
 

@@ -26,7 +26,6 @@ from istn_monai.geometry.world_transform import WorldTransform, world_transform
 from istn_monai.guidance import Guidance, other_way
 from istn_monai.inferer import guided_arguments
 from istn_monai.io.landmarks import is_points
-from istn_monai.io.maps import with_channels
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import inverse_consistency, without_nan
@@ -35,6 +34,7 @@ from istn_monai.qa.inspector import PairInspector
 from istn_monai.transforms.checks import reads_labels
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.keys import LABEL_KEYS, POINT_KEYS
+from istn_monai.transforms.map_files import with_channels
 from istn_monai.transforms.postprocessing import Representd
 from istn_monai.workflow.console import counted
 from istn_monai.workflow.distributed import gathered, rank, world_size

@@ -26,7 +26,6 @@ from istn_monai.inferer import refinement_of
 from istn_monai.io.images import save_image
 from istn_monai.io.itk_transforms import write_displacement, write_transform
 from istn_monai.io.landmarks import write_points
-from istn_monai.io.maps import with_channels
 from istn_monai.io.paths import absolute, check_apart, check_output_dir, checked_overwrite
 from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
@@ -34,6 +33,7 @@ from istn_monai.moved_points import errors, moved, unmet
 from istn_monai.qa.inspector import PairInspector
 from istn_monai.qa.viewer import VIEW_PAGE, view_page
 from istn_monai.transforms.keys import GUIDANCE, MAP_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
+from istn_monai.transforms.map_files import with_channels
 from istn_monai.workflow.pair_metrics import consistency, jacobian_of
 from istn_monai.workflow.provenance import (
     differing_inputs,

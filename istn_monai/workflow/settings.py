@@ -22,10 +22,12 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from torch import nn
 
 from istn_monai.folders import BEST
+from istn_monai.foreign_networks import check_there
 from istn_monai.kinds import path
 from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.options import KINDS, SETTINGS, typed, unknown
 from istn_monai.refine_weights import guided_weights  # noqa: F401 - for the configs
+from istn_monai.representations import Representation
 from istn_monai.transforms.registration_grid import AUTO, IMAGE
 from istn_monai.transforms.starts import STRUCTURES
 from istn_monai.weights import read_weights
@@ -126,13 +128,25 @@ def check_refining(refine_steps: int, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{idle[0]} counts in a refinement alone: give refine_steps above 0, or leave it out")
 
 
-def check_registered(source: str, weights: Mapping[str, float] | None) -> None:
-    """ValueError if a refinement would not look at what shall be registered in the place of an ITN's output."""
-    if source != "itn" and weights is not None and not set(weights) & {"structures", "labels"}:
+def registered_as(representation: Any, weights: Mapping[str, float] | None) -> Representation:
+    """What is registered, checked before any work.
+
+    Args:
+        representation: the setting.
+        weights: of the refinement's terms; None for the paper's objective.
+
+    Raises:
+        FileNotFoundError: if a network of somebody else is not there.
+        ValueError: if the refinement would not look at what is given in the place of an ITN's output.
+    """
+    found = Representation.of(representation)
+    check_there(found)
+    if not found.is_itn and weights is not None and not set(weights) & {"structures", "labels"}:
         raise ValueError(
-            f"refine_weights {dict(weights)} compare no representation, and {source} is given: add structures, or "
+            f"refine_weights {dict(weights)} compare no representation, and {found.source} is given: add structures, or "
             "leave representation out"
         )
+    return found
 
 
 def check_similarity(given: Any, initial_alignment: str) -> None:

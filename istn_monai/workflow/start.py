@@ -16,12 +16,10 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from istn_monai.folders import write_run
-from istn_monai.foreign_networks import check_there
 from istn_monai.io.datalist import Item
 from istn_monai.io.paths import check_apart, check_can_be_written, check_output_dir
 from istn_monai.moved_points import check_points as check_moved_points
 from istn_monai.network_settings import NetworkSettings, none_or
-from istn_monai.representations import Representation
 from istn_monai.transforms.checks import check_soi_labels, reads_labels
 from istn_monai.transforms.keys import POINT_KEYS
 from istn_monai.transforms.landmarks import check_soi_points
@@ -42,10 +40,10 @@ from istn_monai.workflow.run_lock import hold, released_on_error
 from istn_monai.workflow.settings import (
     check_guides_count,
     check_refining,
-    check_registered,
     check_settings,
     given,
     guided_weights,
+    registered_as,
     running,
 )
 
@@ -172,9 +170,7 @@ def check_evaluation() -> None:
         check_data_is_read(value)
         check_output_dir(value("output_dir"))
         value("checkpoint")
-        representation = Representation.of(value("representation"))
-        check_there(representation)
-        check_registered(representation.source, guided_weights(value("refine_weights")))
+        registered_as(value("representation"), guided_weights(value("refine_weights")))
         settings, labels, split = value("settings"), value("read_labels"), value("evaluated_split")
         data = value("evaluate#dataset#data")
         have_points = all(key in item for item in data for key in POINT_KEYS)
@@ -204,10 +200,8 @@ def check_inference() -> None:
             raise ValueError(f"settings must be those of a network, as the config has them, got {settings!r}")
         files: Mapping[str, Any] = {"moving_image": None, "fixed_image": None} | value("pair")
         check_pair_files(value("output_dir"), **files)
-        representation = Representation.of(value("representation"))
-        check_there(representation)
+        representation = registered_as(value("representation"), value("term_weights"))
         check_used(files, value("term_weights"), representation.source)
-        check_registered(representation.source, value("term_weights"))
         check_moved_points({key: files[key] for key in POINT_KEYS if key in files}, settings.spatial_dims)
         refiner = getattr(value("inferer"), "refiner", None)
         steps = getattr(refiner, "steps", 0)
