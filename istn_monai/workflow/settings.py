@@ -143,8 +143,8 @@ def registered_as(representation: Any, weights: Mapping[str, float] | None) -> R
     check_there(found)
     if not found.is_itn and weights is not None and not set(weights) & {"structures", "labels"}:
         raise ValueError(
-            f"refine_weights {dict(weights)} compare no representation, and {found.source} is given: add structures, or "
-            "leave representation out"
+            f"refine_weights {dict(weights)} compare no representation, and {found.source} is given: add structures, "
+            "or leave representation out"
         )
     return found
 
