@@ -113,6 +113,8 @@ def register(
     fixed_mask: str | None = None,
     moving_points: str | None = None,
     fixed_points: str | None = None,
+    engine: str = "istn",
+    world: str | None = None,
     **settings: Any,
 ) -> str:
     """Registers two images, or all pairs of a datalist; no annotation is needed.
@@ -137,9 +139,13 @@ def register(
         fixed_mask: likewise, of the fixed image.
         moving_points: landmarks (.csv, .fcsv, .mrk.json) that are moved along; for use_points, too.
         fixed_points: landmarks whose distance from the moved ones is reported; for use_points, too.
+        engine: istn; or none, which registers nothing and writes the channels of both representations,
+            moving_0000.nii.gz ..., and initial.tfm, for ANTs, elastix or greedy.
+        world: of engine none: own, M' lies where the moving image lies; or aligned, moved by initial.tfm.
     """
     load_libraries(short=True)
-    from istn_monai.registration import Registration, register_datalist, register_files
+    from istn_monai.engines import registration_by
+    from istn_monai.registration import register_datalist, register_files
     from istn_monai.workflow.distributed import connected
 
     if fixed is None and not str(moving).endswith(".json"):
@@ -150,7 +156,9 @@ def register(
     )  # fmt: skip
     if fixed is None and (given := [name for name, file in others.items() if file is not None]):
         raise ValueError(f"{given[0]} is for two images: the pairs of a datalist have their own, by the same key")
-    registration = Registration(model, refine_steps, config, bundle_root, **settings)
+    options = others | {"inverse": inverse or None, "refine_steps": None if refine_steps == 50 else refine_steps}
+    given = [name for name, value in options.items() if value is not None]
+    registration = registration_by(engine, world, given, model, refine_steps, config, bundle_root, **settings)
     folder = Path(output_dir).expanduser().absolute()
     if fixed is not None:
         done = register_files(registration, output_dir, inverse, moving_image=moving, fixed_image=fixed, **others)

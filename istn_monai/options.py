@@ -157,6 +157,7 @@ KINDS: dict[str, Kind] = {
     "frame": choice("RAS", "LPS"),
     "nifti_frame": none_or(choice("itk", "sform", "qform")),
     "image_format": choice("nii.gz", "png"),
+    "world": none_or(choice("own", "aligned")),
 }
 
 #: what only training reads
