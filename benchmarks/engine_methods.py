@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 GREEDY_ROUNDS = "100x100x60"
+ELASTIX_ITERATIONS = 100  # at each of four resolutions; its default, 256, takes minutes
 
 
 def ants_syn(similarity: str, sampling: int) -> Callable[..., list[str]]:
@@ -92,6 +93,7 @@ def elastix(start: str, output: Path, fixed: Sequence[str], moving: Sequence[str
         stage = parameters.GetDefaultParameterMap(kind)
         stage["AutomaticTransformInitialization"] = ["false"]
         stage["RandomSeed"] = ["1"]
+        stage["MaximumNumberOfIterations"] = [str(ELASTIX_ITERATIONS)]
         parameters.AddParameterMap(stage)
     itk.elastix_registration_method(
         summed(fixed), summed(moving), parameter_object=parameters, output_directory=str(output),

@@ -156,9 +156,8 @@ def register(
     )  # fmt: skip
     if fixed is None and (given := [name for name, file in others.items() if file is not None]):
         raise ValueError(f"{given[0]} is for two images: the pairs of a datalist have their own, by the same key")
-    options = others | {"inverse": inverse or None, "refine_steps": None if refine_steps == 50 else refine_steps}
-    given = [name for name, value in options.items() if value is not None]
-    registration = registration_by(engine, world, given, model, refine_steps, config, bundle_root, **settings)
+    options = others | {"inverse": inverse, "refine_steps": refine_steps}
+    registration = registration_by(engine, world, options, model, config, bundle_root, **settings)
     folder = Path(output_dir).expanduser().absolute()
     if fixed is not None:
         done = register_files(registration, output_dir, inverse, moving_image=moving, fixed_image=fixed, **others)

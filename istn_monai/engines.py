@@ -5,7 +5,7 @@ The other tools, and how what they find is joined and applied, are in ``docs/eng
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.workflow.representations import SaveRepresentationsHandler
 
 ENGINES = {"istn": "this package's registration", "none": "none: M' and F' are written for another tool"}
+DEFAULTS = {"inverse": False, "refine_steps": 50}  # of the command's options that are not None
 #: what counts for nothing where nothing is registered
 OF_REGISTRATION = {
     "inverse", "qa", "both_ways", "jacobian", "symmetric", "use_labels", "use_points", "refine_steps",
@@ -64,9 +65,8 @@ class Representing(Registration):
 def registration_by(
     engine: str,
     world: str | None,
-    given: Sequence[str],
+    options: Mapping[str, Any],
     model: str | Path | None = None,
-    refine_steps: int = 50,
     config: str | Path | None = None,
     bundle_root: str | Path | None = None,
     **settings: Any,
@@ -76,9 +76,8 @@ def registration_by(
     Args:
         engine: one of ``ENGINES``.
         world: of "none" alone: "own" (None) or "aligned".
-        given: names of the options that were given besides ``settings``.
+        options: of the command, besides ``settings``, with ``refine_steps``.
         model: see :class:`istn_monai.Registration`.
-        refine_steps: likewise.
         config: likewise.
         bundle_root: likewise.
         settings: likewise.
@@ -95,7 +94,8 @@ def registration_by(
     if engine == "istn":
         if world is not None:
             raise ValueError(f"world {world!r} is of --engine none alone: leave it out")
-        return Registration(model, refine_steps, config, bundle_root, **settings)
+        return Registration(model, options["refine_steps"], config, bundle_root, **settings)
+    given = {name for name, value in options.items() if value is not None and value != DEFAULTS.get(name)}
     useless = sorted(OF_REGISTRATION & {*given, *settings})
     if useless:
         raise ValueError(

@@ -147,7 +147,8 @@ class Registration:
             The pair, ``moving_representation`` and ``fixed_representation`` ``(K, *S)``, and ``initial_alignment``, T0:
             fixed to moving world points, RAS mm.
         """
-        return placed(Representd(self.network)(self.registered(pair)), world)
+        result: Mapping[Hashable, Any] = dict(self.registered(pair))
+        return placed(Representd(self.network)(result), world)
 
     @property
     def guides(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def start_of(pair: Mapping[str, Any]) -> Tensor:
     return torch.as_tensor(pair["initial_alignment"]).double()
 
 
-def placed(pair: Mapping[str, Any], world: str = "own") -> dict[str, Any]:
+def placed(pair: Mapping[Any, Any], world: str = "own") -> dict[str, Any]:
     """A pair whose M' lies where ``world`` says; see the module.
 
     In the moving image's own world the voxels of M' stay what they are, and lie on ``T0 @`` the registration grid's
