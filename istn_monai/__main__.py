@@ -145,8 +145,6 @@ def register(
     """
     load_libraries(short=True)
     from istn_monai.engines import registration_by
-    from istn_monai.registration import register_datalist, register_files
-    from istn_monai.workflow.distributed import connected
 
     if fixed is None and not str(moving).endswith(".json"):
         raise ValueError("fixed is not set: give two images, or one datalist (.json)")
@@ -158,6 +156,22 @@ def register(
         raise ValueError(f"{given[0]} is for two images: the pairs of a datalist have their own, by the same key")
     options = others | {"inverse": inverse, "refine_steps": refine_steps}
     registration = registration_by(engine, world, options, model, config, bundle_root, **settings)
+    return carried_out(registration, moving, fixed, output_dir, inverse, split, others)
+
+
+def carried_out(
+    registration: Any,
+    moving: str,
+    fixed: str | None,
+    output_dir: str,
+    inverse: bool,
+    split: str,
+    others: dict[str, Any],
+) -> str:
+    """Registers two images, ``others`` of their files with them, or a datalist; see :func:`register`."""
+    from istn_monai.registration import register_datalist, register_files
+    from istn_monai.workflow.distributed import connected
+
     folder = Path(output_dir).expanduser().absolute()
     if fixed is not None:
         done = register_files(registration, output_dir, inverse, moving_image=moving, fixed_image=fixed, **others)

@@ -147,8 +147,8 @@ class Registration:
             The pair, ``moving_representation`` and ``fixed_representation`` ``(K, *S)``, and ``initial_alignment``, T0:
             fixed to moving world points, RAS mm.
         """
-        result: Mapping[Hashable, Any] = dict(self.registered(pair))
-        return placed(Representd(self.network)(result), world)
+        data: Any = self.registered(pair)
+        return placed(Representd(self.network)(data), world)
 
     @property
     def guides(self) -> tuple[str, ...]:
