@@ -2,8 +2,8 @@
 
     python benchmarks/representations.py --data DATA/hippocampus --work FOLDER
 
-The bundle's own evaluation of the 100 test pairs of ``pairs_100.json``; FOLDER holds what is done, and an interrupted one
-goes on. Writes ``results/representations.json``.
+The bundle's own evaluation of the 100 test pairs of ``pairs_100.json``; FOLDER holds what is done, and an interrupted
+one goes on. Writes ``results/representations.json``.
 """
 
 from __future__ import annotations

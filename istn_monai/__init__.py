@@ -82,8 +82,10 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.workflow.curves`,
   :mod:`~istn_monai.workflow.provenance` (what a result was made of), :mod:`~istn_monai.workflow.failures`,
   :mod:`~istn_monai.workflow.progress`, :mod:`~istn_monai.workflow.pair_metrics`,
-  :mod:`~istn_monai.workflow.results`, :mod:`~istn_monai.workflow.learn2reg` (a submission to that challenge),
-  :mod:`~istn_monai.workflow.summaries`, :mod:`~istn_monai.workflow.evaluation`, :mod:`~istn_monai.workflow.cohorts`,
+  :mod:`~istn_monai.workflow.result_folders`, :mod:`~istn_monai.workflow.results`,
+  :mod:`~istn_monai.workflow.learn2reg` (a submission to that challenge),
+  :mod:`~istn_monai.workflow.summaries`, :mod:`~istn_monai.workflow.evaluation`,
+  :mod:`~istn_monai.workflow.representations` (for another engine), :mod:`~istn_monai.workflow.cohorts`,
   :mod:`~istn_monai.workflow.host_requests`,
   :mod:`~istn_monai.workflow.host_training`, :mod:`~istn_monai.workflow.start`
 - :mod:`istn_monai.pairing`: random pairs of a folder of subjects; :mod:`istn_monai.synthetic`: the paper's toy
@@ -94,7 +96,8 @@ Where things are, in reading order: no module comes before one that it imports.
   is chosen, and why), :mod:`~istn_monai.planning.plan`
 - :mod:`istn_monai.runs`: training and evaluation with a data set's settings;
   :mod:`istn_monai.registration`: pairs of files, and :class:`istn_monai.RegisterISTNd` for any ``Compose``;
-  :mod:`istn_monai.file_commands` and :mod:`istn_monai.__main__`: the commands
+  :mod:`istn_monai.engines`: which engine registers; :mod:`istn_monai.file_commands` and
+  :mod:`istn_monai.__main__`: the commands
 """
 
 from istn_monai._lazy import lazy

@@ -140,6 +140,8 @@ def register(
     fixed_points: str | None = None,
     moving_maps: str | None = None,
     fixed_maps: str | None = None,
+    engine: str = "istn",
+    world: str | None = None,
     **settings: Any,
 ) -> str:
     """Registers two images, or all pairs of a datalist; no annotation is needed.
@@ -166,10 +168,12 @@ def register(
         fixed_points: landmarks whose distance from the moved ones is reported; for use_points, too.
         moving_maps: maps of the moving image for representation file, such as probabilities of structures.
         fixed_maps: likewise, of the fixed image.
+        engine: istn; or none, which registers nothing and writes the channels of both representations,
+            moving_0000.nii.gz ..., and initial.tfm, for ANTs, elastix or greedy.
+        world: of engine none: own, M' lies where the moving image lies; or aligned, moved by initial.tfm.
     """
     load_libraries(short=True)
-    from istn_monai.registration import Registration, register_datalist, register_files
-    from istn_monai.workflow.distributed import connected
+    from istn_monai.engines import registration_by
 
     if fixed is None and not str(moving).endswith(".json"):
         raise ValueError("fixed is not set: give two images, or one datalist (.json)")
@@ -179,7 +183,24 @@ def register(
     )  # fmt: skip
     if fixed is None and (given := [name for name, file in others.items() if file is not None]):
         raise ValueError(f"{given[0]} is for two images: the pairs of a datalist have their own, by the same key")
-    registration = Registration(model, refine_steps, config, bundle_root, **settings)
+    options = others | {"inverse": inverse, "refine_steps": refine_steps}
+    registration = registration_by(engine, world, options, model, config, bundle_root, **settings)
+    return carried_out(registration, moving, fixed, output_dir, inverse, split, others)
+
+
+def carried_out(
+    registration: Any,
+    moving: str,
+    fixed: str | None,
+    output_dir: str,
+    inverse: bool,
+    split: str,
+    others: dict[str, Any],
+) -> str:
+    """Registers two images, ``others`` of their files with them, or a datalist; see :func:`register`."""
+    from istn_monai.registration import register_datalist, register_files
+    from istn_monai.workflow.distributed import connected
+
     folder = Path(output_dir).expanduser().absolute()
     if fixed is not None:
         done = register_files(registration, output_dir, inverse, moving_image=moving, fixed_image=fixed, **others)

@@ -165,6 +165,7 @@ KINDS: dict[str, Kind] = {
     "nifti_frame": none_or(choice("itk", "sform", "qform")),
     "image_format": choice("nii.gz", "png"),
     **dict.fromkeys(("modality", "label_map"), none_or(kinds.text)),
+    "world": none_or(choice("own", "aligned")),
 }
 
 #: what only training reads

@@ -32,6 +32,7 @@ from istn_monai.workflow.datasets import pair_item
 from istn_monai.workflow.distributed import process_device, world_size
 from istn_monai.workflow.pair_files import check_used, guides_of, pairs_of
 from istn_monai.workflow.provenance import weights_hash
+from istn_monai.workflow.representations import placed
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
 from istn_monai.workflow.settings import (
     check_guides_count,
@@ -142,6 +143,21 @@ class Registration:
             pred = inferer(image.clone() if image.is_inference() else image, self.network, **guided)
             return data | {"pred": decollate_batch(pred)[0]}
 
+    def represented(self, pair: Mapping[str, Any], world: str = "own") -> dict[str, Any]:
+        """M' and F' of one pair, for another engine, see docs/engines.md; a refinement changes neither.
+
+        Args:
+            pair: see :meth:`__call__`.
+            world: where ``moving_representation`` lies: "own", in that of the moving image's file, from which
+                ``initial_alignment`` leads to the fixed one; or "aligned", moved by it.
+
+        Returns:
+            The pair, ``moving_representation`` and ``fixed_representation`` ``(K, *S)``, and ``initial_alignment``, T0:
+            fixed to moving world points, RAS mm.
+        """
+        data: Any = self.registered(pair)
+        return placed(Representd(self.network)(data), world)
+
     @property
     def guides(self) -> tuple[str, ...]:
         """Keys of a pair that count besides the images and the moving label."""
@@ -245,9 +261,9 @@ def register_files(
         FileExistsError: if another result is there, without the setting ``overwrite``; or a file that is no result.
         InUse: if another process writes to the folder, without ``wait``.
     """
-    check_pair_files(output_dir, **files)
-    check_used(files, registration.term_weights, registration.representation.source)
     saver = registration.saver(output_dir, inverse)
+    check_pair_files(output_dir, saver.results, **files)
+    check_used(files, registration.term_weights, registration.representation.source)
     check_apart(saver.results.files, registration.read.items())
     points = {key: file for key, file in files.items() if file and key in POINT_KEYS}
     check_points(points, registration.settings.spatial_dims)
@@ -297,7 +313,9 @@ def represent_file(registration: Registration, image: str, output: str | Path) -
     if not absolute(image).exists():
         raise FileNotFoundError(f"image: no such file: {image}")
     check_apart([path], [("image", image), *registration.read.items()], "choose another output")
-    data = registration.content("preprocessing")(pair_item(image, image))
+    if registration.representation.source in ("labels", "file"):
+        raise ValueError(f"representation {registration.representation.source} is given, not made of an image: it is there")
+    data = registration.registered(pair_item(image, image))
     representation = Representd(registration.network)(data)["fixed_representation"]
     write_image(representation, path)
     return path

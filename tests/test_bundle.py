@@ -19,7 +19,7 @@ from istn_monai import NetworkSettings
 from istn_monai.options import SETTINGS
 from istn_monai.synthetic.pairs import synthesize
 from istn_monai.weights import read_weights
-from istn_monai.workflow.results import OUTPUTS
+from istn_monai.workflow.result_folders import OUTPUTS
 
 CONFIGS = BUNDLE / "configs"
 SMALL = {"spatial_size": [32, 32, 32], "control_spacing": [16, 8], "device": "cpu", "batch_size": 2, "max_epochs": 2}

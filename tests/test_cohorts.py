@@ -22,7 +22,7 @@ from istn_monai.io.landmarks import read_points
 from istn_monai.pairing import make_datalist
 from istn_monai.registration import Registration, register_datalist, register_files, represent_file
 from istn_monai.workflow.provenance import weights_hash
-from istn_monai.workflow.results import OUTPUTS, pair_folder
+from istn_monai.workflow.result_folders import OUTPUTS, pair_folder
 
 SETTINGS = {
     "spatial_size": [24, 20], "transformation": "affine", "soi_labels": [[1]], "initial_alignment": "world",

@@ -71,7 +71,7 @@ def test_constraints_pin_all_that_is_installed_with_the_package():
 EXAMPLES = [
     (document, number, example)
     for document, text in {"README.md": README, **DOCS}.items()
-    if document not in ("gallery.md", "slicer-ants-simpleitk.md")  # one after the other; on files of the user's
+    if document not in ("gallery.md", "slicer-ants-simpleitk.md", "engines.md")  # one after the other; on user's files
     for number, example in enumerate(block for language, block in FENCE.findall(text) if language == "python")
 ]
 

@@ -29,7 +29,7 @@ from istn_monai.registration import (
 )
 from istn_monai.runs import evaluate_datalist
 from istn_monai.workflow.errors import foreseen_cause
-from istn_monai.workflow.results import OUTPUTS
+from istn_monai.workflow.result_folders import OUTPUTS
 
 #: by dimension and transformation: a grid of 1.5 mm around images of 1 to 2 mm
 SETTINGS = {

@@ -181,6 +181,12 @@ def write_transform(transform: WorldTransform, file: str | Path) -> Path:
     return path
 
 
+def write_affine(matrix: Tensor, file: Path) -> None:
+    """Writes a linear transform by itself, for tools that know no composites (greedy, say)."""
+    with one_at_a_time:
+        sitk.WriteTransform(affine_to_itk(WorldAffine(matrix)), str(file))
+
+
 def itk_transforms(path: Path) -> list[Any]:
     """As :func:`transforms_in`, of a file that was looked through before."""
     check_kinds(path)

@@ -33,11 +33,20 @@ class ResultFolder:
         names: of all files that the command may write.
         mark: the one among them that comes last, a JSON object.
         keys: that the mark has: another file of its name has not.
+        others: names of files that are never written, but belong to the same mark of another command: they go with it.
     """
 
-    def __init__(self, folder: str | os.PathLike, names: Sequence[str], mark: str, keys: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        names: Sequence[str],
+        mark: str,
+        keys: Sequence[str],
+        others: Sequence[str] = (),
+    ) -> None:
         self.folder = absolute(folder)
         self.names = tuple(names)
+        self.known = {*names, *others}
         self.mark = self.folder / mark
         self.keys = set(keys)
         self.staging = self.folder / f".{mark.partition('.')[0]}.part"
@@ -70,7 +79,7 @@ class ResultFolder:
     def own(self) -> set[str]:
         """Names of the files that belong to the mark; of one that does not say, all that a command may write."""
         found = self.content()
-        return set() if found is None else {self.mark.name} | (set(found.get(FILES, self.names)) & set(self.names))
+        return set() if found is None else {self.mark.name} | (set(found.get(FILES, self.names)) & self.known)
 
     def is_whole(self) -> bool:
         """Whether the mark and all files that belong to it are there."""
@@ -165,7 +174,7 @@ class ResultFolder:
             plan = json.loads((self.staging / PLAN).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return {key: [name for name in plan[key] if name in self.names] for key in ("new", "old")}
+        return {key: [name for name in plan[key] if name in self.known] for key in ("new", "old")}
 
     def finish(self) -> None:
         """Makes the moves that were noted and not made; removes what was never whole."""

@@ -1,6 +1,6 @@
 """What the bundle's configs call, and nothing else.
 
-Wall: only workflow itself, registration, runs and the commands (``__main__``) import workflow.
+Wall: only workflow itself, registration, engines, runs and the commands (``__main__``) import workflow.
 """
 
 from istn_monai._lazy import lazy

@@ -19,7 +19,8 @@ from istn_monai.qa.cohort import QA_COHORT, Entry, check_page, entry_of, picture
 from istn_monai.workflow.console import counted
 from istn_monai.workflow.distributed import gathered, rank, world_size
 from istn_monai.workflow.failures import FAILURES, read_failures, reason_of, write_failures
-from istn_monai.workflow.results import OUTPUTS, SavePairHandler, pair_folder
+from istn_monai.workflow.result_folders import pair_folder
+from istn_monai.workflow.results import SavePairHandler
 
 PAIR = "pair_"
 
@@ -58,7 +59,7 @@ class Cohort:
             FileExistsError: naming the first such file, and how many pairs are concerned.
         """
         folders = [self.folder / self.name(number) for number in range(len(self.pairs))]
-        outputs = [folder / name for folder in folders for name in OUTPUTS]
+        outputs = [file for folder in folders for file in saver_of(folder).results.files]
         outputs += [self.folder / name for name in (QA_COHORT, FAILURES)]
         files = [(f"{folder.name}: {key}", file) for folder, pair in zip(folders, self.pairs, strict=True)
                  for key, file in pair.items()]  # fmt: skip

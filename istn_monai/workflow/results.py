@@ -31,7 +31,7 @@ from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import FIELD_METRICS, field_metrics, without_nan
 from istn_monai.moved_points import errors, moved, unmet
 from istn_monai.qa.inspector import PairInspector
-from istn_monai.qa.viewer import VIEW_PAGE, view_page
+from istn_monai.qa.viewer import view_page
 from istn_monai.transforms.keys import GUIDANCE, MAP_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 from istn_monai.transforms.map_files import with_channels
 from istn_monai.workflow.pair_metrics import consistency, jacobian_of
@@ -42,32 +42,30 @@ from istn_monai.workflow.provenance import (
     listed,
     weights_hash,
 )
-
-IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
-JACOBIAN = "jacobian.nii.gz"
-DISPLACEMENT, TRANSFORM, INVERSE = "displacement.nii.gz", "transform.h5", "inverse_transform.h5"
-MOVED = "moved_points.csv"
-QA_PAGE = "qa.png"
-MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
-REPORT = "report.json"
-OUTPUTS = (
-    *(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, JACOBIAN, TRANSFORM, INVERSE, MOVED, QA_PAGE, VIEW_PAGE,
+from istn_monai.workflow.result_folders import (
+    DISPLACEMENT,
+    IMAGES,
+    INVERSE,
+    JACOBIAN,
+    MOVED,
+    QA_PAGE,
     REPORT,
-)  # fmt: skip
+    TRANSFORM,
+    VIEW_PAGE,
+    pair_folder,
+)
+
+MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
 #: images of a pair; of those that have one, the original's shape and place are kept with its hash
 INPUT_KEYS = (*PAIR_KEYS, *MASK_KEYS)
 
 
-def pair_folder(output_dir: str | Path) -> ResultFolder:
-    """The results of one pair in a folder."""
-    return ResultFolder(output_dir, OUTPUTS, REPORT, ("versions", "weights_sha256", "options", "inputs"))
-
-
-def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
+def check_pair_files(output_dir: str | Path, results: ResultFolder | None = None, **files: str | None) -> Path:
     """Refuses missing input files, and an output folder where a result would replace an input.
 
     Args:
         output_dir: folder for results.
+        results: what is written there; by default those of a registered pair.
         files: ``moving_image``, ``fixed_image`` and, optionally, ``moving_label``.
 
     Returns:
@@ -78,7 +76,7 @@ def check_pair_files(output_dir: str | Path, **files: str | None) -> Path:
             raise ValueError(f"{key} is not set: give --{key} FILE")
         if file is not None and not absolute(file).exists():
             raise FileNotFoundError(f"{key}: no such file: {absolute(file)}")
-    results = pair_folder(output_dir)
+    results = results or pair_folder(output_dir)
     check_apart(results.files, [(key, file) for key, file in files.items() if file is not None])
     results.check_free()
     return check_output_dir(output_dir)
@@ -122,7 +120,7 @@ def inverse_of(
 
 
 class SavePairHandler:
-    """Evaluator handler: writes images, transforms and ``report.json``; ``OUTPUTS`` lists them.
+    """Evaluator handler: writes images, transforms and ``report.json``; ``result_folders.OUTPUTS`` lists them.
 
     Args:
         output_dir: folder.
@@ -137,6 +135,8 @@ class SavePairHandler:
         weights_sha256: hash of the network's weights, where it is known; None takes it when it is needed.
         jacobian: also writes the Jacobian determinant of the whole transform on the fixed image's grid.
     """
+
+    DONE = "registered"  # what a line of output says
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class SavePairHandler:
             inputs = self.inputs(pair, points)
             self.finished({key: record["file"] for key, record in inputs.items()})
             note = self.write(pair, ddf, inputs, points)
-        print(f"registered: results in {self.output_dir}{note}")
+        print(f"{self.DONE}: results in {self.output_dir}{note}")
 
     def write(
         self, pair: Mapping[str, Any], ddf: torch.Tensor, inputs: Mapping[str, Any], points: Mapping[str, str]
@@ -244,10 +244,14 @@ class SavePairHandler:
             report["metrics"] = {name: verdict.metrics[name] for name in names}
             report["qa"] = verdict.report()
             note = f"; QA {verdict.status}, see {QA_PAGE}"
-        report[FILES] = [*self.results.written, REPORT]
-        with self.results.writing(REPORT) as file:
-            file.write_text(json.dumps(without_nan(report), indent=1, default=str), encoding="utf-8")
+        self.write_report(report)
         return note
+
+    def write_report(self, report: Mapping[str, Any]) -> None:
+        """Writes the report, which names all files that were written."""
+        named = dict(report) | {FILES: [*self.results.written, REPORT]}
+        with self.results.writing(REPORT) as file:
+            file.write_text(json.dumps(without_nan(named), indent=1, default=str), encoding="utf-8")
 
     def save_transforms(self, pair: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Writes what there is of transforms; what they are, for the report."""
