@@ -80,9 +80,7 @@ class Registration:
         if settings.pop("refine_steps") is None:
             raise ValueError("refine_steps must be a whole number of at least 0, got None")
         if model is not None:
-            file = find_weights(model)
-            own = own_settings(file, bool(refine_steps), settings.get("representation"))
-            settings = {"checkpoint_file": str(file)} | own | settings
+            settings = settings_of(model, bool(refine_steps), settings.get("representation")) | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
         check_refining(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
@@ -173,6 +171,12 @@ class Registration:
     def save(self, result: dict[str, Any], output_dir: str | Path, inverse: bool = False) -> None:
         """Writes what :meth:`__call__` gave, as the bundle does."""
         self.saver(output_dir, inverse).save(result, convert_to_tensor(result["pred"], track_meta=False))
+
+
+def settings_of(model: str | Path, refined: bool, representation: Any) -> dict[str, Any]:
+    """The checkpoint that a user means, and how it says that it is used."""
+    file = find_weights(model)
+    return {"checkpoint_file": str(file)} | own_settings(file, refined, representation)
 
 
 def loaded(
@@ -314,8 +318,8 @@ def represent_file(registration: Registration, image: str, output: str | Path) -
         raise FileNotFoundError(f"image: no such file: {image}")
     check_apart([path], [("image", image), *registration.read.items()], "choose another output")
     if registration.representation.source in ("labels", "file"):
-        raise ValueError(f"representation {registration.representation.source} is given, not made of an image: it is there")
-    data = registration.registered(pair_item(image, image))
+        raise ValueError(f"representation {registration.representation.source} is given, not made of an image")
+    data: Any = registration.registered(pair_item(image, image))
     representation = Representd(registration.network)(data)["fixed_representation"]
     write_image(representation, path)
     return path
