@@ -28,6 +28,8 @@ from istn_monai.representations import Representation
 
 logger = logging.getLogger(__name__)
 KEY = "istn_monai"
+#: how maps are registered without a network: their channels are sharp, so the last steps see every voxel
+OF_MAPS = {"refine_weights": "maps", "refine_levels": [[8, 60, 0], [4, 40, 0], [4, 60, 1], [2, 30, 2], [1, 30, 2]]}
 FORMAT = 2  # 1 was a dictionary with "model" and "settings"
 
 
@@ -132,7 +134,7 @@ def own_settings(file: str | os.PathLike, refined: bool, representation: Any = N
     """
     found = dict(read_weights(file).description.get("inference", {}))
     if found.get("refine_weights") == "intensities" and not Representation.of(representation).is_itn:
-        found["refine_weights"] = "maps"
+        found |= OF_MAPS
     return {name: value for name, value in found.items() if refined or not name.startswith("refine_")}
 
 
