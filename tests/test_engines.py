@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +24,7 @@ from istn_monai.io.itk_transforms import read_transform, write_transform
 from istn_monai.registration import Registration, register_datalist, register_files
 from istn_monai.workflow.representations import WORLDS
 
+ROOT = Path(__file__).parents[1]
 SHAPES = {"moving": (17, 14, 15), "fixed": (14, 18, 12)}
 SETTINGS = {
     "loss": "e", "transformation": "affine", "spatial_size": [16, 20, 14], "spacing": 1.0, "soi_labels": [[1], [2]],
@@ -310,3 +312,20 @@ def test_representations_come_from_python_too(pair, weights):
     assert torch.allclose(own["moving_representation"].affine, start @ aligned["moving_representation"].affine)
     with pytest.raises(ValueError, match="world"):
         registration.represented(pair, "elsewhere")
+
+
+def test_the_table_of_the_results_is_what_was_measured():
+    """Figures of docs/results.md against the JSON, whose summary is of its rows."""
+    content = json.loads((ROOT / "benchmarks" / "results" / "engines.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    section = text.partition("## Other engines on the representations")[2].partition("\n## ")[0]
+    found = {row["engine"]: row for row in content["summary"] if row["input"] == "representations"}
+    images = {row["engine"]: row for row in content["summary"] if row["input"] == "images"}
+    assert len(found) == len(images) == 5
+    for engine, row in found.items():
+        cells = [row["n"], *(f"{r['dice_merged']:.3f}" for r in (images[engine], row)), f"{row['gain']:+.3f}",
+                 row["better"], *(f"{r['dice']:.3f}" for r in (images[engine], row))]  # fmt: skip
+        assert f"| {engine} | " + " | ".join(map(str, cells)) + " |" in section, engine
+        own = [r for r in content["rows"] if (r["engine"], r["input"]) == (engine, "representations")]
+        assert np.isclose(np.mean([r["dice_merged"] for r in own]), row["dice_merged"]) and len(own) == row["n"]
+    assert max(row["error"] for row in content["rows"]) < 2e-6
