@@ -11,7 +11,7 @@ from typing import Any
 
 from istn_monai.registration import Registration
 from istn_monai.representations import Representation
-from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MAP_KEYS
+from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MAP_KEYS, MASK_KEYS
 from istn_monai.workflow.representations import SaveRepresentationsHandler
 
 ENGINES = {"istn": "this package's registration", "none": "none: M' and F' are written for another tool"}
@@ -21,8 +21,8 @@ MADE_OF = {"labels": LABEL_KEYS, "file": MAP_KEYS}
 #: what counts for nothing where nothing is registered
 OF_REGISTRATION = {
     "inverse", "qa", "both_ways", "jacobian", "symmetric", "use_labels", "use_points", "refine_steps",
-    "refine_learning_rate", "refine_levels", "refine_weights", "moving_label", "fixed_label", "moving_mask",
-    "fixed_mask", "moving_points", "fixed_points", "moving_maps", "fixed_maps",
+    "refine_learning_rate", "refine_levels", "refine_weights", "moving_label", "fixed_label",
+    "moving_points", "fixed_points", "moving_maps", "fixed_maps",
 }  # fmt: skip
 
 
@@ -55,7 +55,7 @@ class Representing(Registration):
     @property
     def counting(self) -> tuple[str, ...]:
         """Keys of a pair that count."""
-        return (*IMAGE_KEYS, *MADE_OF.get(self.representation.source, ()))
+        return (*IMAGE_KEYS, *MASK_KEYS, *MADE_OF.get(self.representation.source, ()))
 
     @property
     def guides(self) -> tuple[str, ...]:
@@ -109,6 +109,6 @@ def registration_by(
     if useless:
         raise ValueError(
             f"{', '.join(useless)} would count for nothing: --engine none registers nothing, and takes the images "
-            "alone; leave it out"
+            "and their masks alone; leave it out"
         )
     return Representing(model, config, bundle_root, world or "own", **settings)

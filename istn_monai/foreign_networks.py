@@ -80,7 +80,9 @@ def loaded(kind: str, path: Path, state: Any, device: torch.device) -> Network:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in a line: of TorchScript the last one, which says what went wrong."""
+    """What was wrong at first, in a line: of TorchScript the last one, which says what went wrong."""
+    while error.__cause__ is not None:  # MONAI's transforms say which of them it was alone
+        error = error.__cause__  # type: ignore[assignment]
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1 if "Traceback of TorchScript" in str(error) else 0][:200]
 
@@ -107,6 +109,8 @@ def maps_of(representation: Representation, image: Tensor, device: torch.device 
         return checked_maps(network(images), images, where)
 
     size = representation.roi_size
+    if size is not None and len(size) != image.ndim - 1:
+        raise ValueError(f"representation: roi_size must have {image.ndim - 1} numbers, got {list(size)}")
     inferer: Inferer = SimpleInferer() if size is None else SlidingWindowInferer(size, mode="gaussian")
     try:
         with torch.no_grad():
@@ -114,22 +118,25 @@ def maps_of(representation: Representation, image: Tensor, device: torch.device 
     except RuntimeError as error:
         hint = "it was made for a GPU: " if "cuda" in str(error).lower() and torch.device(device).type == "cpu" else ""
         raise ValueError(
-            f"{where} does not take an image {tuple(image.shape)} on {device} ({hint}{first_line(error)}): give "
-            "spacing and roi_size as it was made for, and a device that it runs on"
+            f"{where} does not take an image {tuple(image.shape)}, float32, on {device} ({hint}{first_line(error)}): "
+            "is it made for as many channels, this size or roi_size, this number format and device?"
         ) from error
     return ACTIVATIONS[representation.activation](convert_to_tensor(maps, track_meta=False))[0].float().cpu()
 
 
 def checked_maps(maps: Any, images: Tensor, where: str) -> Tensor:
     """ValueError unless a network's output ``(B, K, *S)`` is one tensor of its input's size."""
-    if not isinstance(maps, Tensor):
-        raise ValueError(f"{where} gives a {type(maps).__name__}, one tensor (B, K, *S) is expected: wrap it")
+    if not isinstance(maps, Tensor) or maps.is_complex():
+        kind = "complex numbers" if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
+        raise ValueError(f"{where} gives {kind}, one tensor (B, K, *S) of real numbers is expected: wrap it")
     if maps.ndim != images.ndim or maps.shape[2:] != images.shape[2:] or len(maps) != len(images):
         raise ValueError(
             f"{where} must keep an image's size, (B, K, {', '.join(map(str, images.shape[2:]))}): it gave "
             f"{tuple(maps.shape)} for {tuple(images.shape)}"
         )
-    return maps
+    if not maps.shape[1]:
+        raise ValueError(f"{where} gives no channel: it gave {tuple(maps.shape)} for {tuple(images.shape)}")
+    return maps.float()
 
 
 def config_of(folder: Path) -> Path:

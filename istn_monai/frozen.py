@@ -45,7 +45,8 @@ class FrozenITN(nn.Module):
         check_there(found)
         if sha256 is not None and file_hash(found.path) != sha256:
             raise ValueError(
-                f"representation {found.source} is another file than the one in training: it must have SHA-256 {sha256}"
+                f"representation {found.source} is another file than the one in training, of SHA-256 {sha256}: put "
+                "that one in its place, or train again"
             )
         self.representation = found
 

@@ -15,7 +15,7 @@ from typing import Any
 from istn_monai import refine_weights
 from istn_monai.geometry.names import INITIAL_ALIGNMENTS, bounds_of, is_file_name, kinds_of
 from istn_monai.levels import checked_levels
-from istn_monai.representations import FROZEN, Representation
+from istn_monai.representations import FROZEN, SOURCES, Representation
 
 Kind = Callable[[str, Any], Any]
 
@@ -215,6 +215,8 @@ def itn_definition(name: str, value: Any) -> Any:
     """As :func:`definition`, an ITN by its name, or a representation that does not learn."""
     if value == "segmentation" or (isinstance(value, str) and value.partition(":")[0] in FROZEN):
         return value
+    if isinstance(value, str) and value.partition(":")[0] in (*SOURCES, "bundle"):
+        raise wrong(name, value, f"of the representations {', '.join(FROZEN)}, which come from the image on its grid")
     return definition(name, value)
 
 

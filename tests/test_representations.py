@@ -16,6 +16,7 @@ from oracles import oblique_affine, smooth_image
 from torch import nn
 
 from istn_monai import FrozenITN, NetworkSettings, RegisterISTNd, Registration, RepresentationMapsd
+from istn_monai.engines import Representing
 from istn_monai.foreign_networks import described_representation
 from istn_monai.guidance import representations_of
 from istn_monai.io.images import read_image
@@ -231,6 +232,8 @@ class Other(nn.Module):
         self.kind = kind
 
     def forward(self, image):
+        if self.kind == "complex":
+            return torch.complex(image, image)
         if self.kind == "tuple":
             return image, image
         if self.kind == "size":
@@ -307,7 +310,12 @@ def test_a_bundle_represents_images_by_its_own_config_wherever_they_lie(volume, 
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("tuple", "gives a tuple, one tensor"), ("size", "must keep an image's size"), ("cuda", "it was made for a GPU")],
+    [
+        ("tuple", "gives a tuple, one tensor"),
+        ("complex", "gives complex numbers"),
+        ("size", "must keep an image's size"),
+        ("cuda", "it was made for a GPU"),
+    ],
 )
 def test_networks_that_give_no_maps_are_named(volume, tmp_path, kind, words):
     _, _, settings, images = volume
@@ -428,6 +436,15 @@ def test_a_moving_representation_in_the_aligned_world_is_not_taken_for_one_in_it
     with pytest.raises(ValueError, match="register --engine none, or by istn-monai represent"):
         read_maps(tmp_path / "first" / "moving_representation.nii.gz", "moving_maps", image)
     assert len(read_maps(tmp_path / "first" / "fixed_representation.nii.gz", "fixed_maps", image)) == 2
+    for world in ("own", "aligned"):
+        register_files(Representing(world=world, **settings), tmp_path / world, **images)
+    assert len(read_maps(tmp_path / "own" / "moving_0000.nii.gz", "moving_maps", image)) == 2
+    with pytest.raises(ValueError, match="register --engine none"):
+        read_maps(tmp_path / "aligned" / "moving_0000.nii.gz", "moving_maps", image)
+    one = str(tmp_path / "own" / "moving_0000.nii.gz")
+    registration = Registration(refine_steps=0, representation="file", **settings)
+    with pytest.raises(ValueError, match="moving_maps and fixed_maps are one file"):
+        register_files(registration, tmp_path / "out", **images, moving_maps=one, fixed_maps=one)
 
 
 def test_labels_need_both_and_some_of_their_structures(volume, tmp_path):
@@ -457,6 +474,12 @@ def test_one_file_for_each_channel_and_nnunets_archive_are_maps_as_one_file_is(t
         found = read_maps(tmp_path / name, "moving_maps", image)
         assert torch.equal(found.as_tensor(), maps), name
         torch.testing.assert_close(found.affine.float(), torch.as_tensor(affine).float())
+    vectors = sitk.Compose([sitk.ReadImage(str(tmp_path / f"maps_{number:04d}.nii.gz")) for number in range(3)])
+    sitk.WriteImage(vectors, str(tmp_path / "vectors.nii.gz"))
+    assert nib.load(tmp_path / "vectors.nii.gz").shape == (6, 7, 8, 1, 3)
+    found = read_maps(tmp_path / "vectors.nii.gz", "moving_maps", image)
+    assert torch.equal(found.as_tensor(), maps) and found.meta["filename_or_obj"].endswith("vectors.nii.gz")
+    torch.testing.assert_close(found.affine.float(), torch.as_tensor(affine).float(), atol=1e-5, rtol=0)
     np.savez(tmp_path / "other.npz", softmax=maps.numpy())
     np.savez(tmp_path / "turned.npz", probabilities=maps.numpy())
     write_nifti(tmp_path / "maps_0002.nii.gz", maps[0, :-1].numpy(), affine)
@@ -464,6 +487,9 @@ def test_one_file_for_each_channel_and_nnunets_archive_are_maps_as_one_file_is(t
                         ("maps_0000.nii.gz", "maps_0002.nii.gz is on another grid")):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             read_maps(tmp_path / name, "moving_maps", image)
+    (tmp_path / "maps_0001.nii.gz").unlink()
+    with pytest.raises(ValueError, match="maps_0001.nii.gz is missing"):
+        channel_files(tmp_path / "maps_0000.nii.gz")
 
 
 def test_a_result_knows_all_files_of_its_maps(volume, tmp_path):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 
 from istn_monai.geometry.grids import Grid, square
+from istn_monai.io.file_checks import check_file
 from istn_monai.io.images import read_or_explain
 from istn_monai.io.json_files import read_json
+from istn_monai.io.readers import is_nifti
 from istn_monai.transforms.keys import MAP_KEYS
 
 FIRST = re.compile(r"_0000(?=\.[^/]+$)")  # nnU-Net's suffix of the first channel
+MOST_CHANNELS = 100
 KEY = "probabilities"  # of an nnU-Net prediction's archive
 #: what `register` writes beside its report, in the world of the initial alignment
 ALIGNED, REPORT = "moving_representation.nii.gz", "report.json"
@@ -31,13 +36,14 @@ def channel_files(file: str | Path) -> list[Path]:
         ['maps.nii.gz']
     """
     path = Path(file).expanduser()
-    files = [path]
-    while FIRST.search(path.name):
-        other = path.with_name(FIRST.sub(f"_{len(files):04d}", path.name))
-        if not other.is_file():
-            break
-        files.append(other)
-    return files
+    if not FIRST.search(path.name):
+        return [path]
+    numbered = [path.with_name(FIRST.sub(f"_{number:04d}", path.name)) for number in range(1, MOST_CHANNELS)]
+    there = [other.is_file() for other in numbered]
+    if not all(there[: sum(there)]):
+        missing = numbered[there.index(False)].name
+        raise ValueError(f"of the channels of {path}, {missing} is missing, and later ones are there")
+    return [path, *numbered[: sum(there)]]
 
 
 def with_channels(files: Mapping[str, str]) -> dict[str, str]:
@@ -69,7 +75,7 @@ def read_maps(file: str | Path, key: str, image: MetaTensor, nifti_frame: str | 
     if Path(file).suffix.lower() == ".npz":
         return from_archive(Path(file).expanduser(), key, image)
     check_own_world(Path(file).expanduser(), key)
-    channels = [flat(read_or_explain(path, key, nifti_frame), image) for path in channel_files(file)]
+    channels = [flat(read_channels(path, key, nifti_frame), image) for path in channel_files(file)]
     first = channels[0]
     for other, path in zip(channels, channel_files(file), strict=True):
         if other.shape[1:] != first.shape[1:] or not torch.allclose(other.affine, first.affine, atol=1e-4):
@@ -78,6 +84,24 @@ def read_maps(file: str | Path, key: str, image: MetaTensor, nifti_frame: str | 
     result = MetaTensor(torch.cat([channel.as_tensor() for channel in channels]), meta=dict(first.meta))
     result.affine = first.affine
     return result
+
+
+def read_channels(path: Path, key: str, nifti_frame: str | None) -> MetaTensor:
+    """An image of one channel or several, also as ITK writes them into NIfTI: along a fifth axis."""
+    if not is_nifti(path) or not path.is_file():
+        return read_or_explain(path, key, nifti_frame)
+    check_file(path, key)
+    image = nib.load(path)
+    if image.ndim != 5 or image.shape[3] != 1:
+        return read_or_explain(path, key, nifti_frame)
+    header = image.header.copy()
+    header["intent_code"] = 0  # a vector, whose values ITK would turn if it were a displacement
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        nib.save(type(image)(np.asanyarray(image.dataobj)[..., 0, :], None, header), copy)
+        found = read_or_explain(copy, key, nifti_frame)
+    found.meta["filename_or_obj"] = str(path)
+    return found
 
 
 def flat(maps: MetaTensor, image: MetaTensor) -> MetaTensor:
@@ -101,15 +125,19 @@ def check_placed(maps: MetaTensor, key: str, file: str | Path, image: MetaTensor
 
 
 def check_own_world(path: Path, key: str) -> None:
-    """ValueError for the moving representation of a registration, which lies in the world of the initial alignment."""
+    """ValueError for a moving representation of this package's that lies in the world of the initial alignment."""
     report = path.with_name(REPORT)
-    if path.name != ALIGNED or not report.is_file():
+    if key != MAP_KEYS[0] or not report.is_file():
         return
-    start: Any = read_json(report, "report", "a JSON object").get("initial_alignment")
-    if start is not None and not np.allclose(start, np.eye(len(start)), atol=1e-6):
+    content = read_json(report, "report", "a JSON object")
+    start: Any = content.get("initial_alignment")
+    options = content.get("options")
+    aligned = isinstance(options, Mapping) and options.get("world") == "aligned" and path.name.startswith("moving_")
+    moved = start is not None and not np.allclose(start, np.eye(len(start)), atol=1e-6)
+    if moved and (path.name == ALIGNED or aligned):
         raise ValueError(
             f"{key}: {path} lies where the initial alignment of its registration took it, not where its image lies: "
-            "write it by istn-monai register --engine none, or by istn-monai represent"
+            "write it by istn-monai register --engine none (--world own), or by istn-monai represent"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from istn_monai.representations import Representation
 from istn_monai.transforms.checks import source
 from istn_monai.transforms.keys import MAP_KEYS, MAPS, ORIGINAL_KEYS, SIDES, Pair
 from istn_monai.transforms.preprocessing import SoIGroupsd
-from istn_monai.transforms.registration_grid import check_kept, kept, on_grid
+from istn_monai.transforms.registration_grid import LIMIT, check_kept, kept, on_grid
 
 ABOUT_1 = (-1.0, 2.0)  # maps in this range are of one scale already, as probabilities are, and stay as they are
 #: what a QA page takes maps for, by their source, see :class:`istn_monai.qa.measures.RegisteredPair`; else "map"
@@ -181,7 +182,8 @@ class RepresentationMapsd(Transform):
         """ValueError if there is nothing to register, or not what the network takes."""
         for key, maps in sides.items():
             name = f"representation {self.representation.source}: {key}"
-            check_finite(maps, name)
+            if not torch.isfinite(maps).all():
+                raise ValueError(f"{name} have NaN or infinite values on the registration grid: check what made them")
             if not bool((maps.flatten(1).amax(1) > maps.flatten(1).amin(1)).any()):
                 raise ValueError(f"{name} are constant on the registration grid: there is nothing to register")
         found = len(sides[MAP_KEYS[0]])
@@ -194,10 +196,12 @@ class RepresentationMapsd(Transform):
 
 def along_axes(image: Grid, spacing: Any) -> Grid:
     """A grid of this spacing that covers an image, along its axes."""
-    steps = per_axis("spacing", spacing, image.spatial_dims)
+    steps = per_axis("spacing of representation", spacing, image.spatial_dims)
     turned = registration_grid(image, [2] * image.spatial_dims, steps)
     corners = turned.voxels(image.corners())
     size = [max(2, int(n) + 1) for n in (corners.amax(1) - corners.amin(1) + 0.5).tolist()]
+    if math.prod(size) > LIMIT:
+        raise ValueError(f"representation: spacing {steps} mm makes {math.prod(size):,} voxels of an image: give more")
     return registration_grid(image, size, steps)
 
 

@@ -38,6 +38,8 @@ def check_used(
     wanted = {"labels": LABEL_KEYS, "file": MAP_KEYS}.get(representation, ())
     if missing := [key for key in wanted if not files.get(key)]:
         raise ValueError(f"representation {representation} registers {' and '.join(wanted)}: give {missing[0]}")
+    if len(wanted) == 2 and files.get(wanted[0]) == files.get(wanted[1]):
+        raise ValueError(f"{wanted[0]} and {wanted[1]} are one file, {files[wanted[0]]}: give that of each image")
     if files.get(LABEL_KEYS[1]) and "labels" not in (weights or {}) and representation != "labels":
         raise ValueError(f"{LABEL_KEYS[1]} counts with use_labels alone: add --use_labels, or leave it out")
     if representation != "file" and (idle := [key for key in MAP_KEYS if files.get(key)]):
