@@ -263,7 +263,7 @@ def show(case: str, data: str) -> None:
         case: one of ``CASES``.
         data: folder of the data sets, whose datalists say which subjects a pair has.
     """
-    for transformation in ("affine", "bspline"):
+    for transformation in CASES[case].epochs:
         cells = finished(case, transformation)
         if not cells:
             continue
