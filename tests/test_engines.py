@@ -260,12 +260,27 @@ def test_pairs_of_a_datalist_go_to_folders_of_their_own(tmp_path, pair, weights,
     assert "2 of 2 pairs were registered before" in capsys.readouterr().out
 
 
+def test_masks_and_what_representations_are_made_of_count(tmp_path, pair, weights):
+    values = np.ones(SHAPES["fixed"], np.uint8)
+    values[: SHAPES["fixed"][0] // 2] = 0
+    mask = write_nifti(tmp_path / "mask.nii.gz", values, nib.load(pair["fixed_image"]).affine)
+    options = {"model": weights, "engine": "none"}
+    register(*pair.values(), output_dir=str(tmp_path / "plain"), **options)
+    register(*pair.values(), output_dir=str(tmp_path / "masked"), fixed_mask=mask, **options)
+    found = [nib.load(tmp_path / name / "fixed_0000.nii.gz").get_fdata() for name in ("plain", "masked")]
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    maps = {f"{side}_maps": str(tmp_path / "plain" / f"{side}_0000.nii.gz") for side in ("moving", "fixed")}
+    register(*pair.values(), output_dir=str(tmp_path / "again"), representation="file", **maps, **options)
+    again = nib.load(tmp_path / "again" / "fixed_0000.nii.gz").get_fdata()
+    assert np.abs(again - found[0]).max() < 1e-6
+
+
 @pytest.mark.parametrize(
     "options, named",
     [
         ({"inverse": True}, "inverse"), ({"refine_steps": 20}, "refine_steps"), ({"jacobian": True}, "jacobian"),
         ({"both_ways": True}, "both_ways"), ({"use_labels": True}, "use_labels"), ({"qa": False}, "qa"),
-        ({"refine_weights": "smooth"}, "refine_weights"), ({"fixed_mask": "m.nii"}, "fixed_mask"),
+        ({"refine_weights": "smooth"}, "refine_weights"), ({"fixed_points": "p.csv"}, "fixed_points"),
         ({"moving_label": "l.nii"}, "moving_label"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

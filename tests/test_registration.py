@@ -314,6 +314,7 @@ REFUSED = {
     "regularization": {"_target_": "BendingEnergyLoss"}, "regularization_weight": 2, "points_width": 3, "seed": 3,
     "evaluated_labels": [[1]], "evaluated_split": "testing", "fixed_label": "f", "moving_mask": "m", "fixed_mask": "m",
     "moving_points": "p", "fixed_points": "p", "loss_weights": "smooth", "contrast": "random",
+    "moving_maps": "m", "fixed_maps": "m", "learn2reg": True,
     "itn_epochs": 1, "ema_decay": 0.9, "val_refine_steps": 5, "initial_weights": "x.pt",
 }  # fmt: skip
 

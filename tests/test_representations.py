@@ -433,7 +433,7 @@ def test_a_moving_representation_in_the_aligned_world_is_not_taken_for_one_in_it
     _, files, settings, images = volume
     register_files(Registration(refine_steps=0, qa=False, **settings), tmp_path / "first", **images)
     image = read_image(images["moving_image"])
-    with pytest.raises(ValueError, match="register --engine none, or by istn-monai represent"):
+    with pytest.raises(ValueError, match="register --engine none .--world own., or by istn-monai represent"):
         read_maps(tmp_path / "first" / "moving_representation.nii.gz", "moving_maps", image)
     assert len(read_maps(tmp_path / "first" / "fixed_representation.nii.gz", "fixed_maps", image)) == 2
     for world in ("own", "aligned"):
