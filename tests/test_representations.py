@@ -201,6 +201,18 @@ def test_an_inverted_image_is_as_its_own_to_mind():
     torch.testing.assert_close(found["moving_maps"].as_tensor(), found["fixed_maps"].as_tensor(), atol=1e-4, rtol=0)
 
 
+def test_what_a_mask_leaves_out_is_no_part_of_mind(volume, tmp_path):
+    _, _, _, images = volume
+    affine = nib.load(images["fixed_image"]).affine
+    values = nib.load(images["fixed_image"]).get_fdata(dtype=np.float32)
+    mask = np.ones(values.shape, np.uint8)
+    mask[:4], values[:4] = 0, np.nan
+    pair = images | {"fixed_image": write_nifti(tmp_path / "fixed.nii.gz", values, affine),
+                     "fixed_mask": write_nifti(tmp_path / "mask.nii.gz", mask, affine)}  # fmt: skip
+    result = Registration("intensities", refine_steps=0, representation="mind", device="cpu", qa=False)(pair)
+    assert torch.isfinite(result["fixed_representation"]).all()
+
+
 def test_an_image_is_its_own_representation(volume):
     _, _, _, images = volume
     result = Registration("intensities", refine_steps=0, representation="image", device="cpu", qa=False)(images)

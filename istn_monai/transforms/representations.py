@@ -91,8 +91,13 @@ class RepresentationMapsd(Transform):
         return self.of_bundle(data, side) if kind == "bundle" else self.of_network(data, side)
 
     def continued(self, data: Mapping[Hashable, Any], side: str) -> Tensor:
-        """An image ``(C, *S)`` on the registration grid, its border going on beyond it, which would be an edge else."""
-        image = data.get(ORIGINAL_KEYS[SIDES.index(side)], data[f"{side}_image"])
+        """An image ``(C, *S)`` on the registration grid, its border going on beyond it, which would be an edge else.
+
+        Of a masked one, whose values may be anything where the mask is 0, what was made of it counts.
+        """
+        image = data[f"{side}_image"]
+        if f"{side}_mask" not in data:
+            image = data.get(ORIGINAL_KEYS[SIDES.index(side)], image)
         return area_averaged(plain(image).float()[None], Grid.of(image), Grid.of(data["fixed_image"]))[0]
 
     def of_labels(self, data: Mapping[Hashable, Any], side: str) -> MetaTensor:
