@@ -53,8 +53,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.transforms.checks`, :mod:`~istn_monai.transforms.inverses`,
   :mod:`~istn_monai.transforms.registration_grid`, :mod:`~istn_monai.transforms.starts` (initial alignments),
   :mod:`~istn_monai.transforms.map_files` (maps that come with an image), :mod:`~istn_monai.transforms.preprocessing`,
-  :mod:`~istn_monai.transforms.representations`,
   :mod:`~istn_monai.transforms.landmarks`, :mod:`~istn_monai.transforms.guidance`,
+  :mod:`~istn_monai.transforms.representations`,
   :mod:`~istn_monai.transforms.augmentation`, :mod:`~istn_monai.transforms.contrast`,
   :mod:`~istn_monai.transforms.postprocessing`
 - :mod:`istn_monai.folders`: bundles, runs and checkpoints on disk; :mod:`istn_monai.processors`: threads of a command;

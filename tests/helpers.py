@@ -81,6 +81,32 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None)
     return str(path)
 
 
+def pair_files(folder: Path, dims: int, turn: int = 1, radius: float = 0) -> dict[str, str]:
+    """Moving and fixed image and label, oblique, anisotropic, of different size, spacing and place.
+
+    Args:
+        folder: to write to.
+        dims: 2 or 3.
+        turn: whether the fixed image is turned against the moving one; 0 for alike.
+        radius: of a second structure in the label; 0 for none.
+    """
+    from oracles import oblique_affine, smooth_image  # which need itk
+
+    files = {}
+    for seed, side in enumerate(("moving", "fixed")):
+        size = ((26, 19, 22), (21, 25, 18))[seed][:dims]
+        spacing = ((1.4, 1.1, 1.7), (1.2, 1.0, 1.9))[seed][:dims]
+        affine = oblique_affine(size, spacing, turn * seed + 3, [(40.0, -7.0, 12.0), (-3.0, 55.0, 8.0)][seed][:dims])
+        full = np.eye(4)
+        full[:dims, :dims], full[:dims, 3] = affine[:dims, :dims], affine[:dims, dims]
+        label = ball(size, [s / 2 for s in size], 5)
+        label = label + ball(size, [s / 3 for s in size], radius) if radius else label
+        image = (200 * smooth_image(size, seed)).astype(np.int16)
+        files[f"{side}_image"] = write_nifti(folder / f"{side}.nii.gz", image, full)
+        files[f"{side}_label"] = write_nifti(folder / f"{side}_label.nii.gz", label, full)
+    return files
+
+
 def write_subjects(folder: Path, number: int, shape=(10, 12, 11), seed: int = 0) -> list[dict[str, str]]:
     """Images and label maps (1 and 2) on disk, one ``{"image", "label"}`` for each subject."""
     rng = np.random.default_rng(seed)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from helpers import BUNDLE, ball, random_checkpoint, write_json, write_nifti
+from helpers import BUNDLE, pair_files, random_checkpoint, write_json, write_nifti
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged
-from oracles import oblique_affine, smooth_image
+from oracles import smooth_image
 
 from istn_monai.apply import apply_transform
 from istn_monai.io.images import read_image
@@ -40,24 +40,6 @@ SETTINGS = {
     for dims in (2, 3)
     for name in ("affine", "bspline")
 }  # fmt: skip
-
-
-def pair_files(folder, dims):
-    """Moving and fixed image and label, oblique, anisotropic, of different size, spacing and place."""
-    files = {}
-    for seed, side in enumerate(("moving", "fixed")):
-        size = ((26, 19, 22), (21, 25, 18))[seed][:dims]
-        spacing = ((1.4, 1.1, 1.7), (1.2, 1.0, 1.9))[seed][:dims]
-        affine = oblique_affine(size, spacing, seed + 3, [(40.0, -7.0, 12.0), (-3.0, 55.0, 8.0)][seed][:dims])
-        full = np.eye(4)
-        full[:dims, :dims], full[:dims, 3] = affine[:dims, :dims], affine[:dims, dims]
-        files[f"{side}_image"] = write_nifti(
-            folder / f"{side}.nii.gz", (200 * smooth_image(size, seed)).astype(np.int16), full
-        )
-        files[f"{side}_label"] = write_nifti(
-            folder / f"{side}_label.nii.gz", ball(size, [s / 2 for s in size], 5), full
-        )
-    return files
 
 
 def images_of(files):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from helpers import BUNDLE, DATA_DIR, ball, config, meta, rand, random_checkpoint, write_json, write_nifti
+from helpers import BUNDLE, DATA_DIR, ball, config, meta, pair_files, rand, random_checkpoint, write_json, write_nifti
 from monai.bundle import ConfigWorkflow, run
 from monai.data import MetaTensor
-from oracles import oblique_affine, smooth_image
+from oracles import oblique_affine
 from torch import nn
 
 from istn_monai import FrozenITN, NetworkSettings, RegisterISTNd, Registration, RepresentationMapsd
@@ -41,27 +41,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def pair_files(folder, dims):
-    """Images and labels, anisotropic and oblique, one as the other lies but for size, spacing and place."""
-    files = {}
-    for seed, side in enumerate(("moving", "fixed")):
-        size = ((26, 19, 22), (21, 25, 18))[seed][:dims]
-        spacing = ((1.4, 1.1, 1.7), (1.2, 1.0, 1.9))[seed][:dims]
-        affine = oblique_affine(size, spacing, 3, [(40.0, -7.0, 12.0), (-3.0, 55.0, 8.0)][seed][:dims])
-        full = np.eye(4)
-        full[:dims, :dims], full[:dims, 3] = affine[:dims, :dims], affine[:dims, dims]
-        image = (200 * smooth_image(size, seed)).astype(np.int16)
-        label = ball(size, [s / 2 for s in size], 5) + ball(size, [s / 3 for s in size], 3)
-        files[f"{side}_image"] = write_nifti(folder / f"{side}.nii.gz", image, full)
-        files[f"{side}_label"] = write_nifti(folder / f"{side}_label.nii.gz", label, full)
-    return files
-
-
 @pytest.fixture(scope="module", params=SETTINGS, ids=lambda p: f"{p[1]}-{p[0]}d")
 def case(request, tmp_path_factory):
     """Files, settings with weights, a registration with it, and what it gave of one pass and refined."""
     folder = tmp_path_factory.mktemp("case")
-    files = pair_files(folder, request.param[0])
+    files = pair_files(folder, request.param[0], turn=0, radius=3)
     settings = random_checkpoint(folder / "models", SETTINGS[request.param])
     images = {key: files[key] for key in ("moving_image", "fixed_image")}
     results = {steps: Registration(refine_steps=steps, **settings)(images) for steps in (0, 5)}
@@ -72,7 +56,7 @@ def case(request, tmp_path_factory):
 def volume(tmp_path_factory):
     """Files, settings and images of one case."""
     folder = tmp_path_factory.mktemp("volume")
-    files = pair_files(folder, 3)
+    files = pair_files(folder, 3, turn=0, radius=3)
     settings = random_checkpoint(folder / "models", SETTINGS[3, "bspline"])
     return folder, files, settings, {key: files[key] for key in ("moving_image", "fixed_image")}
 

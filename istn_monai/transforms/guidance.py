@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
@@ -18,6 +19,28 @@ from istn_monai.transforms.checks import source
 from istn_monai.transforms.keys import GUIDANCE, LABEL_KEYS, MAP_KEYS, MAPS, MASK_KEYS, POINT_KEYS, Pair
 from istn_monai.transforms.preprocessing import SoIGroupsd
 from istn_monai.transforms.registration_grid import check_kept, kept, on_grid
+
+
+def structures_on_grid(label: MetaTensor, key: str, groups: SoIGroupsd, grid: Grid, what: str) -> MetaTensor:
+    """The structures ``(K, *S)`` of a label map on the registration grid.
+
+    Args:
+        label: ``(1, *S)``, on a grid of its own.
+        key: what errors call it.
+        groups: label values to channels.
+        grid: the registration grid.
+        what: the labels are for, for the error.
+
+    Raises:
+        ValueError: naming the file, if it has none of the labels, or if they are not on the grid.
+    """
+    name = source(label, key)
+    soi = with_affine(groups.channels(label.as_tensor()), affine_of(label), label)
+    if not soi.any():
+        raise ValueError(f"{name} has none of the labels {groups.soi_labels}, {what}")
+    found = on_grid(soi, grid)
+    check_kept(kept(soi, found), name, grid)
+    return found
 
 
 class Guidanced(Transform):
@@ -82,12 +105,7 @@ class Guidanced(Transform):
         for key in LABEL_KEYS:
             if key not in data:
                 continue
-            label, name = data[key], source(data[key], key)
-            soi = with_affine(self.groups.channels(label.as_tensor()), affine_of(label), label)
-            if not soi.any():
-                raise ValueError(f"{name} has none of the labels {self.groups.soi_labels}, which shall guide")
-            found[key] = on_grid(soi, grid)
-            check_kept(kept(soi, found[key]), name, grid)
+            found[key] = structures_on_grid(data[key], key, self.groups, grid, "which shall guide")
         sides = [soi.as_tensor() for soi in found.values()]
         if len(sides) == 2 and not (sides[0].flatten(1).any(1) & sides[1].flatten(1).any(1)).any():
             names = " and ".join(source(data[key], key) for key in found)

@@ -21,9 +21,10 @@ from istn_monai.io.values import check_finite, plain
 from istn_monai.mind import REGISTERED, mind_ssc
 from istn_monai.representations import Representation
 from istn_monai.transforms.checks import source
+from istn_monai.transforms.guidance import structures_on_grid
 from istn_monai.transforms.keys import MAP_KEYS, MAPS, ORIGINAL_KEYS, SIDES, Pair
 from istn_monai.transforms.preprocessing import SoIGroupsd
-from istn_monai.transforms.registration_grid import LIMIT, check_kept, kept, on_grid
+from istn_monai.transforms.registration_grid import LIMIT, on_grid
 
 ABOUT_1 = (-1.0, 2.0)  # maps in this range are of one scale already, as probabilities are, and stay as they are
 #: what a QA page takes maps for, by their source, see :class:`istn_monai.qa.measures.RegisteredPair`; else "map"
@@ -102,18 +103,12 @@ class RepresentationMapsd(Transform):
 
     def of_labels(self, data: Mapping[Hashable, Any], side: str) -> MetaTensor:
         """The structures of a label map."""
-        key, grid = f"{side}_label", Grid.of(data["fixed_image"])
+        key = f"{side}_label"
         if key not in data:
             raise ValueError(f"representation labels: the pair has no {key}: give moving_label and fixed_label")
         if self.groups.soi_labels == []:
             raise ValueError("representation labels: the network knows none, only landmarks (soi_labels [])")
-        label = data[key]
-        soi = with_affine(self.groups.channels(label.as_tensor()), affine_of(label), label)
-        if not soi.any():
-            raise ValueError(f"{source(label, key)} has none of the labels {self.groups.soi_labels}, to be registered")
-        found = on_grid(soi, grid)
-        check_kept(kept(soi, found), source(label, key), grid)
-        return found
+        return structures_on_grid(data[key], key, self.groups, Grid.of(data["fixed_image"]), "to be registered")
 
     def of_bundle(self, data: Mapping[Hashable, Any], side: str) -> MetaTensor:
         """What a MONAI bundle makes of an image's file."""

@@ -25,8 +25,8 @@ from istn_monai.geometry.world_transform import WorldTransform
 from istn_monai.io.images import save_image
 from istn_monai.io.itk_transforms import write_affine
 from istn_monai.kinds import choice
-from istn_monai.transforms.keys import IMAGE_KEYS
-from istn_monai.workflow.result_folders import INITIAL, MOST_CHANNELS, SIDES, channel_file, representations_folder
+from istn_monai.transforms.keys import IMAGE_KEYS, SIDES
+from istn_monai.workflow.result_folders import INITIAL, MOST_CHANNELS, channel_file, representations_folder
 from istn_monai.workflow.results import SavePairHandler
 
 WORLDS = ("own", "aligned")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from istn_monai.io.staging import ResultFolder
 from istn_monai.qa.viewer import VIEW_PAGE
+from istn_monai.transforms.keys import SIDES
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
 JACOBIAN = "jacobian.nii.gz"
@@ -17,7 +18,6 @@ OUTPUTS = (
     *(f"{name}.nii.gz" for name in IMAGES), DISPLACEMENT, JACOBIAN, TRANSFORM, INVERSE, MOVED, QA_PAGE, VIEW_PAGE,
     REPORT,
 )  # fmt: skip
-SIDES = ("moving", "fixed")
 MOST_CHANNELS = 100  # of a representation, that are written
 INITIAL = "initial.tfm"
 KEYS = ("versions", "weights_sha256", "options", "inputs")  # of a report
