@@ -164,9 +164,7 @@ class ISTNLoss(nn.Module):
         return torch.stack(list(self.terms(output, label).values())).sum()
 
 
-def other_way(
-    output: ISTNOutput, batch: Mapping[str, Tensor], ddf: Tensor
-) -> tuple[ISTNOutput, dict[str, Tensor]]:
+def other_way(output: ISTNOutput, batch: Mapping[str, Tensor], ddf: Tensor) -> tuple[ISTNOutput, dict[str, Tensor]]:
     """What a network gave, and a batch, with moving and fixed in each other's place, and the ddf of that way."""
     swapped = {name: torch.cat(both.chunk(2, dim=1)[::-1], dim=1) for name, both in batch.items()}
     image = torch.cat(output.image.chunk(2, dim=1)[::-1], dim=1)

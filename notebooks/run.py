@@ -1,6 +1,6 @@
 """Runs the notebooks anew, each in a folder of its own, and keeps what they show.
 
-    python notebooks/run.py [NAME ...]
+python notebooks/run.py [NAME ...]
 """
 
 from __future__ import annotations

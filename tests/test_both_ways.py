@@ -1,6 +1,7 @@
 """Symmetric registration, its loss, closed inverses of what is written, and how far points are off after both ways."""
 
 import json
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -27,7 +28,7 @@ from istn_monai.directions import BothWays, OneWay, one_of_both
 from istn_monai.geometry.components import WorldAffine, WorldField
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.sampling import compose
-from istn_monai.geometry.world_transform import closed_inverse
+from istn_monai.geometry.world_transform import WorldTransform, closed_inverse
 from istn_monai.inferer import refinement_of
 from istn_monai.levels import levels_at_once
 from istn_monai.losses import other_way
@@ -37,6 +38,7 @@ from istn_monai.objective import PairObjective
 from istn_monai.qa.rules import AMBER, GREEN, traffic_light
 from istn_monai.registration import Registration
 from istn_monai.workflow.pair_metrics import jacobian_of
+from istn_monai.workflow.results import inverse_of
 
 SIZE = (30, 34)
 
@@ -44,7 +46,7 @@ SIZE = (30, 34)
 def blob(center, radii, size=SIZE):
     """A smooth ellipse ``(1, 1, *size)``."""
     axes = torch.meshgrid(*[torch.arange(float(n)) for n in size], indexing="ij")
-    return torch.exp(-sum(((x - c) / r) ** 2 for x, c, r in zip(axes, center, radii, strict=True)) ** 2)[None, None]
+    return torch.exp(-(sum(((x - c) / r) ** 2 for x, c, r in zip(axes, center, radii, strict=True)) ** 2))[None, None]
 
 
 MOVING, FIXED = blob((13, 16), (8, 5)), blob((16, 18), (6, 8))
@@ -279,3 +281,19 @@ def test_there_and_back_of_the_written_field_is_that_of_the_ddf():
     theta = torch.randn(1, svf.num_parameters, generator=torch.Generator().manual_seed(1))
     assert compose(svf(theta), svf.inverse(theta))[..., 4:-4, 4:-4].abs().mean() < 0.02
     assert AffineTransformation((9, 9)).invertible and svf.invertible
+
+
+@pytest.mark.parametrize(("shift", "told"), [(0.3, False), (0.7, True)])
+def test_an_inverse_that_leads_astray_is_told(shift, told):
+    grid = np.diag([1.0, 1.2, 1.5, 1.0])
+    images = {
+        f"{side}_image_original": MetaTensor(torch.zeros(1, 8, 9, 7), affine=grid) for side in ("moving", "fixed")
+    }
+    matrix = np.eye(4)
+    matrix[0, 3] = shift  # mm; half a voxel is 0.5
+    exact, off = (WorldTransform([WorldAffine(m)], 3) for m in (np.eye(4), matrix))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, residual = inverse_of(exact, images, torch.eye(4, dtype=torch.float64), 1.0, known=off)
+    assert max_abs(residual["max"], shift) < 1e-6
+    assert [str(each.message)[:39] for each in caught] == ["inverse_transform.h5 is off by up to 0."] * told

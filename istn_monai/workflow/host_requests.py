@@ -332,4 +332,3 @@ def check_holds(dtype: Any, values: Tensor) -> None:
             f"result_dtype {dtype} holds {bounds.min} to {bounds.max}, but the result has values from {low:g} to "
             f"{high:g}: choose a moving image with a label, or leave result_dtype out (3D Slicer asks for uint8)"
         )
-

@@ -116,7 +116,11 @@ def inverse_of(
     if not seen.any():
         return inverse, {}
     error = (inverse.transform_points(moved[:, seen]) - points[:, seen]).norm(dim=0)
-    return inverse, {"mean": error.mean().item(), "max": error.max().item()}
+    residual = {"mean": error.mean().item(), "max": error.max().item()}
+    if residual["max"] > min(fixed.spacing) / 2:
+        told = f"{INVERSE} is off by up to {residual['max']:.2g} mm (mean {residual['mean']:.2g} mm)"
+        warnings.warn(f"{told}: if that is too much, register with moving and fixed exchanged", stacklevel=2)
+    return inverse, residual
 
 
 class SavePairHandler:

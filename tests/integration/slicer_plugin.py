@@ -43,13 +43,13 @@ class SlicerPlugin:
         self.info: dict[str, Any] = {}
 
     def fetch_info(self) -> dict[str, Any]:
-        """"Fetch/Refresh models from Server": what the options' tables are made of."""
+        """ "Fetch/Refresh models from Server": what the options' tables are made of."""
         assert self.server.request("GET", "/auth/")[0] in (200, 404)  # without passwords there is none
         self.info = json.loads(self.server.request("GET", "/info/")[2])
         return self.info
 
     def table(self, model: str = "istn") -> dict[str, Any]:
-        """"Options", section "infer": a drop-down for each list, of which all entries must be texts."""
+        """ "Options", section "infer": a drop-down for each list, of which all entries must be texts."""
         config = self.info["models"][model]["config"]
         for key, value in config.items():
             if isinstance(value, (list, dict)):
@@ -65,18 +65,18 @@ class SlicerPlugin:
         return first | chosen
 
     def run(self, image: str, session: str = "", **chosen: Any) -> Reply:
-        """"Auto Segmentation", "Run"."""
+        """ "Auto Segmentation", "Run"."""
         params = self.params(**chosen) | {"result_extension": ".nrrd", "result_dtype": "uint8"} | CLIENT
         path = f"/infer/istn?image={quote_plus(image)}" + (f"&session_id={quote_plus(session)}" if session else "")
         answer = self.server.request("POST", path, *encoded({"params": json.dumps(params)}, {}))
         return Reply.of(*answer, suffix=".nrrd")
 
     def upload_volume(self, file: Path, name: str) -> tuple[int, dict[str, Any]]:
-        """"Upload Volume", which also "Run" does with a volume that is not the server's."""
+        """ "Upload Volume", which also "Run" does with a volume that is not the server's."""
         return self.put(f"/datastore/?image={quote_plus(name)}", CLIENT, {"file": file})
 
     def submit_label(self, image: str, file: Path) -> tuple[int, dict[str, Any]]:
-        """"Submit Label"."""
+        """ "Submit Label"."""
         names = [{"name": "anterior", "idx": 1}, {"name": "posterior", "idx": 2}]
         params = {"label_info": names, "model": "istn"} | CLIENT
         return self.put(f"/datastore/label?image={quote_plus(image)}", params, {"label": file})
@@ -87,7 +87,7 @@ class SlicerPlugin:
         return status, json.loads(body)
 
     def next_sample(self) -> tuple[str, bytes]:
-        """"Next Sample": the id of an image without a final label, and its file."""
+        """ "Next Sample": the id of an image without a final label, and its file."""
         body = json.dumps(CLIENT).encode()
         sample = json.loads(self.server.request("POST", "/activelearning/random", body)[2])
         return sample["id"], self.server.request("GET", f"/datastore/image?image={quote_plus(sample['id'])}")[2]
