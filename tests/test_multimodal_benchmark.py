@@ -19,6 +19,7 @@ from peers import LOAD, evaluate
 
 from istn_monai.geometry.grids import Grid
 
+ROOT = Path(__file__).parents[1]
 HEAD = np.array([[-4.0, 0, 0, 90], [0, 4, 0, -126], [0, 0, 4, -72], [0, 0, 0, 1]])  # LAS, as the averages
 FINE = np.array([[-3.0, 0, 0, 90], [0, 3, 0, -126], [0, 0, 3, -72], [0, 0, 0, 1]])
 FOV = np.array([180, 216, 180])  # mm
@@ -132,3 +133,22 @@ def test_pairs_begin_with_all_contrasts_of_the_first_subject(data):
     assert len(pairs) == 6  # there is one subject
     with pytest.raises(ValueError, match="contrasts must be of t1, t2, pd, epi, got flair"):
         multimodal.pairs_of(data, 1, 1, ["flair"])
+
+
+def test_the_tables_of_the_results_are_what_was_measured():
+    """Numbers of docs/results.md against the JSON, whose summary is of its rows."""
+    content = json.loads((ROOT / "benchmarks" / "results" / "multimodal.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    section = text.partition("## Brains of other contrasts")[2].partition("\n## ")[0]
+    told = [line.split(" | ")[1:5] for line in section.splitlines() if line.startswith("| ")]
+    for table, (key, digits) in {"subjects": ("dice", 3), "motions": ("error_mm", 2)}.items():
+        found = content["summary"][table]
+        for method in {name for rows in found.values() for name in rows}:
+            rows = [found.get(contrast, {}).get(method) for contrast in multimodal_pairs.CONTRASTS]
+            expected = [f"{row[key]:.{digits}f}" if row else "" for row in rows]
+            assert any([cell.split(" (")[0].strip() for cell in cells] == expected for cells in told), (table, method)
+        for contrast, methods in found.items():
+            for method, row in methods.items():
+                wanted = {"table": table, "contrast": contrast, "method": method}
+                own = [r for r in content["rows"] if wanted.items() <= r.items()]
+                assert np.isclose(np.mean([r[key] for r in own]), row[key]) and len(own) == row["n"]
