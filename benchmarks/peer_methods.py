@@ -30,8 +30,14 @@ from pathlib import Path
 from typing import Any
 
 FIELD, OWN_LABEL = "field.nii.gz", "own_label.nii.gz"
+CHECKPOINT = "ISTN_BENCHMARK_CHECKPOINT"  # of "ours_checkpoint": the environment's name of its file
 #: rounds of greedy's deformable registration, coarse to fine
 GREEDY_ROUNDS = {"brain": "100x100x40", "hippocampus": "100x100x60"}
+#: of ours: B-splines down to 6 mm and more bending energy, strides for voxels of 2 mm
+SMOOTH = {
+    "refine_levels": [[4, 60, 0], [2, 40, 0], [2, 60, 1], [1, 60, 2]],
+    "refine_weights": {"image": 1.0, "bending": 2.0},
+}
 
 
 class Method:
@@ -60,7 +66,7 @@ class Method:
         raise NotImplementedError
 
     def write_label(self, file: str) -> None:
-        """The moving label as the tool's own functions warp it, to check the field."""
+        """The moving label as the tool itself warps it, to check the field."""
         raise NotImplementedError
 
 
@@ -98,7 +104,11 @@ class Ants(Method):
 
 
 class Greedy(Method):
-    """picsl_greedy: affine from the headers, then deformable; local correlation in windows of 5 voxels."""
+    """picsl_greedy: affine from the headers, then deformable, both by a ``metric`` and its window, if it has one."""
+
+    def __init__(self, metric: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.metric = metric
 
     def load(self) -> None:
         import SimpleITK as sitk
@@ -108,7 +118,7 @@ class Greedy(Method):
         self.images = {role: sitk.ReadImage(self.files[role], sitk.sitkFloat32) for role in ("moving", "fixed")}
 
     def register(self) -> None:
-        common = f"-i fixed moving -m NCC 2x2x2 -threads {self.threads}"
+        common = f"-i fixed moving -m {self.metric} -threads {self.threads}"
         self.greedy.execute(f"{common} -a -dof 12 -n 100x50x10 -ia-identity -o affine", affine=None, **self.images)
         rounds = GREEDY_ROUNDS[self.case]
         self.greedy.execute(f"{common} -n {rounds} -it affine -o warp", warp=None)
@@ -241,12 +251,13 @@ class Ours(Method):
     Args:
         model: "intensities" registers these, without a network; None takes the shipped weights.
         steps: of refinement; None for the default.
-        arguments: those of :class:`Method`.
+        arguments: those of :class:`Method`; the options are further settings.
     """
 
-    def __init__(self, model: str | None, steps: int | None, *arguments: Any) -> None:
+    def __init__(self, model: str | None, steps: int | None, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments)
-        self.model, self.options = model, {} if steps is None else {"refine_steps": steps}
+        self.model, self.options = model, {"initial_alignment": "world"} | options
+        self.options |= {} if steps is None else {"refine_steps": steps}
 
     def load(self) -> None:
         import torch
@@ -258,7 +269,7 @@ class Ours(Method):
         load = LoadImage(image_only=True, ensure_channel_first=True, reader="NibabelReader")
         self.pair = {f"{role}_image": load(self.files[role]) for role in ("moving", "fixed")}
         self.label = load(self.files["moving_label"])
-        self.registration = Registration(self.model, initial_alignment="world", device="cpu", qa=False, **self.options)
+        self.registration = Registration(self.model, device="cpu", qa=False, **self.options)
 
     def register(self) -> None:
         self.registered = self.registration.registered(self.pair)
@@ -283,11 +294,15 @@ class Ours(Method):
 METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     "SyNQuick": ("antspyx", lambda *a: Ants("antsRegistrationSyNQuick[s]", *a)),
     "SyN": ("antspyx", lambda *a: Ants("SyN", *a)),
-    "greedy": ("picsl_greedy", Greedy),
+    "greedy": ("picsl_greedy", lambda *a: Greedy("NCC 2x2x2", *a)),
+    "greedy_nmi": ("picsl_greedy", lambda *a: Greedy("NMI", *a)),
     "elastix": ("itk-elastix", Elastix),
     "convexAdam": ("convexAdam", ConvexAdam),
     "fireants": ("fireants", FireAnts),
     "ours_intensities": ("istn-monai", lambda *a: Ours("intensities", None, *a)),
+    "ours_mind": ("istn-monai", lambda *a: Ours("intensities", None, *a, representation="mind")),
+    "ours_smooth": ("istn-monai", lambda *a: Ours("intensities", None, *a, **SMOOTH)),
+    "ours_checkpoint": ("istn-monai", lambda *a: Ours(os.environ[CHECKPOINT], None, *a)),
     "ours_one_pass": ("istn-monai", lambda *a: Ours(None, 0, *a)),
     "ours_refined": ("istn-monai", lambda *a: Ours(None, 50, *a)),
 }

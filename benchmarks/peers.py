@@ -31,7 +31,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +174,21 @@ def checked(row: Row, folder: Path, output: Path) -> Row:
     return row
 
 
-def measured(python: str, method: str, case: str, folder: Path, threads: int, check: bool) -> Row:
-    """What a method needs for a pair, and what it makes of it."""
+def measured(
+    python: str,
+    method: str,
+    case: str,
+    folder: Path,
+    threads: int,
+    check: bool,
+    judge: Callable[[Path, Path], Row] = evaluate,
+) -> Row:
+    """What a method needs for a pair, and what it makes of it, which ``judge`` tells by a field's file and the pair."""
     output = folder / method
     row = run_method(python, method, case, folder, output, threads, check) | {"method": method}
     try:
         if "error" not in row:
-            row |= evaluate(output / FIELD, folder)
+            row |= judge(output / FIELD, folder)
             row = checked(row, folder, output) if check else row
             shutil.rmtree(output)
     except (OSError, ValueError) as error:
@@ -241,7 +249,7 @@ def table(found: dict[str, Row]) -> str:
 
 def said(row: Row) -> str:
     """A row for people."""
-    keys = (*METRICS.values(), *SECONDS.values(), "peak_gb", "own_dice", "error")
+    keys = (*METRICS.values(), "error_mm", "error_95_mm", *SECONDS.values(), "peak_gb", "own_dice", "error")
     numbers = {key: f"{row[key]:.4g}" if key != "error" else row[key] for key in keys if key in row}
     return f"{row['pair']}  {row['method']}: " + "  ".join(f"{key} {value}" for key, value in numbers.items())
 
@@ -269,12 +277,15 @@ class Run:
         """Whether there is a row of this code, without error."""
         return any((row["method"], row["pair"]) == (method, pair) and "error" not in row for row in self.current())
 
+    def summary(self) -> dict[str, Any]:
+        return summary(self.current())
+
     def add(self, row: Row) -> None:
         """Keeps a row in the place of an older one, and writes the file."""
         row = row | self.own
         keys = ("method", "pair", "threads")
         self.rows = [other for other in self.rows if any(other[key] != row[key] for key in keys)] + [row]
-        content = {"provenance": provenance("cpu", **self.settings), "summary": summary(self.current())}
+        content = {"provenance": provenance("cpu", **self.settings), "summary": self.summary()}
         write(content | {"rows": self.rows}, self.output)
         print(said(row), flush=True)
 
