@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from istn_monai.alignment import check_start
+from istn_monai.geometry.affine import MAX_TRANSLATION
 from istn_monai.geometry.composite import spatial_transformation
 from istn_monai.geometry.names import GLOBAL, kinds_of
 from istn_monai.geometry.transformation import Transformation, checked_size, per_axis
@@ -38,6 +39,8 @@ from istn_monai.transforms.landmarks import check_soi_points
 #: what may differ at inference: the weights do not depend on it
 SAME_PARAMETERS = {"bspline", "svf"}  # either may be refined from what the other's network predicts
 FREE = ("initial_alignment", "initial_similarity")
+#: likewise where no network has learned anything
+FREE_OF_NETWORK = ("spacing", "control_spacing", "max_displacement", "affine_bounds")
 UNET_CHANNELS = (8, 16, 32, 64, 128, 8)
 
 
@@ -139,6 +142,11 @@ class NetworkSettings:
     def starts_at_identity(self) -> bool:
         """Whether there is no spatial transformer network, only where a refinement begins."""
         return (self.stn_def or {}).get("_target_") == IDENTITY
+
+    @property
+    def network_free(self) -> bool:
+        """Whether nothing has learned: images are registered by a refinement alone, on a grid of any spacing."""
+        return self.starts_at_identity and not self.has_itn
 
     @property
     def has_itn(self) -> bool:
@@ -245,6 +253,9 @@ class NetworkSettings:
     def overridden(self, given: Mapping[str, Any], file: str) -> NetworkSettings:
         """These settings with those that a user gave at inference.
 
+        Without a network, the transformation is free, and control spacings and the bound of translations follow the
+        spacing: what is registered depends on voxels, not on millimeters.
+
         Args:
             given: settings by name; what is None was not given.
             file: whose settings these are, for the error.
@@ -253,13 +264,23 @@ class NetworkSettings:
             ValueError: if one contradicts the weights, naming both values.
         """
         wanted = {name: value for name, value in given.items() if value is not None}
+        wanted = self.lengths(wanted["spacing"]) | wanted if self.network_free and "spacing" in wanted else wanted
         other = replace(self, **wanted)
-        free = [*FREE, "transformation"] if {self.transformation, other.transformation} == SAME_PARAMETERS else FREE
+        same = {self.transformation, other.transformation} == SAME_PARAMETERS
+        free = [*FREE, *(["transformation"] if same else []), *(FREE_OF_NETWORK if self.network_free else [])]
         wrong = [name for name in wanted if name not in free and not self.agrees(other, name)]
         if wrong:
             what = "; ".join(f"{name} {getattr(self, name)!r} in training, {wanted[name]!r} now" for name in wrong)
             raise ValueError(f"{file} was trained with other settings ({what}): leave them out")
         return replace(self, **{name: value for name, value in wanted.items() if name in free})
+
+    def lengths(self, spacing: float | Sequence[float]) -> dict[str, Any]:
+        """What else is a length, for another spacing of the grid."""
+        factor = finest(spacing) / finest(self.spacing)
+        bounds = self.affine_bounds or {}
+        translation = factor * bounds.get("translation", MAX_TRANSLATION)
+        control = scaled(self.control_spacing, factor)
+        return {"control_spacing": control, "affine_bounds": {**bounds, "translation": translation}}
 
     def agrees(self, other: NetworkSettings, name: str) -> bool:
         """Whether a setting means the same in both."""
@@ -273,6 +294,16 @@ class NetworkSettings:
         if name in ("spacing", "control_spacing"):
             return numbers(mine) == numbers(theirs)
         return mine == theirs
+
+
+def finest(spacing: float | Sequence[float]) -> float:
+    """The smallest voxel size of a grid."""
+    return float(min(spacing)) if isinstance(spacing, Sequence) else float(spacing)
+
+
+def scaled(lengths: Any, factor: float) -> Any:
+    """A number, or numbers in lists, times a factor."""
+    return [scaled(each, factor) for each in lengths] if isinstance(lengths, list) else factor * lengths
 
 
 def numbers(value: Any) -> Any:

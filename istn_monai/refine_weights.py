@@ -56,6 +56,20 @@ def term_weights(weights: Any, name: str = "refine_weights", terms: Sequence[str
     return {term: float(value) for term, value in weights.items() if value}
 
 
+def in_voxels(weights: Any, factor: float) -> dict[str, float]:
+    """Weights that do the same on a grid whose voxels are larger by a factor: bending energy has the unit 1/mm^2.
+
+    Raises:
+        ValueError: see :func:`term_weights`.
+
+    Examples:
+        >>> in_voxels("maps", 2)
+        {'structures': 1.0, 'bending': 1.2}
+    """
+    terms = term_weights(weights)
+    return terms | ({"bending": terms["bending"] * factor**2} if "bending" in terms else {})
+
+
 def damping_of(weights: Container[str]) -> float:
     """How much slower moves what hardly matters to an objective: as a fraction of the mean gradient.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
+from istn_monai.geometry.grids import Grid
 from istn_monai.inferer import guided_arguments
 from istn_monai.io.images import write_image
 from istn_monai.io.nifti import check_written_suffix
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_file
 from istn_monai.moved_points import check_points
-from istn_monai.network_settings import NetworkSettings
+from istn_monai.network_settings import NetworkSettings, finest
 from istn_monai.options import typed_settings
 from istn_monai.runs import overlay
 from istn_monai.transforms.guidance import batched
@@ -80,7 +82,7 @@ class Registration:
         if settings.pop("refine_steps") is None:
             raise ValueError("refine_steps must be a whole number of at least 0, got None")
         if model is not None:
-            settings = settings_of(model, bool(refine_steps), settings.get("representation")) | settings
+            settings = settings_of(model, bool(refine_steps), settings) | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
         check_refining(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
@@ -135,11 +137,22 @@ class Registration:
         """As :meth:`__call__`, without the postprocessing: the pair on its registration grid, and ``pred``."""
         with torch.inference_mode(False), torch.no_grad():
             data = self.content("preprocessing")(pair)
+            self.warn_of_spacing(Grid.of(data["fixed_image_original"]))
             image = convert_to_tensor(data["image"], track_meta=False)[None].to(self.device)
             inferer = self.content("inferer")
             guided = guided_arguments(inferer, batched(data))
             pred = inferer(image.clone() if image.is_inference() else image, self.network, **guided)
             return data | {"pred": decollate_batch(pred)[0]}
+
+    def warn_of_spacing(self, fixed: Grid) -> None:
+        """A warning where no network is used, and the fixed image has much larger or smaller voxels than the grid."""
+        own, spacing = min(fixed.spacing), finest(self.settings.spacing)
+        if self.settings.network_free and not spacing / 2 <= own < spacing * 3:
+            warnings.warn(
+                f"fixed_image has voxels of {own:.3g} mm, and is registered in voxels of {spacing:g} mm: spacing "
+                f"{own:.3g} would be its own, and control spacings follow",
+                stacklevel=3,
+            )
 
     def represented(self, pair: Mapping[str, Any], world: str = "own") -> dict[str, Any]:
         """M' and F' of one pair, for another engine, see docs/engines.md; a refinement changes neither.
@@ -173,10 +186,11 @@ class Registration:
         self.saver(output_dir, inverse).save(result, convert_to_tensor(result["pred"], track_meta=False))
 
 
-def settings_of(model: str | Path, refined: bool, representation: Any) -> dict[str, Any]:
-    """The checkpoint that a user means, and how it says that it is used."""
+def settings_of(model: str | Path, refined: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint that a user means, and how it says that it is used, besides what is given."""
     file = find_weights(model)
-    return {"checkpoint_file": str(file)} | own_settings(file, refined, representation)
+    own = own_settings(file, refined, given.get("representation"), given.get("spacing"))
+    return {"checkpoint_file": str(file)} | own
 
 
 def loaded(

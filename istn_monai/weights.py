@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from istn_monai.folders import BEST
 from istn_monai.geometry.names import GLOBAL
 from istn_monai.io.paths import replacing
-from istn_monai.network_settings import NetworkSettings
+from istn_monai.network_settings import NetworkSettings, finest
+from istn_monai.refine_weights import in_voxels
 from istn_monai.representations import Representation
 
 logger = logging.getLogger(__name__)
@@ -124,17 +125,24 @@ def read_weights(file: str | os.PathLike, device: Any = "cpu") -> Weights:
     return Weights(path, state, description_of(content, state, path), progress if state is not content else {})
 
 
-def own_settings(file: str | os.PathLike, refined: bool, representation: Any = None) -> dict[str, Any]:
+def own_settings(
+    file: str | os.PathLike, refined: bool, representation: Any = None, spacing: Any = None
+) -> dict[str, Any]:
     """How weights say that they are used unless a user says otherwise, by the names of settings; nothing as a rule.
 
     Args:
         file: the checkpoint.
         refined: whether there is a refinement.
         representation: what is registered; in the place of images alone it is what counts.
+        spacing: of the registration grid in mm, if a user says it; see :meth:`NetworkSettings.overridden`.
     """
-    found = dict(read_weights(file).description.get("inference", {}))
+    weights = read_weights(file)
+    found = dict(weights.description.get("inference", {}))
     if found.get("refine_weights") == "intensities" and not Representation.of(representation).is_itn:
         found |= OF_MAPS
+    settings = weights.settings
+    if spacing is not None and "refine_weights" in found and settings is not None and settings.network_free:
+        found["refine_weights"] = in_voxels(found["refine_weights"], finest(spacing) / finest(settings.spacing))
     return {name: value for name, value in found.items() if refined or not name.startswith("refine_")}
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from istn_monai.geometry.transformation import Transformation
 
+MAX_TRANSLATION = 30.0  # mm
+
 
 class AffineTransformation(Transformation):
     """Affine transformation about the grid's center, ``T = M_t R_phi S_psi^-1 D_s S_psi`` (paper, Eq. 3).
@@ -45,7 +47,7 @@ class AffineTransformation(Transformation):
         self,
         spatial_size: Sequence[int],
         spacing: float | Sequence[float] = 1.0,
-        max_translation: float = 30.0,
+        max_translation: float = MAX_TRANSLATION,
         max_rotation: float = math.pi / 4,
         max_log_scale: float = 0.5,
         max_shear: float = math.pi / 4,

@@ -1,0 +1,84 @@
+"""Registration without a network on grids of any spacing: what it finds depends on voxels, not on millimeters."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from oracles import max_abs
+
+from istn_monai.folders import find_weights
+from istn_monai.geometry.grids import Grid
+from istn_monai.network_settings import NetworkSettings
+from istn_monai.registration import Registration
+from istn_monai.weights import own_settings, read_weights
+
+LEVELS = [[4, 10, 0], [2, 10, 1]]
+
+
+def blobs(shift: float) -> torch.Tensor:
+    """A textured ellipsoid ``(1, 28, 32, 26)``, moved along two axes by a number of voxels."""
+    axes = np.meshgrid(*[np.arange(n, dtype=float) for n in (28, 32, 26)], indexing="ij")
+    x, y, z = axes[0] - 13.5 - shift, axes[1] - 15.5 + shift / 2, axes[2] - 12.5
+    inside = np.exp(-(((x / 9) ** 2 + (y / 11) ** 2 + (z / 8) ** 2) ** 4))
+    return torch.as_tensor(inside * (2 + np.cos(x / 2) + np.sin(y / 2.5) * np.cos(z / 2)), dtype=torch.float32)[None]
+
+
+def pair_of(voxel: float) -> dict[str, MetaTensor]:
+    """The same voxels, however large they are."""
+    affine = np.diag([voxel, voxel, voxel, 1.0])
+    return {f"{side}_image": MetaTensor(blobs(s), affine=affine) for side, s in (("moving", 2.0), ("fixed", 0.0))}
+
+
+@pytest.mark.parametrize("voxel", [0.05, 2.0])
+def test_what_is_found_does_not_depend_on_the_size_of_voxels(voxel):
+    found = {}
+    for spacing in (1.0, voxel):
+        registration = Registration(
+            "intensities", spacing=spacing, initial_alignment="center", refine_levels=LEVELS, device="cpu", qa=False
+        )
+        found[spacing] = registration(pair_of(spacing))
+    one, other = found.values()
+    assert one["theta"].abs().max() > 0.05  # something moved
+    assert max_abs(one["theta"], other["theta"]) < 1e-5
+    assert max_abs(one["displacement"].as_tensor() * voxel, other["displacement"].as_tensor()) < 1e-4 * voxel
+
+
+def test_lengths_follow_the_spacing_unless_they_are_given():
+    settings = read_weights(find_weights("intensities")).settings
+    assert settings.network_free
+    wide = settings.overridden({"spacing": 2}, "weights")
+    assert wide.control_spacing == [40, 12, 8, 6, 5] and wide.affine_bounds == {"translation": 60}
+    own = settings.overridden({"spacing": 2, "control_spacing": [30, 20, 10, 9, 8], "affine_bounds": {}}, "weights")
+    assert own.control_spacing == [30, 20, 10, 9, 8] and own.affine_bounds == {}
+    assert settings.overridden({"spacing": [3, 2, 4]}, "weights").control_spacing == [40, 12, 8, 6, 5]
+    assert settings.overridden({"initial_alignment": "center"}, "weights").control_spacing == [20, 6, 4, 3, 2.5]
+
+
+def test_bending_energy_weighs_as_much_per_voxel():
+    file = find_weights("intensities")
+    assert own_settings(file, True, spacing=2)["refine_weights"] == {"image": 1.0, "bending": 1.2}
+    assert own_settings(file, True)["refine_weights"] == "intensities"
+    maps = own_settings(file, True, "mind", spacing=0.5)["refine_weights"]
+    assert maps == {"structures": 1.0, "bending": 0.075}
+    assert "refine_weights" not in own_settings(file, False, spacing=2)
+
+
+@pytest.mark.parametrize("given", [{"spacing": 2}, {"control_spacing": [12, 6]}, {"affine_bounds": {"rotation": 90}}])
+def test_weights_of_a_network_keep_what_they_were_trained_with(given):
+    settings = NetworkSettings(transformation="affine+bspline", control_spacing=[16, 8])
+    with pytest.raises(ValueError, match="was trained with other settings"):
+        settings.overridden(given, "weights")
+
+
+@pytest.mark.parametrize(("voxel", "told"), [(1.0, False), (2.0, False), (0.6, False), (3.0, True), (0.05, True)])
+def test_voxels_of_another_size_are_told(voxel, told):
+    registration = Registration("intensities", 1, initial_alignment="world", device="cpu", qa=False)
+    image = MetaTensor(blobs(0.0)[:, :, :16], affine=np.diag([voxel, voxel, 3 * voxel, 1.0]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        registration.warn_of_spacing(Grid.of(image))
+    assert [f"voxels of {voxel:g} mm" in str(each.message) for each in caught] == [True] * told
