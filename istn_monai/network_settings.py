@@ -253,7 +253,7 @@ class NetworkSettings:
     def overridden(self, given: Mapping[str, Any], file: str) -> NetworkSettings:
         """These settings with those that a user gave at inference.
 
-        Without a network, the transformation is free, and control spacings and the bound of translations follow the
+        Without a network, lengths and bounds are free, and control spacings and the bound of translations follow the
         spacing: what is registered depends on voxels, not on millimeters.
 
         Args:
