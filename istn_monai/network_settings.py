@@ -274,9 +274,13 @@ class NetworkSettings:
             raise ValueError(f"{file} was trained with other settings ({what}): leave them out")
         return replace(self, **{name: value for name, value in wanted.items() if name in free})
 
+    def coarser(self, spacing: float | Sequence[float]) -> float:
+        """By what factor another spacing of the grid is larger, by the smallest voxel size of both."""
+        return finest(spacing) / finest(self.spacing)
+
     def lengths(self, spacing: float | Sequence[float]) -> dict[str, Any]:
         """What else is a length, for another spacing of the grid."""
-        factor = finest(spacing) / finest(self.spacing)
+        factor = self.coarser(spacing)
         bounds = self.affine_bounds or {}
         translation = factor * bounds.get("translation", MAX_TRANSLATION)
         control = scaled(self.control_spacing, factor)

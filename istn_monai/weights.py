@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from istn_monai.folders import BEST
 from istn_monai.geometry.names import GLOBAL
 from istn_monai.io.paths import replacing
-from istn_monai.network_settings import NetworkSettings, finest
+from istn_monai.network_settings import NetworkSettings
 from istn_monai.refine_weights import in_voxels
 from istn_monai.representations import Representation
 
@@ -142,7 +142,7 @@ def own_settings(
         found |= OF_MAPS
     settings = weights.settings
     if spacing is not None and "refine_weights" in found and settings is not None and settings.network_free:
-        found["refine_weights"] = in_voxels(found["refine_weights"], finest(spacing) / finest(settings.spacing))
+        found["refine_weights"] = in_voxels(found["refine_weights"], settings.coarser(spacing))
     return {name: value for name, value in found.items() if refined or not name.startswith("refine_")}
 
 

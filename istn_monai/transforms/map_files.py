@@ -75,9 +75,10 @@ def read_maps(file: str | Path, key: str, image: MetaTensor, nifti_frame: str | 
     if Path(file).suffix.lower() == ".npz":
         return from_archive(Path(file).expanduser(), key, image)
     check_own_world(Path(file).expanduser(), key)
-    channels = [flat(read_channels(path, key, nifti_frame), image) for path in channel_files(file)]
+    files = channel_files(file)
+    channels = [flat(read_channels(path, key, nifti_frame), image) for path in files]
     first = channels[0]
-    for other, path in zip(channels, channel_files(file), strict=True):
+    for other, path in zip(channels, files, strict=True):
         if other.shape[1:] != first.shape[1:] or not torch.allclose(other.affine, first.affine, atol=1e-4):
             raise ValueError(f"{key}: {path} is on another grid than {file}: all channels must be on one")
     check_placed(first, key, file, image)
