@@ -279,6 +279,11 @@ def ratios(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return result
 
 
+def listed(names: str | Sequence[str]) -> list[str]:
+    """Names from a command line, where Fire may have made a tuple of "a,b"."""
+    return names.split(",") if isinstance(names, str) else list(names)
+
+
 def write(content: Mapping[str, Any], file: str | Path) -> None:
     """JSON."""
     path = Path(file)

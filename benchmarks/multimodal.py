@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import fire
 import torch
-from common import RESULTS, Row
+from common import RESULTS, Row, listed
 from multimodal_pairs import CONTRASTS, motion_error, subjects_of, write_motion, write_subject
 from peer_methods import CHECKPOINT, METHODS
 from peers import START, Run, evaluate, interpreters, measured
@@ -120,11 +120,6 @@ def pairs_of(data: Path, subjects: int, seeds: int, contrasts: Sequence[str]) ->
     rounds = range(max(map(len, names.values())))
     turns = [(table, moving[turn]) for turn in rounds for table, moving in names.items() if turn < len(moving)]
     return [Pair(table, moving, contrast) for table, moving in turns for contrast in contrasts]
-
-
-def listed(value: str | Sequence[str]) -> list[str]:
-    """Names with commas between them, which Fire may have split already."""
-    return value.split(",") if isinstance(value, str) else list(value)
 
 
 def main(

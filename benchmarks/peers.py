@@ -39,7 +39,7 @@ import fire
 import nibabel as nib
 import numpy as np
 import torch
-from common import RESULTS, ROOT, Row, code_hash, provenance, write
+from common import RESULTS, ROOT, Row, code_hash, listed, provenance, write
 from monai.transforms import LoadImage
 from peer_methods import FIELD, METHODS, OWN_LABEL
 from torch import Tensor
@@ -303,7 +303,7 @@ def main(
     check: bool = False,
 ) -> None:
     start, default = CASES[case]
-    names = methods.split(",") if isinstance(methods, str) else list(methods or default)
+    names = listed(methods or default)
     pythons, versions = interpreters(names, peer_python)
     source = Path(data).absolute() / case
     items = json.loads((source / "pairs_100.json").read_text(encoding="utf-8"))["testing"][:pairs]

@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 import fire
 import torch
-from common import RESULTS, ROOT, default_device, provenance, version, write
+from common import RESULTS, ROOT, default_device, listed, provenance, version, write
 from reliability_cases import (
     bundle,
     checkpoints,
@@ -151,8 +151,8 @@ def run_all(cases: list[Case], work: Path, jobs: int, timeout: float, normal: Ru
 
 def chosen(cases: list[Case], only: str | tuple[str, ...] | None, case: str | None) -> list[Case]:
     """The cases of some kinds, or with some words in their name."""
-    kinds = only.split(",") if isinstance(only, str) else only
-    unknown = set(kinds or ()) - {one.kind for one in cases}
+    kinds = listed(only or ())
+    unknown = set(kinds) - {one.kind for one in cases}
     if unknown:
         raise SystemExit(f"unknown kinds {sorted(unknown)}, there are {sorted({one.kind for one in cases})}")
     return [one for one in cases if (not kinds or one.kind in kinds) and (case is None or str(case) in one.name)]

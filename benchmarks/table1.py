@@ -16,7 +16,7 @@ each pair, and is not done again: an interrupted run goes on where it stopped, a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -26,7 +26,7 @@ import fire
 import numpy as np
 import torch
 from common import RESULTS as ALL_RESULTS
-from common import configs, default_device, provenance, write
+from common import configs, default_device, listed, provenance, write
 from monai.bundle import ConfigParser, run
 from monai.data import Dataset
 from monai.transforms import Compose, CopyItemsd
@@ -219,11 +219,6 @@ def labels_as_images(pair: Mapping[str, Any]) -> dict[str, Any]:
     """A pair on the registration grid, its SoI in the place of its images."""
     joined = ConcatPaird()(pair)
     return joined | {"image": joined["label"]}
-
-
-def listed(names: str | Sequence[str]) -> list[str]:
-    """Names from a command line, where "a,b" may come as a tuple."""
-    return names.split(",") if isinstance(names, str) else list(names)
 
 
 def train_and_evaluate(

@@ -21,7 +21,7 @@ from typing import Any
 import fire
 import numpy as np
 import torch
-from common import RESULTS, Row, code_hash, provenance, write
+from common import RESULTS, Row, code_hash, listed, provenance, write
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from scipy.ndimage import affine_transform
@@ -84,7 +84,7 @@ def main(
     output: str | None = None,
 ) -> None:
     model, groups, plain, default = CASES[case]
-    names = alignments.split(",") if isinstance(alignments, str) else list(alignments or default)
+    names = listed(alignments or default)
     source = Path(data).absolute() / case
     items = json.loads((source / "pairs_100.json").read_text(encoding="utf-8"))["testing"][:pairs]
     file = Path(output or RESULTS / f"turned_{case}.json")
