@@ -104,11 +104,18 @@ class Ants(Method):
 
 
 class Greedy(Method):
-    """picsl_greedy: affine from the headers, then deformable, both by a ``metric`` and its window, if it has one."""
+    """picsl_greedy: affine from the headers, then deformable, both by a ``metric`` and its window, if it has one.
 
-    def __init__(self, metric: str, *arguments: Any) -> None:
+    Args:
+        metric: of both stages.
+        affine: whether there is an affine stage; it goes astray on some small images.
+        arguments: those of :class:`Method`.
+    """
+
+    def __init__(self, metric: str, affine: bool, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.metric = metric
+        self.metric, self.affine = metric, affine
+        self.transforms = "warp affine" if affine else "warp"
 
     def load(self) -> None:
         import SimpleITK as sitk
@@ -119,16 +126,19 @@ class Greedy(Method):
 
     def register(self) -> None:
         common = f"-i fixed moving -m {self.metric} -threads {self.threads}"
-        self.greedy.execute(f"{common} -a -dof 12 -n 100x50x10 -ia-identity -o affine", affine=None, **self.images)
-        rounds = GREEDY_ROUNDS[self.case]
-        self.greedy.execute(f"{common} -n {rounds} -it affine -o warp", warp=None)
+        deformable = f"{common} -n {GREEDY_ROUNDS[self.case]} -o warp"
+        if self.affine:
+            self.greedy.execute(f"{common} -a -dof 12 -n 100x50x10 -ia-identity -o affine", affine=None, **self.images)
+            self.greedy.execute(f"{deformable} -it affine", warp=None)
+        else:
+            self.greedy.execute(deformable, warp=None, **self.images)
 
     def write_field(self, file: str) -> None:
-        self.greedy.execute(f"-rf fixed -r warp affine -rc {file} -threads {self.threads}")
+        self.greedy.execute(f"-rf fixed -r {self.transforms} -rc {file} -threads {self.threads}")
 
     def write_label(self, file: str) -> None:
         label = self.sitk.ReadImage(self.files["moving_label"])
-        self.greedy.execute(f"-rf fixed -ri NN -rm label {file} -r warp affine", label=label)
+        self.greedy.execute(f"-rf fixed -ri NN -rm label {file} -r {self.transforms}", label=label)
 
 
 class Elastix(Method):
@@ -205,7 +215,12 @@ class ConvexAdam(Method):
 
 
 class FireAnts(Method):
-    """fireants: affine, then greedy; local correlation in windows of 5 voxels, the settings of its tutorial."""
+    """fireants: affine, then greedy; local correlation in windows of 5 voxels, the settings of its tutorial.
+
+    It stops at an axis of fewer voxels than its smallest level has; there the images go on as they end.
+    """
+
+    SMALLEST = 32  # its MIN_IMG_SIZE
 
     def load(self) -> None:
         import SimpleITK as sitk
@@ -216,8 +231,19 @@ class FireAnts(Method):
         self.batched, self.image, self.sitk = BatchedImages, Image, sitk
         # its losses have an epsilon, so they want intensities of this range
         read = [sitk.ReadImage(self.files[role], sitk.sitkFloat32) for role in ("fixed", "moving")]
-        scaled = [sitk.RescaleIntensity(image, 0, 1) for image in read]
+        self.size = read[0].GetSize()
+        scaled = [sitk.RescaleIntensity(self.large_enough(image), 0, 1) for image in read]
         self.images = [BatchedImages([Image(image, device="cpu")]) for image in scaled]
+
+    def large_enough(self, image: Any) -> Any:
+        """With the last voxels of short axes repeated."""
+        missing = [max(0, self.SMALLEST - voxels) for voxels in image.GetSize()]
+        return self.sitk.ZeroFluxNeumannPad(image, [0, 0, 0], missing)
+
+    def as_large_as_fixed(self, image: Any) -> Any:
+        """Without what was added."""
+        x, y, z = self.size
+        return image[:x, :y, :z]
 
     def register(self) -> None:
         from fireants.registration.affine import AffineRegistration
@@ -232,17 +258,18 @@ class FireAnts(Method):
 
     def write_field(self, file: str) -> None:
         self.result.save_as_ants_transforms(file)
+        self.sitk.WriteImage(self.as_large_as_fixed(self.sitk.ReadImage(file)), file, True)
 
     def write_label(self, file: str) -> None:
         from torch.nn.functional import grid_sample
 
-        label = self.sitk.ReadImage(self.files["moving_label"], self.sitk.sitkFloat32)
+        label = self.large_enough(self.sitk.ReadImage(self.files["moving_label"], self.sitk.sitkFloat32))
         values = self.image(label, device="cpu").array
         places = self.result.get_warped_coordinates(*self.images).detach()
         warped = grid_sample(values, places, mode="nearest", align_corners=True)
         image = self.sitk.GetImageFromArray(warped[0, 0].numpy())
         image.CopyInformation(self.images[0].images[0].itk_image)
-        self.sitk.WriteImage(image, file)
+        self.sitk.WriteImage(self.as_large_as_fixed(image), file)
 
 
 class Ours(Method):
@@ -294,8 +321,9 @@ class Ours(Method):
 METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     "SyNQuick": ("antspyx", lambda *a: Ants("antsRegistrationSyNQuick[s]", *a)),
     "SyN": ("antspyx", lambda *a: Ants("SyN", *a)),
-    "greedy": ("picsl_greedy", lambda *a: Greedy("NCC 2x2x2", *a)),
-    "greedy_nmi": ("picsl_greedy", lambda *a: Greedy("NMI", *a)),
+    "greedy": ("picsl_greedy", lambda *a: Greedy("NCC 2x2x2", True, *a)),
+    "greedy_deformable": ("picsl_greedy", lambda *a: Greedy("NCC 2x2x2", False, *a)),
+    "greedy_nmi": ("picsl_greedy", lambda *a: Greedy("NMI", True, *a)),
     "elastix": ("itk-elastix", Elastix),
     "convexAdam": ("convexAdam", ConvexAdam),
     "fireants": ("fireants", FireAnts),

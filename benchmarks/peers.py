@@ -48,13 +48,16 @@ from istn_monai.alignment import initial_alignment
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.resampling import unit_range
 from istn_monai.geometry.sampling import sample
-from istn_monai.metrics import folding_fraction, jacobian_determinant, sd_log_jacobian
+from istn_monai.metrics import folding_fraction, jacobian_determinant, overlap, sd_log_jacobian
 from istn_monai.objective import LocalCorrelation
 
 #: by case: the initial alignment, and the methods that run unless others are named
 CASES = {
     "brain": ("moments", ("SyNQuick", "SyN", "greedy", "convexAdam", "ours_intensities")),
-    "hippocampus": ("center", tuple(METHODS)),
+    "hippocampus": (
+        "center",
+        ("SyN", "greedy", "greedy_deformable", "elastix", "convexAdam", "fireants", "ours_one_pass", "ours_refined"),
+    ),
 }
 OURS = "istn-monai"  # the package
 METHODS_FILE = str(Path(__file__).with_name("peer_methods.py"))
@@ -63,7 +66,14 @@ START = "start"  # the row of a pair as it is before any registration
 #: once by nearest neighbors: ours interpolates it linearly, convexAdam warps it after resampling it to the fixed grid
 SAME_DICE, ROUGHLY = 0.002, {"convexAdam": 0.02, "ours_intensities": 0.02, "ours_one_pass": 0.02, "ours_refined": 0.02}
 LOAD = LoadImage(image_only=True, ensure_channel_first=True, reader="NibabelReader")
-METRICS = {"Dice": "dice", "merged Dice": "dice_merged", "LNCC": "lncc", "SDlogJ": "sdlogj", "folding": "folding"}
+METRICS = {
+    "Dice": "dice",
+    "merged Dice": "dice_merged",
+    "ASD, mm": "asd",
+    "LNCC": "lncc",
+    "SDlogJ": "sdlogj",
+    "folding": "folding",
+}
 SECONDS = {"s, registration": "seconds", "s, command": "command_seconds", "s, CPUs": "cpu_seconds"}
 
 
@@ -140,13 +150,22 @@ def dice_of_labels(warped: Tensor, fixed: Tensor) -> dict[str, float]:
     return {"dice": each.mean().item(), "dice_merged": merged.item(), "labels": len(there)}
 
 
+def surface_distance(warped: Tensor, fixed: Tensor, spacing: Sequence[float]) -> float:
+    """The mean over the labels of the fixed map of their average symmetric surface distance, in mm; of ``(*S)``.
+
+    A label that nothing of the warped map has does not count.
+    """
+    labels = [label for label in fixed.unique().tolist() if label > 0 and (warped == label).any()]
+    return statistics.mean(overlap(warped == label, fixed == label, spacing)["asd"] for label in labels)
+
+
 def evaluate(file: Path | None, folder: Path) -> Row:
     """What the displacement field of a method is worth; None for no displacement.
 
     Returns:
-        Dice of the labels; ``lncc`` of the images in [0, 1], where the fixed one is not at its darkest, so of a brain
-        and not of the nothing around it; and, of the field on the whole fixed grid, ``sdlogj`` and ``folding``, the
-        fraction of voxels whose Jacobian determinant is 0 or less.
+        Dice and ``asd`` of the labels; ``lncc`` of the images in [0, 1], where the fixed one is not at its darkest, so
+        of a brain and not of the nothing around it; and, of the field on the whole fixed grid, ``sdlogj`` and
+        ``folding``, the fraction of voxels whose Jacobian determinant is 0 or less.
     """
     images = {role: LOAD(folder / f"{role}.nii.gz") for role in ("moving", "fixed", "moving_label", "fixed_label")}
     fixed, moving = Grid.of(images["fixed"]), Grid.of(images["moving"])
@@ -158,7 +177,9 @@ def evaluate(file: Path | None, folder: Path) -> Row:
     determinant = jacobian_determinant(ddf[None])
     warped = sample(unit_range(values["moving"]), places.float(), "bilinear", "zeros")
     counts = (values["fixed"] > values["fixed"].min()).float()
-    return dice_of_labels(warped_label[0, 0], values["fixed_label"][0, 0]) | {
+    labels = warped_label[0, 0], values["fixed_label"][0, 0]
+    return dice_of_labels(*labels) | {
+        "asd": surface_distance(*labels, fixed.spacing),
         "lncc": LocalCorrelation(unit_range(values["fixed"]))(warped, counts).item(),
         "sdlogj": sd_log_jacobian(determinant).item(),
         "folding": folding_fraction(determinant).item(),
