@@ -27,9 +27,9 @@ class OneWay:
         ddf = self.transformation(theta, stride)
         return ddf, self.objective(ddf, stride)
 
-    def terms(self, theta: Tensor, ddf: Tensor) -> Mapping[str, Tensor]:
-        """The objective's terms by name, ``(B,)`` each, of theta and its ddf."""
-        return self.objective.terms(ddf)
+    def terms(self, theta: Tensor, ddf: Tensor, stride: int = 1) -> Mapping[str, Tensor]:
+        """The objective's terms by name, ``(B,)`` each, of theta and its ddf at each ``stride``-th voxel."""
+        return self.objective.terms(ddf, stride)
 
 
 class BothWays(OneWay):
@@ -57,10 +57,10 @@ class BothWays(OneWay):
         ddf, value = super().__call__(theta, stride)
         return ddf, (value + self.back(self.transformation.inverse(theta, stride), stride)) / 2
 
-    def terms(self, theta: Tensor, ddf: Tensor) -> Mapping[str, Tensor]:
+    def terms(self, theta: Tensor, ddf: Tensor, stride: int = 1) -> Mapping[str, Tensor]:
         """See :class:`OneWay`."""
-        others = self.back.terms(self.transformation.inverse(theta))
-        return {name: (value + others[name]) / 2 for name, value in super().terms(theta, ddf).items()}
+        others = self.back.terms(self.transformation.inverse(theta, stride), stride)
+        return {name: (value + others[name]) / 2 for name, value in super().terms(theta, ddf, stride).items()}
 
 
 def check_invertible(transformation: Transformation) -> None:

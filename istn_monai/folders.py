@@ -11,7 +11,7 @@ from istn_monai.io.paths import replacing
 BEST, LAST, RUN = "model.pt", "last.pt", "run.json"
 INTENSITIES = "intensities"  #: the word for no network, and the name of the file that says so
 #: weights that ship with the bundle beside its ``model.pt``, by the names of their files
-SHIPPED = (INTENSITIES, "any_contrast")
+SHIPPED = (INTENSITIES, "intensities_2d", "any_contrast")
 #: in a folder, where the weights may be: of checkpoints, of a training run, of a bundle
 PLACES = (BEST, f"models/{BEST}")
 
@@ -39,8 +39,9 @@ def bundle_folder(bundle_root: str | os.PathLike | None = None) -> Path:
 def find_weights(model: str | os.PathLike) -> Path:
     """The checkpoint that a user means: a file, or a folder of a run, of checkpoints, or of a bundle.
 
-    Two words stand for further weights of the bundle: "intensities" for none, a registration of the images themselves,
-    see :class:`istn_monai.stn.IdentitySTN`; "any_contrast" for those that were trained on random contrasts.
+    Words stand for further weights of the bundle: "intensities", and "intensities_2d", for none, a registration of the
+    images themselves, see :class:`istn_monai.stn.IdentitySTN`; "any_contrast" for those that were trained on random
+    contrasts.
 
     Raises:
         FileNotFoundError: naming what was looked for.

@@ -81,6 +81,67 @@ def levels_at_once(steps: int, spatial_size: Sequence[int]) -> Levels:
     return [level for level in levels if level.steps]
 
 
+class Parts(NamedTuple):
+    """How many components a transformation has, coarse to fine.
+
+    Attributes:
+        linear: rigid and affine ones.
+        local: lattices of B-splines and velocity fields.
+    """
+
+    linear: int
+    local: int
+
+
+def levels_of_parts(levels: Sequence[Sequence[int]], own: Parts, other: Parts) -> list[list[int]]:
+    """Levels of one transformation's components for those of another one.
+
+    A linear component moves as the linear ones did. The coarsest local component moves as the coarsest one did, and the
+    finest as the finest; if there are fewer, the last one takes the steps of those that are missing.
+
+    Args:
+        levels: stride, steps and number of a component, in its order.
+        own: what they were made for.
+        other: what they shall be for.
+
+    Returns:
+        Without numbers, down to all voxels, where there is one component alone.
+
+    Examples:
+        >>> levels = [[8, 60, 0], [4, 40, 1], [2, 50, 2], [2, 30, 3], [1, 20, 3]]
+        >>> levels_of_parts(levels, Parts(1, 3), Parts(0, 2))
+        [[4, 40, 0], [2, 80, 1], [1, 20, 1]]
+        >>> levels_of_parts(levels, Parts(1, 3), Parts(1, 0))
+        [[8, 60], [4, 30], [2, 15], [1, 7]]
+    """
+    steps_of = [[level[:2] for level in levels if level[2] == number] for number in range(sum(own))]
+    linear, local = sum(steps_of[: own.linear], []), steps_of[own.linear :]
+    if other.local > own.local:
+        local = local[:-1] + local[-2:-1] * (other.local - own.local) + local[-1:]
+    elif other.local:
+        local = [*local[: other.local - 1], sum(local[other.local - 1 :], [])]
+    else:
+        local = []
+    parts = [joined_strides(rows) for rows in [linear] * other.linear + local]
+    if len(parts) == 1:
+        return to_all_voxels(parts[0])
+    return [[*row, number] for number, rows in enumerate(parts) for row in rows]
+
+
+def joined_strides(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows of stride and steps, with one row for each stride."""
+    strides = dict.fromkeys(stride for stride, _ in rows)
+    return [[stride, sum(steps for own, steps in rows if own == stride)] for stride in strides]
+
+
+def to_all_voxels(rows: list[list[int]]) -> list[list[int]]:
+    """With further rows of half the stride and half the steps, to a stride of 1."""
+    while rows and rows[-1][0] > 1:
+        stride, steps = rows[-1]
+        rows = [*rows, [stride // 2, max(1, steps // 2)]]
+    return rows
+
+
 def finest_stride(spatial_size: Sequence[int]) -> int:
     """1 for a small grid, else 2 or, for a large one, what leaves ``MOST_COMPARED`` voxels."""
     stride = 1 if math.prod(spatial_size) <= SMALL else COARSE_STRIDE

@@ -18,6 +18,7 @@ from istn_monai.geometry.names import GLOBAL, kinds_of
 from istn_monai.geometry.transformation import Transformation, checked_size, per_axis
 from istn_monai.kinds import says_none
 from istn_monai.layers import SoftClamp, with_central_statistics
+from istn_monai.levels import Parts
 from istn_monai.linear_registration import SIMILARITIES
 from istn_monai.losses import VARIANTS
 from istn_monai.network_definitions import (
@@ -40,7 +41,7 @@ from istn_monai.transforms.landmarks import check_soi_points
 SAME_PARAMETERS = {"bspline", "svf"}  # either may be refined from what the other's network predicts
 FREE = ("initial_alignment", "initial_similarity")
 #: likewise where no network has learned anything
-FREE_OF_NETWORK = ("spacing", "control_spacing", "max_displacement", "affine_bounds")
+FREE_OF_NETWORK = ("transformation", "spacing", "control_spacing", "max_displacement", "affine_bounds")
 UNET_CHANNELS = (8, 16, 32, 64, 128, 8)
 
 
@@ -176,6 +177,14 @@ class NetworkSettings:
         """The label groups if the representations are masks of them; None if they are real-valued maps."""
         return None if self.soi_points else self.soi_labels
 
+    @property
+    def parts(self) -> Parts:
+        """How many components the transformation has, linear and local ones."""
+        kinds = kinds_of(self.transformation)
+        lattices = len(self.control_spacing) if isinstance(self.control_spacing, list) else 1
+        local = {"bspline": lattices, "svf": 1}
+        return Parts(sum(kind in GLOBAL for kind in kinds), sum(local.get(kind, 0) for kind in kinds))
+
     def spatial_transformation(self) -> Transformation:
         """The transformation on the grid of training."""
         return spatial_transformation(
@@ -253,8 +262,8 @@ class NetworkSettings:
     def overridden(self, given: Mapping[str, Any], file: str) -> NetworkSettings:
         """These settings with those that a user gave at inference.
 
-        Without a network, lengths and bounds are free, and control spacings and the bound of translations follow the
-        spacing: what is registered depends on voxels, not on millimeters.
+        Without a network, the transformation, lengths and bounds are free, and control spacings and the bound of
+        translations follow the spacing: what is registered depends on voxels, not on millimeters.
 
         Args:
             given: settings by name; what is None was not given.
@@ -264,7 +273,8 @@ class NetworkSettings:
             ValueError: if one contradicts the weights, naming both values.
         """
         wanted = {name: value for name, value in given.items() if value is not None}
-        wanted = self.lengths(wanted["spacing"]) | wanted if self.network_free and "spacing" in wanted else wanted
+        if self.network_free and "spacing" in wanted:
+            wanted = self.lengths(wanted["spacing"], wanted.get("transformation", self.transformation)) | wanted
         other = replace(self, **wanted)
         same = {self.transformation, other.transformation} == SAME_PARAMETERS
         free = [*FREE, *(["transformation"] if same else []), *(FREE_OF_NETWORK if self.network_free else [])]
@@ -278,13 +288,14 @@ class NetworkSettings:
         """By what factor another spacing of the grid is larger, by the smallest voxel size of both."""
         return finest(spacing) / finest(self.spacing)
 
-    def lengths(self, spacing: float | Sequence[float]) -> dict[str, Any]:
+    def lengths(self, spacing: float | Sequence[float], transformation: str) -> dict[str, Any]:
         """What else is a length, for another spacing of the grid."""
         factor = self.coarser(spacing)
-        bounds = self.affine_bounds or {}
-        translation = factor * bounds.get("translation", MAX_TRANSLATION)
-        control = scaled(self.control_spacing, factor)
-        return {"control_spacing": control, "affine_bounds": {**bounds, "translation": translation}}
+        found: dict[str, Any] = {"control_spacing": scaled(self.control_spacing, factor)}
+        if set(kinds_of(transformation)) & set(GLOBAL):
+            bounds = self.affine_bounds or {}
+            found["affine_bounds"] = {**bounds, "translation": factor * bounds.get("translation", MAX_TRANSLATION)}
+        return found
 
     def agrees(self, other: NetworkSettings, name: str) -> bool:
         """Whether a setting means the same in both."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from istn_monai.descent import Descent, RefinementReport, by_pair, joined_reports
-from istn_monai.directions import BothWays, OneWay, check_invertible, one_of_both
+from istn_monai.directions import BothWays, OneWay, one_of_both
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.svf import SVFTransformation
 from istn_monai.geometry.transformation import Transformation
@@ -93,7 +93,7 @@ class Refiner:
             finest of the strides. Takes the place of ``steps`` and ``coarse_steps``.
         symmetric: minimizes the mean of the objectives of both ways, for transformations with an inverse, see
             :mod:`istn_monai.directions`: registering the other way round then finds the inverse. It takes twice the
-            time, and all components move at once.
+            time.
 
     Examples:
         >>> from istn_monai import AffineTransformation
@@ -208,15 +208,9 @@ class Refiner:
             start = moving.new_zeros(len(moving), transformation.num_parameters) if theta is None else theta
             parameter = start.detach().clone().float().requires_grad_()
             pair = moving.clone(), fixed.clone()
-            objective = self.objective_of(pair, transformation.spacing, images, guidance)
+            evaluate = self.evaluate_of(transformation, pair, images, guidance)
             if levels := self.levels_in_turn(transformation):
-                return self.refine_in_turn(transformation, parameter.detach(), pair, objective, levels)
-            evaluate = OneWay(transformation, objective)
-            if self.symmetric:
-                swapped = None if images is None else images[1::-1]
-                others = other_guidance(guidance or {})
-                back = self.objective_of(pair[::-1], transformation.spacing, swapped, others)
-                evaluate = BothWays(transformation, objective, back)
+                return self.refine_in_turn(evaluate, parameter.detach(), pair, levels)
             return self.minimize(evaluate, lambda: parameter, [parameter], pair, self.strides_of(transformation))
 
     def refine_stn(
@@ -254,28 +248,22 @@ class Refiner:
         return Refinement(track.theta, ddf, reports, track.theta_start, *pair)
 
     def refine_in_turn(
-        self,
-        transformation: Transformation,
-        start: Tensor,
-        pair: tuple[Tensor, Tensor],
-        objective: Objective,
-        levels: Levels,
+        self, evaluate: OneWay, start: Tensor, pair: tuple[Tensor, Tensor], levels: Levels
     ) -> Refinement:
         """One component after the other, see :mod:`istn_monai.turns`; the start is kept if nothing is better."""
-        if not isinstance(transformation, CompositeTransformation) or not isinstance(objective, PairObjective):
+        transformation = evaluate.transformation
+        if not isinstance(transformation, CompositeTransformation) or self.weights is None:
             raise ValueError(
                 "refine_levels of components need a transformation that has some, and refine_weights, got "
                 f"{type(transformation).__name__} and weights {self.weights}"
             )
         check_components(levels, len(transformation.components))
         begin = time.perf_counter()
-        theta, tracks = refine_in_turn(
-            transformation, start, objective, levels, self.descent(begin), self.learning_rate
-        )
+        theta, tracks = refine_in_turn(transformation, start, evaluate, levels, self.descent(begin), self.learning_rate)
         with torch.no_grad():
             finest = min(level.stride for level in levels)
             ddfs = [transformation.whole(parameters, finest) for parameters in (start, theta)]
-            terms = [objective.terms(ddf, finest) for ddf in ddfs]
+            terms = [evaluate.terms(each, ddf, finest) for each, ddf in zip((start, theta), ddfs, strict=True)]
             before, after = (torch.stack(list(own.values())).sum(0) for own in terms)
             better = after < before
             theta = torch.where(better[:, None], theta, start)
@@ -297,11 +285,6 @@ class Refiner:
 
     def levels_in_turn(self, transformation: Transformation) -> Levels:
         """Levels of one component after the other: those that were given, or the default; none if all move at once."""
-        if self.symmetric:
-            check_invertible(transformation)
-            if in_turn(self.levels or ()):
-                raise ValueError("symmetric moves all components at once: give refine_levels without their numbers")
-            return ()
         if self.levels is not None:
             return self.levels if in_turn(self.levels) else ()
         if not self.by_components or not isinstance(transformation, CompositeTransformation) or not self.steps:
@@ -316,6 +299,21 @@ class Refiner:
             epsilon, relative = damping_of(self.weights), True
         deadline = None if self.max_seconds is None else begin + self.max_seconds
         return Descent(epsilon, relative, self.patience, self.tolerance, deadline, self.on_step)
+
+    def evaluate_of(
+        self,
+        transformation: Transformation,
+        pair: tuple[Tensor, Tensor],
+        images: tuple[Tensor, ...] | None,
+        guidance: Guidance | None,
+    ) -> OneWay:
+        """What is minimized of a transformation of pairs."""
+        objective = self.objective_of(pair, transformation.spacing, images, guidance)
+        if not self.symmetric:
+            return OneWay(transformation, objective)
+        swapped = None if images is None else images[1::-1]
+        back = self.objective_of(pair[::-1], transformation.spacing, swapped, other_guidance(guidance or {}))
+        return BothWays(transformation, objective, back)
 
     def objective_of(
         self,

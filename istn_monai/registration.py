@@ -58,7 +58,7 @@ class Registration:
     Args:
         model: folder of a training run or of a bundle, or a checkpoint; None for the shipped weights;
             "any_contrast" for further ones, of any contrast; "intensities" for no network at all: affine and B-splines
-            of the images, in 3-D.
+            of the images, or any other transformation; "intensities_2d" for the same in 2-D.
         refine_steps: number of steps of test-time refinement; 0 takes the network's one-pass prediction.
         config: JSON file with further settings.
         bundle_root: folder of the bundle whose configs are used; None for that of ``model``, or else the package's.
@@ -189,8 +189,7 @@ class Registration:
 def settings_of(model: str | Path, refined: bool, given: Mapping[str, Any]) -> dict[str, Any]:
     """The checkpoint that a user means, and how it says that it is used, besides what is given."""
     file = find_weights(model)
-    own = own_settings(file, refined, given.get("representation"), given.get("spacing"))
-    return {"checkpoint_file": str(file)} | own
+    return {"checkpoint_file": str(file)} | own_settings(file, refined, given)
 
 
 def loaded(

@@ -89,6 +89,6 @@ def evaluate_datalist(
         split = settings.get("evaluated_split") or "testing"
         settings.setdefault("evaluated_labels", evaluated_labels(path, split))
     given = {"dataset_dir": str(path.parent), "data_list_file": path.name, "checkpoint_file": str(checkpoint_file)}
-    given |= own_settings(checkpoint_file, bool(refine_steps), settings.get("representation"), settings.get("spacing"))
+    given |= own_settings(checkpoint_file, bool(refine_steps), settings)
     results = {"output_dir": str(output_dir), "refine_steps": refine_steps}
     run_bundle(bundle, "evaluation", files, **given | settings | results)

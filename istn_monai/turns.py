@@ -7,12 +7,13 @@ they are: a step then samples the images once, instead of once for each componen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from istn_monai.descent import BestIterates, Descent, Evaluate
-from istn_monai.directions import OneWay
+from istn_monai.directions import BothWays, OneWay
 from istn_monai.geometry.bending import bending_energy
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.sampling import compose
@@ -27,7 +28,7 @@ GLOBAL_RATE = 0.4
 def refine_in_turn(
     composite: CompositeTransformation,
     theta: Tensor,
-    objective: PairObjective,
+    whole: OneWay,
     levels: Sequence[Level],
     descent: Descent,
     learning_rate: float,
@@ -37,14 +38,14 @@ def refine_in_turn(
     Args:
         composite: on the grid of the pair.
         theta: start ``(B, P)``.
-        objective: of the pair, without what any component moved.
+        whole: what is minimized, of all components, with the objective of terms with weights.
         levels: see :class:`istn_monai.levels.Level`.
         descent: of each level.
         learning_rate: at the start of each level.
     """
     tracks = []
     for level in levels:
-        turn = Turn(composite, theta, level, objective)
+        turn = Turn(composite, theta, level, whole)
         rate = learning_rate * turn.rate
         track = descent.at_stride(turn.start, turn.evaluate, level.stride, level.steps, rate)
         theta = turn.whole(track.theta)
@@ -61,16 +62,19 @@ class Turn:
         rate: factor of the learning rate.
     """
 
-    def __init__(
-        self, composite: CompositeTransformation, theta: Tensor, level: Level, objective: PairObjective
-    ) -> None:
+    def __init__(self, composite: CompositeTransformation, theta: Tensor, level: Level, whole: OneWay) -> None:
         self.blocks, self.number = list(composite.split(theta)), level.component
         self.start, self.rate = theta, 1.0
-        self.evaluate: Evaluate = OneWay(composite, objective)
+        self.evaluate: Evaluate = whole
         if level.component is not None:
             component, self.start = composite.components[level.component], self.blocks[level.component]
             self.rate = GLOBAL_RATE if is_global(component) else 1.0
-            self.evaluate = self.alone(composite, level.component, level.stride, objective)
+            if isinstance(whole, BothWays):  # an inverse ends with the components that begin: nothing rests on one side
+                self.evaluate = lambda own, stride: whole(self.whole(own), stride)
+            else:
+                self.evaluate = self.alone(
+                    composite, level.component, level.stride, cast(PairObjective, whole.objective)
+                )
 
     def alone(self, composite: CompositeTransformation, number: int, stride: int, objective: PairObjective) -> Evaluate:
         """One component moves; those before it have moved the image, those behind it move its points.

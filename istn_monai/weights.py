@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from istn_monai.folders import BEST
 from istn_monai.geometry.names import GLOBAL
 from istn_monai.io.paths import replacing
-from istn_monai.network_settings import NetworkSettings
+from istn_monai.levels import levels_of_parts
+from istn_monai.network_settings import FREE_OF_NETWORK, NetworkSettings
 from istn_monai.refine_weights import in_voxels
 from istn_monai.representations import Representation
 
@@ -125,24 +126,30 @@ def read_weights(file: str | os.PathLike, device: Any = "cpu") -> Weights:
     return Weights(path, state, description_of(content, state, path), progress if state is not content else {})
 
 
-def own_settings(
-    file: str | os.PathLike, refined: bool, representation: Any = None, spacing: Any = None
-) -> dict[str, Any]:
+def own_settings(file: str | os.PathLike, refined: bool, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """How weights say that they are used unless a user says otherwise, by the names of settings; nothing as a rule.
+
+    Without a network they follow what is registered, and how: by its representation, spacing and transformation.
 
     Args:
         file: the checkpoint.
         refined: whether there is a refinement.
-        representation: what is registered; in the place of images alone it is what counts.
-        spacing: of the registration grid in mm, if a user says it; see :meth:`NetworkSettings.overridden`.
+        given: settings of the user.
+
+    Raises:
+        ValueError: naming the setting, if one cannot be.
     """
-    weights = read_weights(file)
+    weights, given = read_weights(file), given or {}
     found = dict(weights.description.get("inference", {}))
-    if found.get("refine_weights") == "intensities" and not Representation.of(representation).is_itn:
+    if found.get("refine_weights") == "intensities" and not Representation.of(given.get("representation")).is_itn:
         found |= OF_MAPS
-    settings = weights.settings
-    if spacing is not None and "refine_weights" in found and settings is not None and settings.network_free:
-        found["refine_weights"] = in_voxels(found["refine_weights"], settings.coarser(spacing))
+    own = weights.settings
+    if own is not None and own.network_free:
+        wanted = own.overridden({name: given.get(name) for name in FREE_OF_NETWORK}, str(weights.file))
+        if wanted.spacing != own.spacing and "refine_weights" in found:
+            found["refine_weights"] = in_voxels(found["refine_weights"], own.coarser(wanted.spacing))
+        if wanted.parts != own.parts and "refine_levels" in found:
+            found["refine_levels"] = levels_of_parts(found["refine_levels"], own.parts, wanted.parts)
     return {name: value for name, value in found.items() if refined or not name.startswith("refine_")}
 
 

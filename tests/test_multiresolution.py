@@ -19,6 +19,7 @@ from istn_monai import (
     spatial_transformation,
 )
 from istn_monai.descent import gradient_scale
+from istn_monai.directions import OneWay
 from istn_monai.geometry.sampling import MovedGrid, voxel_grid
 from istn_monai.geometry.separable import along_axes, area_weights, block_means
 from istn_monai.inferer import RefineInferer, refinement_of
@@ -137,7 +138,7 @@ def test_a_component_alone_has_the_objective_of_all(number, stride):
     transformation, (moving, fixed) = composite(), pair()
     theta = 0.2 * torch.randn(1, transformation.num_parameters, generator=torch.Generator().manual_seed(1))
     objective = PairObjective({"structures": 1.0, "image": 0.1}, moving, fixed, (1.0, 1.0))
-    turn = Turn(transformation, theta, Level(stride, 1, number), objective)
+    turn = Turn(transformation, theta, Level(stride, 1, number), OneWay(transformation, objective))
     ddf, value = turn.evaluate(turn.start, stride)
     expected = objective(transformation(theta, stride), stride)
     torch.testing.assert_close(value, expected, rtol=1e-5 if number == 0 else 0.1, atol=1e-4)
@@ -155,7 +156,7 @@ def test_a_component_alone_bends_as_all_do_together(number):
         CompositeTransformation([lattice] * 2),
         PairObjective({"mse": 1, "bending": 1}, image, image, (1, 1)),
     )
-    turn = Turn(transformation, torch.cat([theta, theta], 1), Level(1, 1, number), objective)
+    turn = Turn(transformation, torch.cat([theta, theta], 1), Level(1, 1, number), OneWay(transformation, objective))
     expected = 4 * lattice.bending_energy(theta)
     torch.testing.assert_close(turn.evaluate(turn.start, 1)[1], expected, rtol=0.05, atol=0)
 
@@ -165,7 +166,7 @@ def test_landmarks_are_where_all_components_take_them():
     theta = 0.2 * torch.randn(1, transformation.num_parameters, generator=torch.Generator().manual_seed(1))
     points = {"moving_points": torch.tensor([[[9.0], [12.0]]]), "fixed_points": torch.tensor([[[12.0], [14.0]]])}
     objective = PairObjective({"landmarks": 1.0}, moving, fixed, (1.0, 1.0), guidance=points)
-    turn = Turn(transformation, theta, Level(1, 1, 2), objective)
+    turn = Turn(transformation, theta, Level(1, 1, 2), OneWay(transformation, objective))
     torch.testing.assert_close(turn.evaluate(turn.start, 1)[1], objective(transformation(theta)), rtol=1e-3, atol=1e-4)
 
 

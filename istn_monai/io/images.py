@@ -178,7 +178,8 @@ def check_dims(image: Tensor, key: str, spatial_dims: int) -> None:
         raise ValueError(
             f"{source(image, key)} is {found}-D, of size {tuple(image.shape[1:])}, but the configuration is "
             f"{spatial_dims}-D, as its weights are: it needs {spatial_dims}-D images{flat if found == 3 else ''}; "
-            f"to train a network for {found}-D images, give {found} numbers as spatial_size"
+            f"to train a network for {found}-D images, give {found} numbers as spatial_size; without a network, model "
+            f"{'intensities_2d' if found == 2 else 'intensities'} registers them"
         )
     if min(image.shape[1:]) < 2:
         raise ValueError(f"{source(image, key)} needs 2 voxels along each axis, got size {tuple(image.shape[1:])}")

@@ -1,4 +1,4 @@
-"""Registration without a network on grids of any spacing: what it finds depends on voxels, not on millimeters."""
+"""Registration without a network: any transformation, on grids of any spacing, where voxels count, not millimeters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from oracles import max_abs
 
 from istn_monai.folders import find_weights
 from istn_monai.geometry.grids import Grid
+from istn_monai.levels import Parts, checked_levels, levels_of_parts
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.registration import Registration
 from istn_monai.weights import own_settings, read_weights
@@ -60,14 +61,76 @@ def test_lengths_follow_the_spacing_unless_they_are_given():
 
 def test_bending_energy_weighs_as_much_per_voxel():
     file = find_weights("intensities")
-    assert own_settings(file, True, spacing=2)["refine_weights"] == {"image": 1.0, "bending": 1.2}
+    assert own_settings(file, True, {"spacing": 2})["refine_weights"] == {"image": 1.0, "bending": 1.2}
     assert own_settings(file, True)["refine_weights"] == "intensities"
-    maps = own_settings(file, True, "mind", spacing=0.5)["refine_weights"]
+    maps = own_settings(file, True, {"representation": "mind", "spacing": 0.5})["refine_weights"]
     assert maps == {"structures": 1.0, "bending": 0.075}
-    assert "refine_weights" not in own_settings(file, False, spacing=2)
+    assert "refine_weights" not in own_settings(file, False, {"spacing": 2})
 
 
-@pytest.mark.parametrize("given", [{"spacing": 2}, {"control_spacing": [12, 6]}, {"affine_bounds": {"rotation": 90}}])
+#: of an affine transformation and five levels of B-splines, as the weights have them
+OWN = [[8, 60, 0], [4, 40, 0], [4, 60, 1], [2, 60, 2], [2, 50, 3], [2, 50, 4], [1, 20, 5]]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (Parts(1, 5), OWN),
+        (Parts(0, 5), [[4, 60, 0], [2, 60, 1], [2, 50, 2], [2, 50, 3], [1, 20, 4]]),
+        (Parts(1, 1), [[8, 60, 0], [4, 40, 0], [4, 60, 1], [2, 160, 1], [1, 20, 1]]),
+        (Parts(1, 2), [[8, 60, 0], [4, 40, 0], [4, 60, 1], [2, 160, 2], [1, 20, 2]]),
+        (Parts(0, 1), [[4, 60], [2, 160], [1, 20]]),
+        (Parts(1, 0), [[8, 60], [4, 40], [2, 20], [1, 10]]),
+        (Parts(2, 0), [[8, 60, 0], [4, 40, 0], [8, 60, 1], [4, 40, 1]]),
+        (
+            Parts(1, 7),
+            [[8, 60, 0], [4, 40, 0], [4, 60, 1], [2, 60, 2], [2, 50, 3], *([2, 50, n] for n in (4, 5, 6)), [1, 20, 7]],
+        ),
+    ],
+)
+def test_levels_of_another_transformation(parts, expected):
+    found = levels_of_parts(OWN, Parts(1, 5), parts)
+    assert found == expected
+    assert checked_levels(found)
+
+
+def test_levels_that_leave_components_alone_still_do():
+    levels = [[8, 60, 0], [4, 60, 1], [2, 30, 2], [1, 30, 2]]  # of five lattices, three of them at rest
+    assert levels_of_parts(levels, Parts(1, 5), Parts(1, 6)) == levels
+    assert levels_of_parts(levels, Parts(1, 5), Parts(0, 1)) == [[4, 60], [2, 30], [1, 30]]
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("rigid", {}),
+        ("affine", {"affine_bounds": {"rotation": 20}}),
+        ("bspline", {}),
+        ("svf", {"control_spacing": [12, 6]}),
+        ("affine+svf", {"control_spacing": [12, 6], "symmetric": True}),
+        ("rigid+bspline", {"control_spacing": 8}),
+    ],
+)
+def test_any_transformation_without_a_network(name, given):
+    moving, fixed = (MetaTensor(blobs(shift), affine=np.diag([2, 2, 2, 1.0])) for shift in (2.0, 0.0))
+    options = {"transformation": name, "spacing": 2, "initial_alignment": "world"} | given
+    registration = Registration("intensities", device="cpu", qa=False, **options)
+    result = registration({"moving_image": moving, "fixed_image": fixed})
+    assert type(registration.network.istn.transformation).__name__.startswith(
+        {"rigid": "Affine", "affine": "Affine", "svf": "SVF"}.get(name, "Composite")
+    )
+    inside = blobs(0.0)[0] > 0.5
+    found = result["displacement"].as_tensor()[:, inside]  # of points, RAS mm: 2 voxels to the one side, 1 back
+    assert max_abs(found.mean(1), torch.tensor([4.0, -2.0, 0.0])) < 0.4
+    if given.get("symmetric"):
+        before = (moving.as_tensor() - fixed.as_tensor()).abs()[0, inside].mean()
+        assert (result["warped"].as_tensor() - fixed.as_tensor()).abs()[0, inside].mean() < 0.2 * before
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"spacing": 2}, {"transformation": "affine"}, {"control_spacing": [12, 6]}, {"affine_bounds": {"rotation": 90}}],
+)
 def test_weights_of_a_network_keep_what_they_were_trained_with(given):
     settings = NetworkSettings(transformation="affine+bspline", control_spacing=[16, 8])
     with pytest.raises(ValueError, match="was trained with other settings"):
