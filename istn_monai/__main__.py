@@ -155,8 +155,8 @@ def register(
         fixed: image that it is warped to.
         output_dir: folder for results.
         moving_label: label map that is warped along.
-        model: folder of a run or a bundle, a checkpoint, any_contrast, intensities or intensities_2d; the shipped weights
-            by default.
+        model: folder of a run or a bundle, a checkpoint, any_contrast, intensities or intensities_2d; the shipped
+            weights by default.
         refine_steps: number of steps of test-time refinement; 0 takes the network's prediction.
         inverse: also write inverse_transform.h5, moving to fixed points.
         split: of a datalist.

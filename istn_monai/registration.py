@@ -22,12 +22,12 @@ from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_fi
 from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings, finest
 from istn_monai.options import typed_settings
-from istn_monai.runs import overlay
+from istn_monai.runs import overlay, settings_of_weights
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import PAIR_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
-from istn_monai.weights import own_settings, read_weights, warn_if_untrained
+from istn_monai.weights import read_weights, warn_if_untrained
 from istn_monai.workflow.cohorts import Cohort
 from istn_monai.workflow.console import begin_pair, refining
 from istn_monai.workflow.datasets import pair_item
@@ -82,7 +82,9 @@ class Registration:
         if settings.pop("refine_steps") is None:
             raise ValueError("refine_steps must be a whole number of at least 0, got None")
         if model is not None:
-            settings = settings_of(model, bool(refine_steps), settings) | settings
+            file = find_weights(model)
+            own = settings_of_weights(file, bool(refine_steps), config, settings)
+            settings = {"checkpoint_file": str(file)} | own | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
         check_refining(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
@@ -184,12 +186,6 @@ class Registration:
     def save(self, result: dict[str, Any], output_dir: str | Path, inverse: bool = False) -> None:
         """Writes what :meth:`__call__` gave, as the bundle does."""
         self.saver(output_dir, inverse).save(result, convert_to_tensor(result["pred"], track_meta=False))
-
-
-def settings_of(model: str | Path, refined: bool, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The checkpoint that a user means, and how it says that it is used, besides what is given."""
-    file = find_weights(model)
-    return {"checkpoint_file": str(file)} | own_settings(file, refined, given)
 
 
 def loaded(

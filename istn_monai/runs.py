@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from istn_monai.workflow.learn2reg import evaluated_labels
 from istn_monai.workflow.settings import check_refining
 
 MONAI_LOGGERS = ("monai.bundle.scripts", "monai.bundle.workflows")
+SETTINGS = "a JSON object of settings"
 #: what MONAI warns of in each run of any bundle
 KNOWN = "parsing config_file|Detected deprecated name 'optional_packages_version'"
 
@@ -30,8 +32,25 @@ def overlay(config: str | Path | None) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"config: no such file: {path}")
     if path.suffix == ".json":
-        read_json(path, "config", "a JSON object of settings")
+        read_json(path, "config", SETTINGS)
     return [str(path)]
+
+
+def settings_of_weights(
+    file: str | Path, refined: bool, config: str | Path | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """How weights say that they are used, where neither a config nor a user says otherwise.
+
+    Args:
+        file: the checkpoint.
+        refined: whether there is a refinement.
+        config: JSON file with further settings; of one in another format nothing is known here.
+        settings: of the user.
+    """
+    is_json = config is not None and Path(config).suffix == ".json"
+    given = {**(read_json(Path(overlay(config)[0]), "config", SETTINGS) if is_json else {}), **settings}
+    known = {name: value for name, value in given.items() if not str(value).startswith(("$", "@"))}
+    return {name: value for name, value in own_settings(file, refined, known).items() if name not in given}
 
 
 def run_bundle(bundle: Path, run_id: str, config_file: list[str], **settings: Any) -> None:
@@ -89,6 +108,6 @@ def evaluate_datalist(
         split = settings.get("evaluated_split") or "testing"
         settings.setdefault("evaluated_labels", evaluated_labels(path, split))
     given = {"dataset_dir": str(path.parent), "data_list_file": path.name, "checkpoint_file": str(checkpoint_file)}
-    given |= own_settings(checkpoint_file, bool(refine_steps), settings)
+    given |= settings_of_weights(checkpoint_file, bool(refine_steps), config, settings)
     results = {"output_dir": str(output_dir), "refine_steps": refine_steps}
     run_bundle(bundle, "evaluation", files, **given | settings | results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
@@ -145,3 +146,33 @@ def test_voxels_of_another_size_are_told(voxel, told):
         warnings.simplefilter("always")
         registration.warn_of_spacing(Grid.of(image))
     assert [f"voxels of {voxel:g} mm" in str(each.message) for each in caught] == [True] * told
+
+
+def test_what_a_config_says_counts_as_what_is_typed(tmp_path):
+    config = tmp_path / "mine.json"
+    config.write_text(
+        json.dumps({"spacing": 2, "transformation": "svf", "refine_learning_rate": "$0.1 * 2"}), encoding="utf-8"
+    )
+    typed = Registration("intensities", device="cpu", spacing=2, transformation="svf")
+    read = Registration("intensities", device="cpu", config=config)
+    for name in ("refine_weights", "refine_levels", "spacing", "transformation"):
+        assert read.parser.get(name) == typed.parser.get(name)
+    assert read.content("refine_learning_rate") == 0.2
+    assert read.settings == typed.settings and read.term_weights == {"image": 1.0, "bending": 1.2}
+    config.write_text(json.dumps({"refine_weights": "smooth", "refine_levels": [[1, 5]]}), encoding="utf-8")
+    other = Registration("intensities", device="cpu", config=config)
+    assert other.term_weights["bending"] == 5 and other.parser.get("refine_levels") == [[1, 5]]
+
+
+def test_images_of_two_axes_have_weights_of_their_own():
+    options = {"initial_alignment": "world", "device": "cpu", "qa": False}
+    pair = {
+        f"{side}_image": MetaTensor(blobs(shift)[..., 13], affine=np.diag([1.0, 2.0, 1.0]))
+        for side, shift in (("moving", 2.0), ("fixed", 0.0))
+    }
+    found = Registration("intensities_2d", **options)(pair)["displacement"].as_tensor()
+    inside = blobs(0.0)[0, ..., 13] > 0.5
+    assert found.shape[0] == 2 and max_abs(found[:, inside].mean(1), torch.tensor([2.0, -2.0])) < 0.3
+    with pytest.raises(RuntimeError) as told:
+        Registration("intensities", **options)(pair)
+    assert "without a network, model intensities_2d registers them" in str(told.value.__cause__ or told.value)
