@@ -82,9 +82,7 @@ class Registration:
         if settings.pop("refine_steps") is None:
             raise ValueError("refine_steps must be a whole number of at least 0, got None")
         if model is not None:
-            file = find_weights(model)
-            own = settings_of_weights(file, bool(refine_steps), config, settings)
-            settings = {"checkpoint_file": str(file)} | own | settings
+            settings = with_weights(find_weights(model), refine_steps, config, settings)
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
         check_refining(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
@@ -186,6 +184,14 @@ class Registration:
     def save(self, result: dict[str, Any], output_dir: str | Path, inverse: bool = False) -> None:
         """Writes what :meth:`__call__` gave, as the bundle does."""
         self.saver(output_dir, inverse).save(result, convert_to_tensor(result["pred"], track_meta=False))
+
+
+def with_weights(
+    file: Path, refine_steps: int, config: str | Path | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A user's settings, the checkpoint's file, and how this says that it is used."""
+    own = settings_of_weights(file, bool(refine_steps), config, settings)
+    return {"checkpoint_file": str(file), **own, **settings}
 
 
 def loaded(
