@@ -67,8 +67,8 @@ def check_invertible(transformation: Transformation) -> None:
     """ValueError unless a transformation's inverse is known in closed form."""
     if not transformation.invertible:
         raise ValueError(
-            "symmetric needs a transformation whose inverse is known: svf, rigid, affine, or affine+svf; B-splines "
-            "have none: give transformation svf, which has the same parameters, or leave symmetric out"
+            "symmetric needs a transformation whose inverse is known: svf, rigid, affine, affine+svf or rigid+svf; "
+            "B-splines have none: give svf in their place, which has the same parameters, or leave symmetric out"
         )
 
 

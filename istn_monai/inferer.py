@@ -70,6 +70,16 @@ def refinement_of(pred: Any) -> PairRefinement | None:
     return PairRefinement(theta, theta_start, report, *further)
 
 
+def kept_start(pred: Any) -> bool:
+    """Whether a refinement found nothing better than where it began.
+
+    Args:
+        pred: as of :func:`refinement_of`.
+    """
+    found = refinement_of(pred)
+    return found is not None and found.report.refined and not found.report.steps
+
+
 def guided_arguments(inferer: Inferer, guidance: Guidance) -> dict[str, Guidance]:
     """What an inferer takes of a pair's guidance: nothing if there is none, or if it knows of none, as MONAI's own."""
     takes = "guidance" in inspect.signature(inferer.__call__).parameters

@@ -15,7 +15,7 @@ from monai.utils import convert_to_tensor
 
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
 from istn_monai.geometry.grids import Grid
-from istn_monai.inferer import guided_arguments
+from istn_monai.inferer import guided_arguments, kept_start
 from istn_monai.io.images import write_image
 from istn_monai.io.nifti import check_written_suffix
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_file
@@ -48,6 +48,11 @@ RESULTS = (
     "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
     "initial_alignment",
 )  # fmt: skip
+
+NOTHING_FOUND = (
+    "the refinement found nothing better than its start, so this is the initial alignment alone: unless that is right, "
+    "give a lower refine_learning_rate, other refine_levels, or another initial_alignment"
+)
 
 
 class Registration:
@@ -142,7 +147,10 @@ class Registration:
             inferer = self.content("inferer")
             guided = guided_arguments(inferer, batched(data))
             pred = inferer(image.clone() if image.is_inference() else image, self.network, **guided)
-            return data | {"pred": decollate_batch(pred)[0]}
+            result = data | {"pred": decollate_batch(pred)[0]}
+            if self.settings.network_free and kept_start(result["pred"]):
+                warnings.warn(NOTHING_FOUND, stacklevel=2)
+            return result
 
     def warn_of_spacing(self, fixed: Grid) -> None:
         """A warning where no network is used, and the fixed image has much larger or smaller voxels than the grid."""
@@ -190,7 +198,7 @@ def with_weights(
     file: Path, refine_steps: int, config: str | Path | None, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A user's settings, the checkpoint's file, and how this says that it is used."""
-    own = settings_of_weights(file, bool(refine_steps), config, settings)
+    own = settings_of_weights(file, refine_steps, config, settings)
     return {"checkpoint_file": str(file), **own, **settings}
 
 

@@ -20,6 +20,7 @@ from istn_monai.workflow.settings import check_refining
 
 MONAI_LOGGERS = ("monai.bundle.scripts", "monai.bundle.workflows")
 SETTINGS = "a JSON object of settings"
+USUAL_STEPS = 50  # of a refinement whose number of steps nobody gave
 #: what MONAI warns of in each run of any bundle
 KNOWN = "parsing config_file|Detected deprecated name 'optional_packages_version'"
 
@@ -37,20 +38,22 @@ def overlay(config: str | Path | None) -> list[str]:
 
 
 def settings_of_weights(
-    file: str | Path, refined: bool, config: str | Path | None, settings: Mapping[str, Any]
+    file: str | Path, refine_steps: int, config: str | Path | None, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """How weights say that they are used, where neither a config nor a user says otherwise.
 
     Args:
         file: the checkpoint.
-        refined: whether there is a refinement.
+        refine_steps: of the refinement; another number than the usual one takes the place of the weights' own levels.
         config: JSON file with further settings; of one in another format nothing is known here.
         settings: of the user.
     """
     is_json = config is not None and Path(config).suffix == ".json"
     given = {**(read_json(Path(overlay(config)[0]), "config", SETTINGS) if is_json else {}), **settings}
     known = {name: value for name, value in given.items() if not str(value).startswith(("$", "@"))}
-    return {name: value for name, value in own_settings(file, refined, known).items() if name not in given}
+    others = given if refine_steps == USUAL_STEPS else {*given, "refine_levels"}
+    own = own_settings(file, bool(refine_steps), known)
+    return {name: value for name, value in own.items() if name not in others}
 
 
 def run_bundle(bundle: Path, run_id: str, config_file: list[str], **settings: Any) -> None:
@@ -108,6 +111,6 @@ def evaluate_datalist(
         split = settings.get("evaluated_split") or "testing"
         settings.setdefault("evaluated_labels", evaluated_labels(path, split))
     given = {"dataset_dir": str(path.parent), "data_list_file": path.name, "checkpoint_file": str(checkpoint_file)}
-    given |= settings_of_weights(checkpoint_file, bool(refine_steps), config, settings)
+    given |= settings_of_weights(checkpoint_file, refine_steps, config, settings)
     results = {"output_dir": str(output_dir), "refine_steps": refine_steps}
     run_bundle(bundle, "evaluation", files, **given | settings | results)

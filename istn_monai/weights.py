@@ -150,6 +150,8 @@ def own_settings(file: str | os.PathLike, refined: bool, given: Mapping[str, Any
             found["refine_weights"] = in_voxels(found["refine_weights"], own.coarser(wanted.spacing))
         if wanted.parts != own.parts and "refine_levels" in found:
             found["refine_levels"] = levels_of_parts(found["refine_levels"], own.parts, wanted.parts)
+        if sum(wanted.parts) > 1 and any(len(level) == 2 for level in given.get("refine_levels") or ()):
+            found.pop("refine_learning_rate", None)  # it is that of components in turn: all at once they go astray
     return {name: value for name, value in found.items() if refined or not name.startswith("refine_")}
 
 

@@ -176,3 +176,32 @@ def test_images_of_two_axes_have_weights_of_their_own():
     with pytest.raises(RuntimeError) as told:
         Registration("intensities", **options)(pair)
     assert "without a network, model intensities_2d registers them" in str(told.value.__cause__ or told.value)
+
+
+def test_what_was_not_found_is_told():
+    options = {"initial_alignment": "world", "device": "cpu", "qa": False}
+    wild = Registration("intensities", refine_levels=[[2, 3], [1, 2]], refine_learning_rate=10, **options)
+    with pytest.warns(UserWarning, match="nothing better than its start, so this is the initial alignment alone"):
+        wild(pair_of(1.0))
+    found = Registration("intensities", refine_levels=LEVELS, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found(pair_of(1.0))
+
+
+def test_all_components_at_once_move_in_smaller_steps():
+    file = find_weights("intensities")
+    assert own_settings(file, True)["refine_learning_rate"] == 0.3
+    assert "refine_learning_rate" not in own_settings(file, True, {"refine_levels": [[4, 10], [1, 15]]})
+    alone = {"refine_levels": [[4, 10], [1, 15]], "transformation": "svf"}
+    assert own_settings(file, True, alone)["refine_learning_rate"] == 0.3
+    at_once = Registration("intensities", refine_levels=[[4, 10], [2, 25], [1, 15]], device="cpu", qa=False)
+    result = at_once(pair_of(1.0) | {"fixed_image": pair_of(1.0)["fixed_image"]})
+    inside = blobs(0.0)[0] > 0.5
+    assert max_abs(result["displacement"].as_tensor()[:, inside].mean(1), torch.tensor([2.0, -1.0, 0.0])) < 0.5
+
+
+def test_a_number_of_steps_takes_the_place_of_the_weights_own_levels():
+    assert Registration("intensities", device="cpu").parser.get("refine_levels")
+    inferer = Registration("intensities", refine_steps=10, device="cpu").content("inferer")
+    assert inferer.refiner.levels is None and inferer.refiner.steps == 10
