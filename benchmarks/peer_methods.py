@@ -39,8 +39,6 @@ SMOOTH = {
     "refine_weights": {"image": 1.0, "bending": 2.0},
 }
 
-SYMMETRIC = {"transformation": "affine+svf", "symmetric": True}
-
 
 class Method:
     """A tool that registers the pair in a folder; what :func:`main` calls, in this order.
@@ -330,7 +328,6 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     "convexAdam": ("convexAdam", ConvexAdam),
     "fireants": ("fireants", FireAnts),
     "ours_intensities": ("istn-monai", lambda *a: Ours("intensities", None, *a)),
-    "ours_symmetric": ("istn-monai", lambda *a: Ours("intensities", None, *a, **SYMMETRIC)),
     "ours_mind": ("istn-monai", lambda *a: Ours("intensities", None, *a, representation="mind")),
     "ours_smooth": ("istn-monai", lambda *a: Ours("intensities", None, *a, **SMOOTH)),
     "ours_checkpoint": ("istn-monai", lambda *a: Ours(os.environ[CHECKPOINT], None, *a)),

@@ -22,7 +22,7 @@ from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_fi
 from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings, finest
 from istn_monai.options import typed_settings
-from istn_monai.runs import overlay, settings_of_weights
+from istn_monai.runs import USUAL_STEPS, overlay, settings_of_weights
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import PAIR_KEYS, POINT_KEYS
@@ -78,7 +78,7 @@ class Registration:
     def __init__(
         self,
         model: str | Path | None = None,
-        refine_steps: int = 50,
+        refine_steps: int = USUAL_STEPS,
         config: str | Path | None = None,
         bundle_root: str | Path | None = None,
         **settings: Any,
@@ -87,7 +87,7 @@ class Registration:
         if settings.pop("refine_steps") is None:
             raise ValueError("refine_steps must be a whole number of at least 0, got None")
         if model is not None:
-            settings = with_weights(find_weights(model), refine_steps, config, settings)
+            settings = settings_of_weights(find_weights(model), refine_steps, config, settings) | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
         check_refining(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
@@ -194,14 +194,6 @@ class Registration:
         self.saver(output_dir, inverse).save(result, convert_to_tensor(result["pred"], track_meta=False))
 
 
-def with_weights(
-    file: Path, refine_steps: int, config: str | Path | None, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A user's settings, the checkpoint's file, and how this says that it is used."""
-    own = settings_of_weights(file, refine_steps, config, settings)
-    return {"checkpoint_file": str(file), **own, **settings}
-
-
 def loaded(
     model: str | Path | None,
     refine_steps: int,
@@ -248,7 +240,7 @@ class RegisterISTNd(MapTransform, NotInvertible):
         fixed: str = "fixed_image",
         moving_label: str = "moving_label",
         model: str | Path | None = None,
-        refine_steps: int = 50,
+        refine_steps: int = USUAL_STEPS,
         keys: Sequence[str] | None = None,
         **settings: Any,
     ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from monai.bundle import run
 
 from istn_monai.io.datalist import existing, read_json
+from istn_monai.io.paths import absolute
 from istn_monai.pace import OUTPUT
 from istn_monai.weights import own_settings
 from istn_monai.workflow.distributed import world_size
@@ -19,7 +20,6 @@ from istn_monai.workflow.learn2reg import evaluated_labels
 from istn_monai.workflow.settings import check_refining
 
 MONAI_LOGGERS = ("monai.bundle.scripts", "monai.bundle.workflows")
-SETTINGS = "a JSON object of settings"
 USUAL_STEPS = 50  # of a refinement whose number of steps nobody gave
 #: what MONAI warns of in each run of any bundle
 KNOWN = "parsing config_file|Detected deprecated name 'optional_packages_version'"
@@ -27,20 +27,24 @@ KNOWN = "parsing config_file|Detected deprecated name 'optional_packages_version
 
 def overlay(config: str | Path | None) -> list[str]:
     """Config files that come after the bundle's own: one, or none."""
+    settings_in(config)
+    return [] if config is None else [str(absolute(config))]
+
+
+def settings_in(config: str | Path | None) -> dict[str, Any]:
+    """What a JSON config says; nothing without a config, or of one in another format of MONAI's."""
     if config is None:
-        return []
-    path = Path(config).expanduser().absolute()
+        return {}
+    path = absolute(config)
     if not path.is_file():
         raise FileNotFoundError(f"config: no such file: {path}")
-    if path.suffix == ".json":
-        read_json(path, "config", SETTINGS)
-    return [str(path)]
+    return read_json(path, "config", "a JSON object of settings") if path.suffix == ".json" else {}
 
 
 def settings_of_weights(
     file: str | Path, refine_steps: int, config: str | Path | None, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """How weights say that they are used, where neither a config nor a user says otherwise.
+    """The checkpoint's file, and how its weights say that they are used where neither a config nor a user says.
 
     Args:
         file: the checkpoint.
@@ -48,12 +52,11 @@ def settings_of_weights(
         config: JSON file with further settings; of one in another format nothing is known here.
         settings: of the user.
     """
-    is_json = config is not None and Path(config).suffix == ".json"
-    given = {**(read_json(Path(overlay(config)[0]), "config", SETTINGS) if is_json else {}), **settings}
+    given = settings_in(config) | dict(settings)
     known = {name: value for name, value in given.items() if not str(value).startswith(("$", "@"))}
     others = given if refine_steps == USUAL_STEPS else {*given, "refine_levels"}
     own = own_settings(file, bool(refine_steps), known)
-    return {name: value for name, value in own.items() if name not in others}
+    return {"checkpoint_file": str(file)} | {name: value for name, value in own.items() if name not in others}
 
 
 def run_bundle(bundle: Path, run_id: str, config_file: list[str], **settings: Any) -> None:
@@ -88,7 +91,7 @@ def evaluate_datalist(
     datalist: str | Path,
     output_dir: str | Path,
     checkpoint_file: str | Path,
-    refine_steps: int = 50,
+    refine_steps: int = USUAL_STEPS,
     config: str | Path | None = None,
     **settings: Any,
 ) -> None:
@@ -110,7 +113,7 @@ def evaluate_datalist(
     if settings.get("learn2reg") and config is None:
         split = settings.get("evaluated_split") or "testing"
         settings.setdefault("evaluated_labels", evaluated_labels(path, split))
-    given = {"dataset_dir": str(path.parent), "data_list_file": path.name, "checkpoint_file": str(checkpoint_file)}
+    given = {"dataset_dir": str(path.parent), "data_list_file": path.name}
     given |= settings_of_weights(checkpoint_file, refine_steps, config, settings)
     results = {"output_dir": str(output_dir), "refine_steps": refine_steps}
     run_bundle(bundle, "evaluation", files, **given | settings | results)
