@@ -2,9 +2,9 @@
 
     python benchmarks/multimodal.py --data DIR [--subjects 6] [--seeds 3] [--contrasts t1,t2,pd,epi] [--threads 1]
         [--methods SyN,greedy_nmi,...] [--peer_python /path/to/other/venv/bin/python] [--checkpoint FILE]
-        [--work DIR] [--output FILE] [--again]
+        [--tables subjects,motions] [--work DIR] [--output FILE] [--again]
 
-DIR holds the data sets' folders. All is in voxels of 2 mm, those of the averages. Two tables:
+DIR holds the data sets' folders. All is in voxels of 2 mm, those of the averages. Three tables:
 
 ``subjects``: the T1 brains of the brain data's test subjects are moved to the average of each contrast. As the brains
 have no skull, the averages are masked by the brain that their labels cover. Labels are those that both have, the fixed
@@ -13,6 +13,8 @@ ones are the same for all contrasts, so what another contrast costs is seen besi
 ``motions``: the averages lie in one space, so the T1 average, moved in a known way (10 degrees about a random axis,
 10 mm, up to 10 % along three axes, and B-splines of 40 mm that move by up to 4 to 6 mm), has a registration to each of
 them that is known. Whole heads; errors in mm are those of the fixed points inside the skull.
+
+``stripped``: the same motions, of what is inside the skull alone.
 
 As in ``peers.py``, all methods begin with the centers of mass joined, each runs in a process of its own, the methods of
 a pair one after the other, and one evaluator judges their displacement fields. A row is written as soon as it is there
@@ -37,6 +39,8 @@ from multimodal_pairs import CONTRASTS, motion_error, subjects_of, write_motion,
 from peer_methods import CHECKPOINT, METHODS
 from peers import START, Run, evaluate, interpreters, measured
 
+from istn_monai.workflow import weights_name
+
 DEFAULT = ("SyN", "greedy_nmi", "convexAdam", "ours_intensities", "ours_smooth", "ours_mind")
 Judge = Callable[[Path | None, Path], Row]
 #: by table: what judges a field, and what a summary tells of its numbers
@@ -44,6 +48,7 @@ TABLES: dict[str, tuple[Judge, tuple[str, ...]]] = {
     "subjects": (evaluate, ("dice", "dice_merged", "sdlogj", "folding")),
     "motions": (motion_error, ("error_mm", "error_95_mm", "sdlogj", "folding")),
 }
+TABLES["stripped"] = TABLES["motions"]
 
 
 class Pair(NamedTuple):
@@ -63,7 +68,7 @@ def prepare(pair: Pair, data: Path, folder: Path) -> None:
     if pair.table == "subjects":
         write_subject(folder, data, pair.moving, pair.contrast)
     else:
-        write_motion(folder, data, int(pair.moving), pair.contrast)
+        write_motion(folder, data, int(pair.moving), pair.contrast, pair.table == "stripped")
 
 
 class Tables(Run):
@@ -108,15 +113,18 @@ def markdown(found: dict[str, Any], table: str) -> str:
     return "\n".join(lines)
 
 
-def pairs_of(data: Path, subjects: int, seeds: int, contrasts: Sequence[str]) -> list[Pair]:
+def pairs_of(data: Path, subjects: int, seeds: int, contrasts: Sequence[str], tables: Sequence[str]) -> list[Pair]:
     """All pairs, the first subject and the first motion at all contrasts before the second ones.
 
     Raises:
-        ValueError: a contrast is not there.
+        ValueError: a contrast or a table is not there.
     """
+    if unknown := sorted(set(tables) - set(TABLES)):
+        raise ValueError(f"tables must be of {', '.join(TABLES)}, got {', '.join(unknown)}")
     if unknown := sorted(set(contrasts) - set(CONTRASTS)):
         raise ValueError(f"contrasts must be of {', '.join(CONTRASTS)}, got {', '.join(unknown)}")
-    names = {"subjects": subjects_of(data)[:subjects], "motions": [str(seed) for seed in range(seeds)]}
+    motions = [str(seed) for seed in range(seeds)]
+    names = {table: subjects_of(data)[:subjects] if table == "subjects" else motions for table in tables}
     rounds = range(max(map(len, names.values())))
     turns = [(table, moving[turn]) for turn in rounds for table, moving in names.items() if turn < len(moving)]
     return [Pair(table, moving, contrast) for table, moving in turns for contrast in contrasts]
@@ -127,6 +135,7 @@ def main(
     subjects: int = 6,
     seeds: int = 3,
     contrasts: str | Sequence[str] = CONTRASTS,
+    tables: str | Sequence[str] = ("subjects", "motions"),
     threads: int = 1,
     methods: str | Sequence[str] = DEFAULT,
     peer_python: str = sys.executable,
@@ -140,10 +149,11 @@ def main(
         os.environ[CHECKPOINT] = str(Path(checkpoint).resolve(strict=True))  # the methods' processes read it
         names.append("ours_checkpoint")
     source = Path(data).absolute()
-    pairs = pairs_of(source, subjects, seeds, listed(contrasts))
+    pairs = pairs_of(source, subjects, seeds, listed(contrasts), listed(tables))
     pythons, versions = interpreters(names, peer_python)
     torch.set_num_threads(threads)
-    settings = {"subjects": subjects, "seeds": seeds, "checkpoint": checkpoint, "initial_alignment": "moments"}
+    settings = {"subjects": subjects, "seeds": seeds, "initial_alignment": "moments"}
+    settings["checkpoint"] = weights_name(checkpoint)  # wherever it lies
     run = Tables(Path(output or RESULTS / "multimodal.json"), threads, check=False, installed=versions, **settings)
     with tempfile.TemporaryDirectory() as temporary:
         for pair in pairs:

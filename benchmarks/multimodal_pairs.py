@@ -106,8 +106,8 @@ def known_motion(grid: Grid, inside: Tensor, seed: int) -> Tensor:
     return grid.points() + torch.tensordot(grid.affine[:3, :3], ddf, dims=1)
 
 
-def write_motion(folder: Path, data: Path, seed: int, contrast: str) -> None:
-    """The T1 average, moved, and an average that is where it was, whole heads in voxels of 2 mm."""
+def write_motion(folder: Path, data: Path, seed: int, contrast: str, stripped: bool = False) -> None:
+    """The T1 average, moved, and an average that is where it was, in voxels of 2 mm: heads, or without the skull."""
     there = data / "multimodal"
     average, fixed = (LOAD(there / f"mni_{name}.nii.gz") for name in ("t1", contrast))
     mask = LOAD(there / MASK)
@@ -119,7 +119,13 @@ def write_motion(folder: Path, data: Path, seed: int, contrast: str) -> None:
         places = Grid.of(image).voxels(truth)[None].float()
         moved = sample(image.as_tensor()[None].float(), places, mode, "zeros")[0]
         images.append(MetaTensor(moved, affine=grid.affine))
-    put(folder, images[0], fixed, (images[1], at_points(mask, here, "nearest")))
+    masks = images[1], at_points(mask, here, "nearest")
+    if stripped:
+        images[0], fixed = (
+            MetaTensor(image.as_tensor() * inside.as_tensor(), affine=image.affine)
+            for image, inside in zip((images[0], fixed), masks, strict=True)
+        )
+    put(folder, images[0], fixed, masks)
     torch.save(truth.float(), folder / "truth.pt")
 
 

@@ -126,13 +126,30 @@ def test_a_subject_is_compared_with_labels_that_are_the_same_for_all_contrasts(d
 
 
 def test_pairs_begin_with_all_contrasts_of_the_first_subject(data):
-    pairs = multimodal.pairs_of(data, 6, 2, ["t1", "t2"])
+    pairs = multimodal.pairs_of(data, 6, 2, ["t1", "t2"], ["subjects", "motions"])
     assert [pair.name for pair in pairs[:4]] == [
         "subjects_1_to_t1", "subjects_1_to_t2", "motions_0_to_t1", "motions_0_to_t2",
     ]  # fmt: skip
     assert len(pairs) == 6  # there is one subject
     with pytest.raises(ValueError, match="contrasts must be of t1, t2, pd, epi, got flair"):
-        multimodal.pairs_of(data, 1, 1, ["flair"])
+        multimodal.pairs_of(data, 1, 1, ["flair"], ["motions"])
+    with pytest.raises(ValueError, match="tables must be of subjects, motions, stripped, got heads"):
+        multimodal.pairs_of(data, 1, 1, ["t1"], ["heads"])
+
+
+def test_without_the_skull_a_motion_is_the_same(data):
+    for name in ("motions", "stripped"):
+        multimodal.prepare(multimodal.Pair(name, "0", "t1"), data, data / name)
+    heads, brains = (
+        {file.name: LOAD(file)[0] for file in (data / name).glob("*.gz")} for name in ("motions", "stripped")
+    )
+    for role in ("moving", "fixed"):
+        inside = heads[f"{role}_label.nii.gz"].as_tensor() > 0
+        assert torch.equal(brains[f"{role}_label.nii.gz"].as_tensor() > 0, inside)
+        assert torch.equal(brains[f"{role}.nii.gz"][inside], heads[f"{role}.nii.gz"][inside])
+        assert not brains[f"{role}.nii.gz"][~inside].any() and heads[f"{role}.nii.gz"][~inside].any()
+    truths = [torch.load(data / name / "truth.pt", weights_only=True) for name in ("motions", "stripped")]
+    assert torch.equal(*truths)
 
 
 def test_the_tables_of_the_results_are_what_was_measured():
