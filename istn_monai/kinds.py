@@ -220,6 +220,11 @@ def itn_definition(name: str, value: Any) -> Any:
     return definition(name, value)
 
 
+def stn_definition(name: str, value: Any) -> Any:
+    """As :func:`definition`, or none but where a refinement begins."""
+    return value if value == "identity" else definition(name, value)
+
+
 def term_weights(name: str, value: Any, terms: Sequence[str] = refine_weights.TERMS) -> Any:
     """A preset of weights by its name, or weights by the names of terms."""
     found = literal(value)

@@ -7,6 +7,7 @@ from collections.abc import Container, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+USUAL_STEPS = 50  # of a refinement whose number of steps nobody gave
 COARSE_STRIDE, MAX_STRIDE = 2, 8
 SMALL, MOST_COMPARED = 2**15, 2**21  # voxels of a grid of which all are compared; in a step of a large one
 COARSE_STEPS = {"theta": 25, "stn": 0}  # by what is optimized, without weights

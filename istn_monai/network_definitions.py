@@ -18,7 +18,9 @@ IDENTITY, FROZEN = "istn_monai.stn.IdentitySTN", "istn_monai.FrozenITN"
 TRANSFORMATION_ID = "@transformation_def"
 #: packages whose networks a checkpoint may name
 TRUSTED = ("istn_monai.", "monai.networks.", "torch.nn.")
-#: definitions of ITNs by name
+#: definitions of STNs by name
+STNS = {"identity": {"_target_": IDENTITY, "transformation": TRANSFORMATION_ID}}
+#: likewise of ITNs
 ITNS = {
     "segmentation": {
         "_target_": "istn_monai.SegmentationITN",
@@ -29,8 +31,15 @@ ITNS = {
 }
 
 
-def named(name: str) -> Any:
-    """The definition of an ITN by its name, of one that does not learn by what it represents; else the name."""
+def named(setting: str, name: str) -> Any:
+    """The definition of a network by its name, of an ITN that does not learn by what it represents; else the name.
+
+    Args:
+        setting: "itn_def" or "stn_def".
+        name: of the network.
+    """
+    if setting == "stn_def":
+        return STNS.get(name, name)
     if name.partition(":")[0] in FROZEN_SOURCES:
         return {"_target_": FROZEN, "representation": name}
     return ITNS.get(name, name)

@@ -80,7 +80,8 @@ class NetworkSettings:
             "torchscript:PATH", "export:PATH". It may
             refer to ``@spatial_dims``, ``@in_channels`` and ``@soi_channels``.
         stn_def: likewise of another STN than :class:`istn_monai.PyramidSTN`; may refer to ``@spatial_dims``,
-            ``@stn_channels``, ``@transformation`` and ``@transformation_def``.
+            ``@stn_channels``, ``@transformation`` and ``@transformation_def``; or "identity", no network: the ITN
+            learns by itself, and a refinement finds the transformation.
 
     Raises:
         ValueError: naming the setting, what was expected and what came.
@@ -226,8 +227,8 @@ class NetworkSettings:
         """A definition in which references and expressions have become numbers and words."""
         if definition is None:
             return None
-        if name == "itn_def" and isinstance(definition, str):
-            definition = named(definition)
+        if isinstance(definition, str):
+            definition = named(name, definition)
         if not isinstance(definition, Mapping) or "_target_" not in definition:
             raise ValueError(f'{name} must be JSON as in MONAI\'s configs, {{"_target_": ...}}, got {definition!r}')
         known = ("spatial_dims", "in_channels", "soi_channels", *(["stn_channels"] if name == "stn_def" else []))

@@ -19,10 +19,11 @@ from istn_monai.inferer import guided_arguments, kept_start
 from istn_monai.io.images import write_image
 from istn_monai.io.nifti import check_written_suffix
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_file
+from istn_monai.levels import USUAL_STEPS
 from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings, finest
 from istn_monai.options import typed_settings
-from istn_monai.runs import USUAL_STEPS, overlay, settings_of_weights
+from istn_monai.runs import overlay, settings_of_weights
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import PAIR_KEYS, POINT_KEYS

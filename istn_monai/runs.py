@@ -13,6 +13,7 @@ from monai.bundle import run
 
 from istn_monai.io.datalist import existing, read_json
 from istn_monai.io.paths import absolute
+from istn_monai.levels import USUAL_STEPS
 from istn_monai.pace import OUTPUT
 from istn_monai.weights import own_settings
 from istn_monai.workflow.distributed import world_size
@@ -20,7 +21,6 @@ from istn_monai.workflow.learn2reg import evaluated_labels
 from istn_monai.workflow.settings import check_refining
 
 MONAI_LOGGERS = ("monai.bundle.scripts", "monai.bundle.workflows")
-USUAL_STEPS = 50  # of a refinement whose number of steps nobody gave
 #: what MONAI warns of in each run of any bundle
 KNOWN = "parsing config_file|Detected deprecated name 'optional_packages_version'"
 

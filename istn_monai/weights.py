@@ -20,10 +20,11 @@ import torch
 from monai.utils import get_package_version
 from torch import Tensor, nn
 
+from istn_monai import kinds
 from istn_monai.folders import BEST
 from istn_monai.geometry.names import GLOBAL
 from istn_monai.io.paths import replacing
-from istn_monai.levels import levels_of_parts
+from istn_monai.levels import Parts, levels_of_parts
 from istn_monai.network_settings import FREE_OF_NETWORK, NetworkSettings
 from istn_monai.refine_weights import in_voxels
 from istn_monai.representations import Representation
@@ -32,6 +33,15 @@ logger = logging.getLogger(__name__)
 KEY = "istn_monai"
 #: how maps are registered without a network: their channels are sharp, so the last steps see every voxel
 OF_MAPS = {"refine_weights": "maps", "refine_levels": [[8, 60, 0], [4, 40, 0], [4, 60, 1], [2, 30, 2], [1, 30, 2]]}
+#: how an ITN alone is used, whose pairs start at the identity: an affine part, three lattices, and the learning rate
+FROM_IDENTITY = ([[4, 60, 0], [2, 40, 0], [2, 60, 1], [2, 40, 2], [1, 40, 3]], Parts(1, 3), 0.3)
+#: what a checkpoint may say of its use; a text there that is an expression of MONAI's would be run
+INFERENCE = {
+    "spatial_size": kinds.size,
+    "refine_weights": kinds.none_or(kinds.term_weights),
+    "refine_levels": kinds.none_or(kinds.levels),
+    "refine_learning_rate": kinds.none_or(kinds.number(above=0, most=10)),
+}
 FORMAT = 2  # 1 was a dictionary with "model" and "settings"
 
 
@@ -63,6 +73,21 @@ class Weights:
         try:
             return NetworkSettings.of_state_dict(self.description["settings"])
         except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.file}: {error}") from error
+
+    @property
+    def inference(self) -> dict[str, Any]:
+        """How the weights say that they are used.
+
+        Raises:
+            ValueError: naming the file, if they say anything else than settings of their kinds.
+        """
+        found = self.description.get("inference", {})
+        try:
+            if unknown := sorted(set(found) - set(INFERENCE)):
+                raise ValueError(f"inference must be of {', '.join(INFERENCE)}, got {', '.join(unknown)}")
+            return {name: INFERENCE[name](name, value) for name, value in found.items()}
+        except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{self.file}: {error}") from error
 
     @property
@@ -129,7 +154,8 @@ def read_weights(file: str | os.PathLike, device: Any = "cpu") -> Weights:
 def own_settings(file: str | os.PathLike, refined: bool, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """How weights say that they are used unless a user says otherwise, by the names of settings; nothing as a rule.
 
-    Without a network they follow what is registered, and how: by its representation, spacing and transformation.
+    Without a network they follow what is registered, and how: by its representation, spacing and transformation. Where
+    an ITN alone has learned, there are more steps than after a network's prediction.
 
     Args:
         file: the checkpoint.
@@ -140,12 +166,17 @@ def own_settings(file: str | os.PathLike, refined: bool, given: Mapping[str, Any
         ValueError: naming the setting, if one cannot be.
     """
     weights, given = read_weights(file), given or {}
-    found = dict(weights.description.get("inference", {}))
+    found = weights.inference
     if found.get("refine_weights") == "intensities" and not Representation.of(given.get("representation")).is_itn:
         found |= OF_MAPS
     own = weights.settings
-    if own is not None and own.network_free:
-        wanted = own.overridden({name: given.get(name) for name in FREE_OF_NETWORK}, str(weights.file))
+    if own is not None and own.starts_at_identity:
+        wanted = own
+        if own.network_free:
+            wanted = own.overridden({name: given.get(name) for name in FREE_OF_NETWORK}, str(weights.file))
+        else:
+            schedule, parts, rate = FROM_IDENTITY
+            found = {"refine_learning_rate": rate, "refine_levels": levels_of_parts(schedule, parts, own.parts)} | found
         if wanted.spacing != own.spacing and "refine_weights" in found:
             found["refine_weights"] = in_voxels(found["refine_weights"], own.coarser(wanted.spacing))
         if wanted.parts != own.parts and "refine_levels" in found:
@@ -169,7 +200,7 @@ def description_of(content: Mapping[str, Any], state: Mapping[str, Any], path: P
             found = json.loads(text)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} has a description that is not JSON: {error}") from error
-        parts = ("settings", "training", "result", "versions")
+        parts = ("settings", "training", "result", "versions", "inference")
         if not isinstance(found, dict) or not all(isinstance(found.get(part, {}), dict) for part in parts):
             raise ValueError(f"{path} has a description of another form than {parts}, each by name")
         return found

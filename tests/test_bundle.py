@@ -242,7 +242,7 @@ def test_monai_loads_all_variables_and_writes_nothing(tmp_path, monkeypatch):
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
-@pytest.mark.parametrize("overlay", ["hippocampus", "brain", "synth2d", "paper"])
+@pytest.mark.parametrize("overlay", ["hippocampus", "brain", "brain_any_contrast", "synth2d", "paper"])
 def test_overlays_build_their_network_and_set_nothing_unknown(overlay):
     assert set(json.loads((CONFIGS / f"{overlay}.json").read_text(encoding="utf-8"))) <= set(SETTINGS)
     parser = ConfigParser()

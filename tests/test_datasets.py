@@ -32,6 +32,7 @@ def test_pairs_know_their_datalist_wherever_it_lies(tmp_path):
     pairs = read_pairs(str(tmp_path / "a"), "pairs.json", "training")
     assert pairs == [{key: str(tmp_path / "a" / value) for key, value in PAIR.items()}] and pairs.file == file
     assert read_pairs("/elsewhere", str(file), "training") == pairs
+    assert read_pairs(None, str(file), "training") == pairs
     copy = write_json(tmp_path / "b" / "pairs.json", {"training": [PAIR]})
     other = write_json(tmp_path / "c" / "pairs.json", {"training": [PAIR, PAIR]})
     names = [datalist_name(read_pairs(None or str(f.parent), f.name, "training")) for f in (file, copy, other)]

@@ -30,6 +30,7 @@ from istn_monai.workflow.recipe import (
     contrasts,
     default_itn_similarity,
     network_from,
+    validation_steps,
 )
 from istn_monai.workflow.training import TrainingLoss
 
@@ -141,6 +142,34 @@ def test_the_itn_first_needs_an_itn():
         ITNFirstHandler(3, TrainingLoss("e"), AutocastInferer(), settings(), 2)
 
 
+def test_without_an_stn_the_itn_learns_by_itself_to_the_end():
+    made = settings(stn_def="identity", transformation="affine+bspline")
+    network, loss, inferer = made.network().istn.train(), TrainingLoss("e"), AutocastInferer()
+    handler, engine = ITNFirstHandler(0, loss, inferer, made, 3), Engine(lambda *_: None)
+    for epoch in (1, 3):
+        engine.state.epoch = epoch
+        handler(engine)
+        assert loss.itn_alone
+    output = inferer(rand(1, 2, *SIZE), network)
+    loss(output, {"label": blocks()}).backward()
+    assert any(weight.grad.any() for weight in network.itn.parameters())
+    assert not output.theta.any() and not output.ddf.any()
+
+
+def test_without_an_stn_validation_is_after_a_refinement():
+    assert validation_steps(settings()) == 0 and validation_steps(settings(), 7) == 7
+    assert validation_steps(settings(stn_def="identity")) == 50
+    assert validation_steps(settings(stn_def="identity"), 7) == 7
+    with pytest.raises(ValueError, match="val_refine_steps must be at least 1 with stn_def identity"):
+        validation_steps(settings(stn_def="identity"), 0)
+
+
+def test_without_an_stn_and_an_itn_nothing_learns():
+    for loss in ("u", "s"):
+        with pytest.raises(ValueError, match=f"stn_def identity leaves nothing to train with loss '{loss}'"):
+            ITNFirstHandler(0, TrainingLoss(loss), AutocastInferer(), settings(loss=loss, stn_def="identity"), 2)
+
+
 # --- the average of the weights --------------------------------------------------------------------------------------
 
 
@@ -199,12 +228,18 @@ def test_a_training_begins_with_the_weights_of_a_checkpoint(tmp_path):
 
 def test_contrasts_change_each_image_by_itself():
     assert contrasts("own", settings()) == []
-    for name, kind in (("random", RandContrastMapd), ("synthetic", RandImageFromLabelsd)):
-        first = [transform for transform in contrasts(name, settings(), prob=0.7) if isinstance(transform, kind)]
-        assert [transform.keys for transform in first] == [("moving_image",), ("fixed_image",)]
-        assert all(transform.prob == 0.7 for transform in first)
-    with pytest.raises(ValueError, match="contrast synthetic draws images from label maps"):
-        contrasts("synthetic", settings(soi_labels=None))
+    kinds = {"random": [RandContrastMapd], "synthetic": [RandImageFromLabelsd]}
+    kinds["any"] = kinds["random"] + kinds["synthetic"]  # what is drawn shall stay so
+    both = kinds["any"]
+    for name, expected in kinds.items():
+        found = [transform for transform in contrasts(name, settings(), prob=0.7) if type(transform) in both]
+        assert [(type(transform), transform.keys) for transform in found] == [
+            (kind, (image,)) for image in ("moving_image", "fixed_image") for kind in expected
+        ]
+        assert all(transform.prob == 0.7 for transform in found)
+    for name in ("synthetic", "any"):
+        with pytest.raises(ValueError, match=f"contrast {name} draws images from label maps"):
+            contrasts(name, settings(soi_labels=None))
 
 
 # --- all of it in the bundle -----------------------------------------------------------------------------------------
@@ -248,11 +283,17 @@ def interrupted(workflow: ConfigWorkflow, epoch: int) -> None:
         workflow.run()
 
 
-@pytest.mark.parametrize("contrast", ["random", "synthetic"])
-def test_a_training_with_all_of_it_goes_on_after_an_interruption_to_the_last_bit(tmp_path, data, contrast):
-    run(training(tmp_path / "whole", data, 3, contrast=contrast))
-    interrupted(training(tmp_path / "parts", data, 3, contrast=contrast), epoch=3)
-    run(training(tmp_path / "parts", data, 3, contrast=contrast))
+ITN_ALONE = {
+    "contrast": "any", "stn_def": "identity", "transformation": "affine+bspline", "itn_epochs": 0,
+    "refine_levels": [[2, 3, 0], [1, 3, 1]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, ITN_ALONE])
+def test_a_training_with_all_of_it_goes_on_after_an_interruption_to_the_last_bit(tmp_path, data, changes):
+    run(training(tmp_path / "whole", data, 3, **changes))
+    interrupted(training(tmp_path / "parts", data, 3, **changes), epoch=3)
+    run(training(tmp_path / "parts", data, 3, **changes))
     whole, parts = (
         torch.load(tmp_path / name / "models" / "last.pt", weights_only=True) for name in ("whole", "parts")
     )
@@ -260,17 +301,18 @@ def test_a_training_with_all_of_it_goes_on_after_an_interruption_to_the_last_bit
         assert all(torch.equal(value, parts[part][name]) for name, value in whole[part].items())
     assert any(not torch.equal(value, whole["average"][name]) for name, value in whole["model"].items())
     best = read_weights(tmp_path / "whole" / "models" / "model.pt")
-    assert [best.description["training"][name] for name in ("itn_epochs", "ema_decay", "contrast")] == [
-        1,
-        0.9,
-        contrast,
-    ]
+    told = {name: (SMALL | changes)[name] for name in ("itn_epochs", "ema_decay", "contrast", "val_refine_steps")}
+    assert best.description["training"].items() >= told.items()
+    assert best.inference == {name: value for name, value in changes.items() if name == "refine_levels"}
 
 
 def test_wrong_settings_are_refused_before_any_work(tmp_path, data):
     for changes, words in (
         ({"itn_epochs": 1, "loss": "s", "itn_def": None}, "itn_epochs is for loss e or i"),
         ({"itn_epochs": 2}, "itn_epochs are the first of max_epochs 1"),
+        ({"stn_def": "identity", "loss": "u", "itn_def": None, "itn_epochs": 0}, "leaves nothing to train"),
+        ({"stn_def": "identity", "val_refine_steps": 0}, "val_refine_steps must be at least 1"),
+        ({"stn_def": "identify"}, "stn_def must be"),
         ({"contrast": "inverted"}, "contrast"),
         ({"ema_decay": 1.5}, "ema_decay"),
         ({"initial_weights": str(tmp_path / "none.pt")}, "none.pt"),

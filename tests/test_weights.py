@@ -10,8 +10,8 @@ import pytest
 import torch
 from helpers import BUNDLE, rand
 
-from istn_monai import NetworkSettings
-from istn_monai.weights import described, information, read_weights, save_atomically
+from istn_monai import NetworkSettings, Registration
+from istn_monai.weights import described, information, own_settings, read_weights, save_atomically
 from istn_monai.workflow.checkpoints import load_checkpoint
 
 SETTINGS = NetworkSettings(spatial_size=(16, 24), control_spacing=8, soi_labels=[[1]], initial_alignment="moments")
@@ -190,3 +190,59 @@ def test_untrained_weights_say_so_where_they_are_looked_at_and_used(tmp_path, ca
     assert [record.message for record in caplog.records] == said * [
         f"{file} is of epoch 0, the network before training: nothing is learned yet"
     ]
+
+
+# --- how they are used -----------------------------------------------------------------------------------------------
+
+
+def weights_that_say(tmp_path, inference, **settings) -> Path:
+    """A checkpoint of a small network with what it says of its use."""
+    made = NetworkSettings(loss="e", spatial_size=(16, 16, 16), control_spacing=8, **settings)
+    description = {"settings": made.state_dict(), "inference": inference}
+    torch.save({"model": described(made.network().state_dict(), description)}, tmp_path / "said.pt")
+    return tmp_path / "said.pt"
+
+
+def test_what_weights_say_of_their_use_counts(tmp_path):
+    said = {"refine_weights": {"structures": 1.0, "image": 0.5}, "refine_levels": [[2, 20], [1, 20]]}
+    file = weights_that_say(tmp_path, said | {"refine_learning_rate": 0.1, "spatial_size": "image"})
+    assert own_settings(file, True) == said | {"refine_learning_rate": 0.1, "spatial_size": "image"}
+    assert own_settings(file, False) == {"spatial_size": "image"}
+
+
+CODE = "$__import__('pathlib').Path('ran').touch()"
+
+
+@pytest.mark.parametrize(
+    ("inference", "said"),
+    [
+        ({"refine_levels": CODE}, "refine_levels must be"),
+        ({"refine_weights": CODE}, "refine_weights must be"),
+        ({"refine_weights": {"image": CODE}}, "the weight of image must be a number"),
+        ({"refine_learning_rate": CODE}, "refine_learning_rate must be"),
+        ({"spatial_size": CODE}, "spatial_size must be"),
+        ({"spatial_size": [CODE, 16, 16]}, "spatial_size must be"),
+        ({"displayable_configs": CODE}, "inference must be of .*, got displayable_configs"),
+        ({"inferer#steps": CODE}, "inference must be of .*, got inferer#steps"),
+        ([CODE], "description of another form"),
+    ],
+)
+def test_what_weights_say_of_their_use_runs_no_code(tmp_path, monkeypatch, inference, said):
+    file = weights_that_say(tmp_path, inference)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"said\.pt.*{said}"):
+        Registration(file, device="cpu").content("inferer")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_itn_alone_is_registered_from_the_identity(tmp_path):
+    alone = {"stn_def": "identity", "transformation": "affine+bspline"}
+    found = own_settings(weights_that_say(tmp_path, {}, **alone), True)
+    assert found == {
+        "refine_learning_rate": 0.3,
+        "refine_levels": [[4, 60, 0], [2, 40, 0], [2, 100, 1], [1, 40, 1]],
+    }
+    levels = [[2, 5, 0], [1, 5, 1]]
+    said = own_settings(weights_that_say(tmp_path, {"refine_levels": levels}, **alone), True)
+    assert said == {"refine_learning_rate": 0.3, "refine_levels": levels}
+    assert own_settings(weights_that_say(tmp_path, {}), True) == {}

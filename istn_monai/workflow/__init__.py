@@ -26,11 +26,12 @@ __getattr__, __all__ = lazy(
         "provenance": ["config_hash", "described_representation", "described_start"],
         "recipe": [
             "AverageHandler", "ITNFirstHandler", "ValidationInferer", "WeightAverage", "contrasts",
-            "default_itn_similarity", "inverse_if_symmetric", "network_from", "weights_name",
+            "default_itn_similarity", "inverse_if_symmetric", "network_from", "validation_steps", "weights_name",
         ],
         "results": ["SavePairHandler"],
         "settings": [
-            "aligning", "check_settings", "find_bundle_root", "given", "guided_weights", "network_settings", "none_or",
+            "aligning", "check_settings", "find_bundle_root", "given", "guided_weights", "inference_settings",
+            "network_settings", "none_or",
             "run_folder", "trained_settings",
         ],
         "start": [

@@ -66,6 +66,8 @@ class Checkpoints:
         optimizer: its state goes into ``last.pt``; None only looks what is there.
         lr_scheduler: likewise.
         average: of the weights, which ``model.pt`` then holds; None for the network's own.
+        inference: how the weights are registered with unless a user says otherwise, see
+            :func:`istn_monai.weights.own_settings`; kept, and not compared.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class Checkpoints:
         optimizer: Any,
         lr_scheduler: Any,
         average: Any = None,
+        inference: Mapping[str, Any] | None = None,
     ) -> None:
         self.best_file = Path(ckpt_dir).expanduser().absolute() / BEST
         self.last_file = self.best_file.with_name(LAST)
         self.network = network
         self.settings = settings
         self.training = dict(training)
+        self.inference = dict(inference or {})
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.average = average
@@ -140,7 +144,7 @@ class Checkpoints:
         if broken:
             raise ValueError(f"the network's weights are not finite, in {broken[0]}: {self.advice()}")
         description = {"settings": self.settings.state_dict(), "training": self.training, "result": result or {}}
-        return described(state, description)
+        return described(state, description | ({"inference": self.inference} if self.inference else {}))
 
     def advice(self) -> str:
         """What to do where a training has left the finite numbers, for the end of an error."""

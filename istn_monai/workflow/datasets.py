@@ -55,15 +55,23 @@ class Pairs(list[Item]):
 
 
 def read_pairs(dataset_dir: str | None, data_list_file: str, split: str, synthetic_dir: str = "synthetic") -> Pairs:
-    """The pairs of one split of a bundle's datalist; without a ``dataset_dir`` the embedded set is made first."""
-    if dataset_dir is None:
+    """The pairs of one split of a bundle's datalist.
+
+    Without a ``dataset_dir``, ``data_list_file`` is a whole path; or the embedded set is made first.
+    """
+    if dataset_dir is None and not is_whole(data_list_file):
         from istn_monai.synthetic.pairs import synthesize
 
         file = Path(first_process_first(lambda: synthesize(synthetic_dir)))
     else:
-        file = existing(Path(dataset_dir).expanduser() / data_list_file)
+        file = existing(Path(dataset_dir or "").expanduser() / Path(data_list_file).expanduser())
     check_keys(file, [split])
     return Pairs(read_datalist(file, [split], IMAGE_KEYS)[split], file)
+
+
+def is_whole(data_list_file: str) -> bool:
+    """Whether a datalist's name says where it lies, without a ``dataset_dir``."""
+    return Path(data_list_file).expanduser().is_absolute()
 
 
 def validation_pairs(training: Sequence[Item]) -> list[Item]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from istn_monai.directions import check_invertible
 from istn_monai.io.hashes import file_hash
+from istn_monai.levels import USUAL_STEPS
 from istn_monai.losses import DiceCrossEntropyLoss
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.networks import ISTN, DisplacementNetwork, ISTNOutput
@@ -48,7 +49,8 @@ def default_itn_similarity(settings: NetworkSettings) -> nn.Module | None:
 class ITNFirstHandler:
     """Trainer handler: in the first epochs the ITN learns by itself, from Eq. 1's terms that need no transformation.
 
-    A spatial transformer that sees representations of structures from its first step on has an easier task.
+    A spatial transformer that sees representations of structures from its first step on has an easier task. Where there
+    is none (``stn_def`` identity), the ITN learns by itself in all of them.
 
     Args:
         epochs: how many.
@@ -65,7 +67,8 @@ class ITNFirstHandler:
         self, epochs: int, loss: TrainingLoss, inferer: AutocastInferer, settings: NetworkSettings, max_epochs: int
     ) -> None:
         check_epochs(epochs, max_epochs, settings)
-        self.epochs, self.loss, self.inferer = epochs, loss, inferer
+        self.epochs = max_epochs if settings.starts_at_identity else epochs
+        self.loss, self.inferer = loss, inferer
 
     def attach(self, engine: Engine) -> None:
         """Attaches to a trainer."""
@@ -76,7 +79,12 @@ class ITNFirstHandler:
 
 
 def check_epochs(epochs: int, max_epochs: int, settings: NetworkSettings) -> None:
-    """ValueError if there is no ITN that could learn by itself, or fewer epochs altogether."""
+    """ValueError if there is no ITN that could learn by itself, or fewer epochs altogether, or nothing learns."""
+    if settings.starts_at_identity and settings.loss in ("u", "s"):
+        raise ValueError(
+            f"stn_def identity leaves nothing to train with loss {settings.loss!r}, whose ITN does not learn: choose "
+            "loss e or i; --model intensities registers without a network"
+        )
     if epochs and not settings.has_itn:
         raise ValueError(f"itn_epochs is for loss e or i, which have an ITN, got loss {settings.loss!r}")
     if epochs > max_epochs:
@@ -125,6 +133,25 @@ class AverageHandler:
         """Attaches to a trainer."""
         if self.average.decay:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.average.update)
+
+
+def validation_steps(settings: NetworkSettings, steps: int | None = None) -> int:
+    """Steps of a refinement that validation is measured after.
+
+    Args:
+        settings: of the network.
+        steps: None for none; or, where a refinement does all (``stn_def`` identity), as many as usual.
+
+    Raises:
+        ValueError: if they are none there, where one pass tells nothing.
+    """
+    if steps is None:
+        steps = USUAL_STEPS if settings.starts_at_identity else 0
+    if settings.starts_at_identity and not steps:
+        raise ValueError(
+            "val_refine_steps must be at least 1 with stn_def identity, whose one pass moves nothing, got 0"
+        )
+    return steps
 
 
 class ValidationInferer(SimpleInferer):
@@ -186,19 +213,21 @@ def contrasts(name: str, settings: NetworkSettings, prob: float = 0.3) -> list[T
     """Random changes of the images of a pair, each by itself, after which their contrast means nothing.
 
     Args:
-        name: "own", for none; "random", by curves; "synthetic", drawn from labels.
+        name: "own", for none; "random", by curves; "synthetic", drawn from labels; "any", by curves, and drawn from
+            labels after that: an image as it is, by a curve, or drawn.
         settings: of the network.
         prob: probability of another contrast, for each image.
     """
     if name == "own":
         return []
-    if name == "synthetic" and not settings.soi_labels:
-        raise ValueError("contrast synthetic draws images from label maps: give soi_labels, or contrast random")
+    drawn, mapped = name in ("synthetic", "any"), name in ("random", "any")
+    if drawn and not settings.soi_labels:
+        raise ValueError(f"contrast {name} draws images from label maps: give soi_labels, or contrast random")
     transforms: list[Transform] = []
     for image, label in zip(IMAGE_KEYS, LABEL_KEYS, strict=True):
-        drawn = RandImageFromLabelsd(image, label, prob=prob, allow_missing_keys=True)
         transforms += [
-            RandContrastMapd(image, prob=prob) if name == "random" else drawn,
+            *([RandContrastMapd(image, prob=prob)] if mapped else []),
+            *([RandImageFromLabelsd(image, label, prob=prob, allow_missing_keys=True)] if drawn else []),
             RandBiasFieldd(image, prob=0.3, coeff_range=(0.0, 0.2)),
             RandGaussianSmoothd(image, prob=0.2, sigma_x=(0.25, 1.0), sigma_y=(0.25, 1.0), sigma_z=(0.25, 1.0)),
             RandSimulateLowResolutiond(image, prob=0.2, zoom_range=(0.5, 1.0)),

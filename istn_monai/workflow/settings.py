@@ -44,7 +44,8 @@ MONAI_IDS = {
 FURTHER = ("affine_bounds", "itn_def", "stn_def", "initial_similarity")
 NETWORK_SETTINGS = tuple(field.name for field in fields(NetworkSettings))
 COMPARING = ("principal_axes", "rigid", "affine")  # initial alignments that register the images
-REFINING = ("refine_weights", "refine_levels", "refine_learning_rate", "symmetric")  # what a refinement alone reads
+HOW_TO_REFINE = ("refine_weights", "refine_levels", "refine_learning_rate")
+REFINING = (*HOW_TO_REFINE, "symmetric")  # what a refinement alone reads
 RUN_SUFFIX = re.compile(r"_[usei]_[a-z+]+")  # of a run's folder: its loss and its transformation
 
 
@@ -202,6 +203,11 @@ def given(name: str, default: Any = None) -> Any:
     parser = running(ConfigParser)
     value = None if parser is None else parser.get().get(name)
     return default if value is None else none_or(value)
+
+
+def inference_settings() -> dict[str, Any]:
+    """What a training's config says of refinements, and its weights shall remember."""
+    return {name: value for name in HOW_TO_REFINE if (value := given(name)) is not None}
 
 
 def network_settings(**settings: Any) -> NetworkSettings:

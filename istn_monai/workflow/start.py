@@ -27,7 +27,7 @@ from istn_monai.weights import read_weights
 from istn_monai.workflow.checkpoints import Checkpoints
 from istn_monai.workflow.console import calm, device_in_words, note, say
 from istn_monai.workflow.datalist_checks import check_datalist, check_points
-from istn_monai.workflow.datasets import as_pairs, is_hosted
+from istn_monai.workflow.datasets import as_pairs, is_hosted, is_whole
 from istn_monai.workflow.distributed import check_started, rank
 from istn_monai.workflow.errors import one_line
 from istn_monai.workflow.evaluation import Evaluation
@@ -232,12 +232,12 @@ def infer(evaluator: Engine, saver: SavePairHandler, pair: Mapping[str, str], ch
 
 
 def check_data_is_read(value: Callable[[str], Any]) -> None:
-    """ValueError if a datalist is named that is not read, as the synthetic set is made without a dataset_dir."""
+    """ValueError if a datalist is named that is not read: without a dataset_dir the synthetic set is made."""
     name = value("data_list_file")
-    if value("dataset_dir") is None and name != DEFAULT_DATALIST:
+    if value("dataset_dir") is None and name != DEFAULT_DATALIST and not is_whole(name):
         raise ValueError(
             f"data_list_file is {name!r} but dataset_dir is not set, so the synthetic set would be made: give "
-            "dataset_dir, or give the overlay that sets it after train.json"
+            "dataset_dir, or the datalist's whole path, or the overlay that sets it after train.json"
         )
 
 
