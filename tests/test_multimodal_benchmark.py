@@ -152,14 +152,15 @@ def test_without_the_skull_a_motion_is_the_same(data):
     assert torch.equal(*truths)
 
 
-def test_the_tables_of_the_results_are_what_was_measured():
+@pytest.mark.parametrize("file", ["multimodal.json", "multimodal_trained.json"])
+def test_the_tables_of_the_results_are_what_was_measured(file):
     """Numbers of docs/results.md against the JSON, whose summary is of its rows."""
-    content = json.loads((ROOT / "benchmarks" / "results" / "multimodal.json").read_text(encoding="utf-8"))
+    content = json.loads((ROOT / "benchmarks" / "results" / file).read_text(encoding="utf-8"))
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     section = text.partition("## Brains of other contrasts")[2].partition("\n## ")[0]
     told = [line.split(" | ")[1:5] for line in section.splitlines() if line.startswith("| ")]
-    for table, (key, digits) in {"subjects": ("dice", 3), "motions": ("error_mm", 2)}.items():
-        found = content["summary"][table]
+    for table, found in content["summary"].items():
+        key, digits = ("dice", 3) if table == "subjects" else ("error_mm", 2)
         for method in {name for rows in found.values() for name in rows}:
             rows = [found.get(contrast, {}).get(method) for contrast in multimodal_pairs.CONTRASTS]
             expected = [f"{row[key]:.{digits}f}" if row else "" for row in rows]
