@@ -152,8 +152,8 @@ def main(
     pairs = pairs_of(source, subjects, seeds, listed(contrasts), listed(tables))
     pythons, versions = interpreters(names, peer_python)
     torch.set_num_threads(threads)
-    settings = {"subjects": subjects, "seeds": seeds, "initial_alignment": "moments"}
-    settings["checkpoint"] = weights_name(checkpoint)  # wherever it lies
+    used = weights_name(checkpoint)
+    settings = {"subjects": subjects, "seeds": seeds, "checkpoint": used, "initial_alignment": "moments"}
     run = Tables(Path(output or RESULTS / "multimodal.json"), threads, check=False, installed=versions, **settings)
     with tempfile.TemporaryDirectory() as temporary:
         for pair in pairs:

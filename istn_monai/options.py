@@ -49,7 +49,7 @@ SETTINGS: dict[str, str] = {
     "itn_def": "segmentation, a large U-Net; for loss u and s mind, torchscript:PATH ...; or MONAI's JSON of a network",
     "initial_weights": "checkpoint whose weights a training begins with; none begins with random ones",
     "itn_epochs": "of max_epochs, the first ones, in which the image transformer network learns by itself",
-    "contrast": "of images in training: own; random, intensities by random curves; synthetic, images drawn from labels",
+    "contrast": "of images in training: own; random, by random curves; synthetic, drawn from labels; any, both",
     "ema_decay": "of a moving average of the weights, which model.pt then holds; 0 for none, 0.999 for long trainings",
     "val_refine_steps": "steps of the refinement before a validation's Dice; 0 for one pass",
     "stn_def": "identity, for none: refined from the start; or MONAI's JSON of another spatial transformer network",

@@ -20,12 +20,12 @@ import torch
 from monai.utils import get_package_version
 from torch import Tensor, nn
 
-from istn_monai import kinds
 from istn_monai.folders import BEST
 from istn_monai.geometry.names import GLOBAL
 from istn_monai.io.paths import replacing
 from istn_monai.levels import Parts, levels_of_parts
 from istn_monai.network_settings import FREE_OF_NETWORK, NetworkSettings
+from istn_monai.options import typed
 from istn_monai.refine_weights import in_voxels
 from istn_monai.representations import Representation
 
@@ -35,13 +35,10 @@ KEY = "istn_monai"
 OF_MAPS = {"refine_weights": "maps", "refine_levels": [[8, 60, 0], [4, 40, 0], [4, 60, 1], [2, 30, 2], [1, 30, 2]]}
 #: how an ITN alone is used, whose pairs start at the identity: an affine part, three lattices, and the learning rate
 FROM_IDENTITY = ([[4, 60, 0], [2, 40, 0], [2, 60, 1], [2, 40, 2], [1, 40, 3]], Parts(1, 3), 0.3)
-#: what a checkpoint may say of its use; a text there that is an expression of MONAI's would be run
-INFERENCE = {
-    "spatial_size": kinds.size,
-    "refine_weights": kinds.none_or(kinds.term_weights),
-    "refine_levels": kinds.none_or(kinds.levels),
-    "refine_learning_rate": kinds.none_or(kinds.number(above=0, most=10)),
-}
+#: settings of a refinement that weights remember from their training
+HOW_TO_REFINE = ("refine_weights", "refine_levels", "refine_learning_rate")
+#: what a checkpoint may say of its use, by the settings' kinds: an expression of MONAI's there would be run
+INFERENCE = ("spatial_size", *HOW_TO_REFINE)
 FORMAT = 2  # 1 was a dictionary with "model" and "settings"
 
 
@@ -86,7 +83,7 @@ class Weights:
         try:
             if unknown := sorted(set(found) - set(INFERENCE)):
                 raise ValueError(f"inference must be of {', '.join(INFERENCE)}, got {', '.join(unknown)}")
-            return {name: INFERENCE[name](name, value) for name, value in found.items()}
+            return {name: typed(name, value) for name, value in found.items()}
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{self.file}: {error}") from error
 

@@ -30,7 +30,7 @@ from istn_monai.refine_weights import guided_weights  # noqa: F401 - for the con
 from istn_monai.representations import Representation
 from istn_monai.transforms.registration_grid import AUTO, IMAGE
 from istn_monai.transforms.starts import STRUCTURES
-from istn_monai.weights import read_weights
+from istn_monai.weights import HOW_TO_REFINE, read_weights
 from istn_monai.workflow.errors import runs_monai_bundle
 
 #: top-level ids that MONAI itself reads, those that only make sense to a host, and what a plan says of itself
@@ -44,7 +44,6 @@ MONAI_IDS = {
 FURTHER = ("affine_bounds", "itn_def", "stn_def", "initial_similarity")
 NETWORK_SETTINGS = tuple(field.name for field in fields(NetworkSettings))
 COMPARING = ("principal_axes", "rigid", "affine")  # initial alignments that register the images
-HOW_TO_REFINE = ("refine_weights", "refine_levels", "refine_learning_rate")
 REFINING = (*HOW_TO_REFINE, "symmetric")  # what a refinement alone reads
 RUN_SUFFIX = re.compile(r"_[usei]_[a-z+]+")  # of a run's folder: its loss and its transformation
 
