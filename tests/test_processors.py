@@ -1,5 +1,8 @@
 """Threads of a short command."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -43,3 +46,28 @@ def test_what_the_user_has_set_stays(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "10000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_threads_of_a_long_command_sleep_soon_unless_the_user_says_how_they_wait(monkeypatch, given, found):
+    monkeypatch.setattr(processors.os, "environ", dict(given))
+    processors.wait_briefly()
+    assert processors.os.environ == given | ({} if found is None else {"GOMP_SPINCOUNT": found})
+
+
+def test_a_long_command_says_so_before_torch_is_loaded():
+    """OpenMP reads the environment once, when torch loads it."""
+    code = (
+        "import os, sys, istn_monai.__main__ as commands, istn_monai.processors as processors\n"
+        "seen = []\n"
+        "def wait(): seen.append('torch' in sys.modules)\n"
+        "processors.wait_briefly = wait\n"
+        "processors.load_libraries(short=True), processors.load_libraries()\n"
+        "print(seen)"
+    )
+    short = code.replace("processors.load_libraries(short=True), ", "")
+    said = [subprocess.run([sys.executable, "-c", each], capture_output=True, text=True).stdout for each in (code, short)]
+    assert said == ["[True]\n", "[False]\n"]
