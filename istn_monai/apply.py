@@ -38,6 +38,7 @@ from istn_monai.kinds import choice, switch
 
 MOST_LOST = 0.5  # fraction of the voxels that may have no inverse
 NAMED = 5  # landmarks that an error names
+TRANSFORMS = (".h5", ".hdf5", ".tfm", ".mat")  # suffixes of files that hold nothing else here
 INTERPOLATIONS = ("auto", "linear", "nearest", "label")
 
 
@@ -163,6 +164,8 @@ def check_options(input: str, reference: str | None, interpolation: str, frame: 
         raise FileNotFoundError(f"reference: no such file: {reference}")
     if frame is not None and not is_points(input):
         raise ValueError(f"frame is of landmarks, and input is an image ({input}): leave it out")
+    if input.lower().endswith(TRANSFORMS):
+        raise ValueError(f"input: {input} is a transform: give the transform first, then the input and the output")
 
 
 def check_shape(points: Points, file: str, output: Path) -> None:

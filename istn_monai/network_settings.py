@@ -282,7 +282,10 @@ class NetworkSettings:
         wrong = [name for name in wanted if name not in free and not self.agrees(other, name)]
         if wrong:
             what = "; ".join(f"{name} {getattr(self, name)!r} in training, {wanted[name]!r} now" for name in wrong)
-            raise ValueError(f"{file} was trained with other settings ({what}): leave them out")
+            other_way = ", or take --model intensities" if set(wrong) <= set(FREE_OF_NETWORK) else ""
+            raise ValueError(f"{file} was trained with other settings ({what}): leave them out{other_way}")
+        if self.network_free:
+            check_counts(given, other.transformation)
         return replace(self, **{name: value for name, value in wanted.items() if name in free})
 
     def coarser(self, spacing: float | Sequence[float]) -> float:
@@ -305,11 +308,18 @@ class NetworkSettings:
             return self.has_itn == other.has_itn
         if name in ("control_spacing", "max_displacement") and self.transformation in GLOBAL:
             return True
-        if name == "itn_def" and not self.has_itn:
+        if name == "itn_def" and not self.has_itn and not self.network_free:
             return True
         if name in ("spacing", "control_spacing"):
             return numbers(mine) == numbers(theirs)
         return mine == theirs
+
+
+def check_counts(given: Mapping[str, Any], transformation: str) -> None:
+    """ValueError if lengths of lattices are given, and a transformation has none."""
+    for name in ("control_spacing", "max_displacement"):
+        if given.get(name) is not None and all(kind in GLOBAL for kind in kinds_of(transformation)):
+            raise ValueError(f"{name} {given[name]!r} does not count in transformation {transformation!r}: leave it out")
 
 
 def finest(spacing: float | Sequence[float]) -> float:

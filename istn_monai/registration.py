@@ -13,6 +13,7 @@ from monai.data import decollate_batch
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
+from istn_monai.directions import check_invertible
 from istn_monai.folders import bundle_folder, find_weights, is_bundle
 from istn_monai.geometry.grids import Grid
 from istn_monai.inferer import guided_arguments, kept_start
@@ -106,6 +107,8 @@ class Registration:
         weights = read_weights(self.content("checkpoint_file"))
         self.settings: NetworkSettings = self.content("settings")
         check_similarity(settings.get("initial_similarity"), self.settings.initial_alignment)
+        if self.content("symmetric"):
+            check_invertible(self.settings.spatial_transformation())
         self.device = torch.device(self.content("device"))
         with torch.inference_mode(False):  # refinement differentiates through the network
             self.network = self.content("network").eval()

@@ -134,3 +134,15 @@ def test_options_that_are_wrong_are_errors_also_with_landmarks(tmp_path, markup,
 def test_a_frame_with_an_image_is_an_error(apply):
     with pytest.raises(ValueError, match=r"frame is of landmarks, and input is an image \(.*m\.nrrd\): leave it out"):
         apply(ROTATED, np.zeros(SIZE, np.uint8), frame="RAS")
+
+
+@pytest.mark.parametrize("kind", [sitk.sitkUInt8, sitk.sitkInt16, sitk.sitkFloat32])
+def test_an_image_in_the_place_of_the_transform_is_said(tmp_path, apply, kind):
+    apply(ROTATED, np.zeros(SIZE, np.uint8))  # writes o.nii.gz, an image, and t.h5
+    sitk.WriteImage(sitk.Cast(sitk.ReadImage(str(tmp_path / "o.nii.gz")), kind), str(tmp_path / "i.nii.gz"))
+    names = {name: str(tmp_path / name) for name in ("i.nii.gz", "t.h5", "out.nii.gz")}
+    with pytest.raises(ValueError, match=r"input: .*t\.h5 is a transform: give the transform first, then the input"):
+        apply_transform(names["i.nii.gz"], names["t.h5"], names["out.nii.gz"], reference=names["i.nii.gz"])
+    with pytest.raises(ValueError, match=r"i\.nii\.gz is an image of 3 axes with 1 value\(s\).*, and no displacement"):
+        apply_transform(names["i.nii.gz"], names["i.nii.gz"], names["out.nii.gz"], reference=names["i.nii.gz"])
+    assert not (tmp_path / "out.nii.gz").exists()

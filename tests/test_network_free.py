@@ -49,6 +49,12 @@ def test_what_is_found_does_not_depend_on_the_size_of_voxels(voxel):
     assert max_abs(one["displacement"].as_tensor() * voxel, other["displacement"].as_tensor()) < 1e-4 * voxel
 
 
+def test_no_network_comes_to_weights_of_none():
+    settings = read_weights(find_weights("intensities")).settings
+    with pytest.raises(ValueError, match="itn_def None in training, 'mind' now"):
+        settings.overridden({"itn_def": "mind"}, "weights")
+
+
 def test_lengths_follow_the_spacing_unless_they_are_given():
     settings = read_weights(find_weights("intensities")).settings
     assert settings.network_free
@@ -134,8 +140,24 @@ def test_any_transformation_without_a_network(name, given):
 )
 def test_weights_of_a_network_keep_what_they_were_trained_with(given):
     settings = NetworkSettings(transformation="affine+bspline", control_spacing=[16, 8])
-    with pytest.raises(ValueError, match="was trained with other settings"):
+    with pytest.raises(ValueError, match="was trained with other settings.*: leave them out, or take --model intensities"):
         settings.overridden(given, "weights")
+    with pytest.raises(ValueError, match="loss 'i' in training, 's' now.*: leave them out$"):
+        settings.overridden(given | {"loss": "s"}, "weights")
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"transformation": "rigid", "control_spacing": [12, 6]}, r"control_spacing \[12, 6\] does not count in .*'rigid'"),
+        ({"transformation": "affine", "max_displacement": 0.3}, "max_displacement 0.3 does not count in .*'affine'"),
+        ({"transformation": "svf", "affine_bounds": {"rotation": 9}}, "affine_bounds are of rigid and affine .*'svf'"),
+        ({"transformation": "bspline", "symmetric": True}, "symmetric needs a transformation whose inverse is known"),
+    ],
+)
+def test_what_would_be_passed_over_is_an_error_before_any_work(given, error):
+    with pytest.raises(ValueError, match=error):
+        Registration("intensities", device="cpu", qa=False, **given)
 
 
 @pytest.mark.parametrize(("voxel", "told"), [(1.0, False), (2.0, False), (0.6, False), (3.0, True), (0.05, True)])

@@ -48,6 +48,7 @@ NO_DISPLACEMENT = {
     "Mapping": "SPM's deformation, whose vectors are positions: write displacements in LPS mm",
 }
 FSL_INTENTS = range(2001, 2020)
+VECTOR_AXES = 5  # of a NIfTI file of vectors
 
 
 def foreign_format(file: Path) -> str | None:
@@ -86,7 +87,7 @@ def check_vectors(image: Any) -> None:
     if units_of(header)[0] not in ("mm", "unknown"):
         raise ValueError(f"the file is in units of {units_of(header)[0]}: write it in mm")
     kind, scaling = header.get_data_dtype().newbyteorder("="), (image.dataobj.slope, image.dataobj.inter)
-    if kind not in (np.float32, np.float64) or scaling != (1.0, 0.0):
+    if image.ndim == VECTOR_AXES and (kind not in (np.float32, np.float64) or scaling != (1.0, 0.0)):
         # ITK writes beyond its memory where it rescales vectors of whole numbers
         by = "" if scaling == (1.0, 0.0) else f" with scl_slope {scaling[0]:g} and scl_inter {scaling[1]:g}"
         raise ValueError(f"the file's voxels are {kind}{by}: write a displacement field as float32, unscaled")
