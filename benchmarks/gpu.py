@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from istn_monai import BSplineTransformation, DiceMSELoss, ISTNLoss, Warp
 from istn_monai.folders import INTENSITIES, find_weights
-from istn_monai.levels import Levels
+from istn_monai.levels import USUAL_STEPS, Levels
 from istn_monai.refinement import Refiner
 from istn_monai.weights import own_settings, read_weights
 
@@ -133,10 +133,13 @@ def bandwidth(device: str, repeats: int, megabytes: int = 256) -> float:
 
 
 def refiners(steps: int) -> dict[str, tuple[Path, Refiner]]:
-    """By preset the weights whose transformation is refined, and how: the shipped ones, and those without a network."""
+    """By preset the weights whose transformation is refined, and how: the shipped ones, and those without a network, whose
+    steps are as many as theirs where ``steps`` are the usual ones.
+    """
     shipped, intensities = find_weights(common.ROOT / "bundle"), find_weights(INTENSITIES)
     own = own_settings(intensities, refined=True)
-    without = Refiner(weights=INTENSITIES, learning_rate=own["refine_learning_rate"], levels=own["refine_levels"])
+    levels = [[stride, max(1, n * steps // USUAL_STEPS), *rest] for stride, n, *rest in own["refine_levels"]]
+    without = Refiner(weights=INTENSITIES, learning_rate=own["refine_learning_rate"], levels=levels)
     return {
         "accurate": (shipped, Refiner(steps, weights="accurate", learning_rate=0.2, patience=speed.NO_PATIENCE)),
         INTENSITIES: (intensities, without),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from PIL import Image
 
+import istn_monai.planning.grid as grid
 import istn_monai.planning.subjects as subjects
 from istn_monai.alignment import initial_alignment, translation
 from istn_monai.geometry.grids import Grid, registration_grid
@@ -399,6 +400,25 @@ def test_of_many_labels_those_that_are_rare_thin_or_never_overlap_are_left_out(t
     assert plan.settings["soi_labels"] == [[20], list(range(1, 11))]
     reason = json.loads(file.read_text(encoding="utf-8"))[NOTES]["reasons"]["soi_labels"]
     assert re.search("left out: 30, 40, 50", reason)
+
+
+def test_of_a_pair_of_structures_both_are_taken_where_one_is_thick_enough(tmp_path):
+    labels = []
+    for _ in range(6):
+        label = np.zeros((64, 40, 40), np.uint8)
+        for value in range(1, 11):  # ten cubes
+            x, y = divmod(value - 1, 4)
+            label[20 + x * 8 : 27 + x * 8, y * 10 + 1 : y * 10 + 8, 4:11] = value
+        label[4:11, 20:27, 24:31] = 20
+        label[53:59, 20:27, 24:31] = 21  # its other side, thinner by a voxel
+        label[34:40, 2:9, 30:37] = 30  # as thin, without another side
+        labels.append(label)
+    folder = label_folder(tmp_path / "mine", labels)
+    measured = measure(folder)
+    assert measured.thickness(20) > measured.thickness(21) == measured.thickness(30)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid, "FEWEST_THICK", (measured.thickness(20) + measured.thickness(21)) / 2)
+        assert grid.choose_structures(measured).keys == (*range(1, 11), 20, 21)
 
 
 def test_a_structure_is_found_on_the_other_side_of_the_body(tmp_path):

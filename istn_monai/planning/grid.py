@@ -125,7 +125,7 @@ def label_groups(found: Fingerprint, values: Sequence[int], most: int) -> tuple[
     thick = [value for value in present if found.thickness(value) >= FEWEST_THICK * spacing]
     thick = [value for value in thick if compactness(found, value) >= COMPACT] or thick
     near = {value for value in thick if best_overlap(found, value) >= OVERLAP}
-    kept = [value for value in thick if value in near or found.mirrored(value, thick) in near]
+    kept = [value for value in present if value in near or found.mirrored(value, present) in near]
     kept = kept or sorted(sorted(present, key=lambda value: -best_overlap(found, value))[:most])
     groups = groups_by_size({value: found.volume(value) for value in kept}, most)
     text = (
