@@ -133,8 +133,9 @@ def bandwidth(device: str, repeats: int, megabytes: int = 256) -> float:
 
 
 def refiners(steps: int) -> dict[str, tuple[Path, Refiner]]:
-    """By preset the weights whose transformation is refined, and how: the shipped ones, and those without a network, whose
-    steps are as many as theirs where ``steps`` are the usual ones.
+    """By preset the weights whose transformation is refined, and how: the shipped ones, and those without a network.
+
+    The latter take their own number of steps where ``steps`` are the usual ones.
     """
     shipped, intensities = find_weights(common.ROOT / "bundle"), find_weights(INTENSITIES)
     own = own_settings(intensities, refined=True)

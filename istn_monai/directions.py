@@ -63,9 +63,9 @@ class BothWays(OneWay):
         return {name: (value + others[name]) / 2 for name, value in super().terms(theta, ddf, stride).items()}
 
 
-def check_invertible(transformation: Transformation) -> None:
-    """ValueError unless a transformation's inverse is known in closed form."""
-    if not transformation.invertible:
+def check_invertible(transformation: Transformation, symmetric: bool = True) -> None:
+    """ValueError if both ways are wanted, and a transformation's inverse is not known in closed form."""
+    if symmetric and not transformation.invertible:
         raise ValueError(
             "symmetric needs a transformation whose inverse is known: svf, rigid, affine, affine+svf or rigid+svf; "
             "B-splines have none: give svf in their place, which has the same parameters, or leave symmetric out"

@@ -319,7 +319,7 @@ def check_counts(given: Mapping[str, Any], transformation: str) -> None:
     """ValueError if lengths of lattices are given, and a transformation has none."""
     for name in ("control_spacing", "max_displacement"):
         if given.get(name) is not None and all(kind in GLOBAL for kind in kinds_of(transformation)):
-            raise ValueError(f"{name} {given[name]!r} does not count in transformation {transformation!r}: leave it out")
+            raise ValueError(f"{name} {given[name]!r} does not count in transformation {transformation}: leave it out")
 
 
 def finest(spacing: float | Sequence[float]) -> float:

@@ -29,7 +29,7 @@ from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import PAIR_KEYS, POINT_KEYS
 from istn_monai.transforms.postprocessing import Representd
-from istn_monai.weights import read_weights, warn_if_untrained
+from istn_monai.weights import Weights, read_weights, warn_if_untrained
 from istn_monai.workflow.cohorts import Cohort
 from istn_monai.workflow.console import begin_pair, refining
 from istn_monai.workflow.datasets import pair_item
@@ -107,12 +107,9 @@ class Registration:
         weights = read_weights(self.content("checkpoint_file"))
         self.settings: NetworkSettings = self.content("settings")
         check_similarity(settings.get("initial_similarity"), self.settings.initial_alignment)
-        if self.content("symmetric"):
-            check_invertible(self.settings.spatial_transformation())
+        check_invertible(self.settings.spatial_transformation(), self.content("symmetric"))
         self.device = torch.device(self.content("device"))
-        with torch.inference_mode(False):  # refinement differentiates through the network
-            self.network = self.content("network").eval()
-            weights.load_into(self.network)
+        self.network = self.network_of(weights)
         self.qa = bool(self.content("qa"))
         self.overwrite = checked_overwrite(self.parser.get("overwrite", False))
         self.weights_sha256 = weights_hash(self.network.state_dict())
@@ -123,6 +120,13 @@ class Registration:
     def __reduce__(self) -> tuple[Callable[..., Registration], tuple[Any, ...]]:
         """Copies and other processes load the weights again: a parsed configuration holds modules and functions."""
         return loaded, self.arguments
+
+    def network_of(self, weights: Weights) -> Any:
+        """The configuration's network, with weights."""
+        with torch.inference_mode(False):  # refinement differentiates through the network
+            network = self.content("network").eval()
+            weights.load_into(network)
+        return network
 
     def content(self, name: str) -> Any:
         """What an entry of the configuration stands for."""

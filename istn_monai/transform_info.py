@@ -139,7 +139,7 @@ def transform_information(
     fixed = grids.get("fixed")
     transform = read_any_transform(name, None if fixed is None else fixed.spatial_dims, grids.get("moving"), fixed)
     inverse = parts_of(name)[2]
-    sides = "moving to fixed points, as the inverse" if inverse else "fixed to moving points"
+    sides = "moving to fixed points, as the inverse" if inverse else "fixed to moving points, unless it is an inverse's"
     count = len(transform.components)
     lines = [
         ("file", f"{file_of(name)}{', its inverse' if inverse else ''}"),

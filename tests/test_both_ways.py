@@ -37,8 +37,8 @@ from istn_monai.networks import ISTNOutput
 from istn_monai.objective import PairObjective
 from istn_monai.qa.rules import AMBER, GREEN, traffic_light
 from istn_monai.registration import Registration
+from istn_monai.workflow.inverse import inverse_of_pair
 from istn_monai.workflow.pair_metrics import jacobian_of
-from istn_monai.workflow.results import inverse_of
 
 SIZE = (30, 34)
 
@@ -299,17 +299,37 @@ def test_there_and_back_of_the_written_field_is_that_of_the_ddf():
     assert AffineTransformation((9, 9)).invertible and svf.invertible
 
 
-@pytest.mark.parametrize(("shift", "told"), [(0.3, False), (0.7, True)])
-def test_an_inverse_that_leads_astray_is_told(shift, told):
-    grid = np.diag([1.0, 1.2, 1.5, 1.0])
-    images = {
-        f"{side}_image_original": MetaTensor(torch.zeros(1, 8, 9, 7), affine=grid) for side in ("moving", "fixed")
-    }
-    matrix = np.eye(4)
-    matrix[0, 3] = shift  # mm; half a voxel is 0.5
-    exact, off = (WorldTransform([WorldAffine(m)], 3) for m in (np.eye(4), matrix))
+def originals(size, affine) -> dict[str, MetaTensor]:
+    return {f"{side}_image_original": MetaTensor(torch.zeros(1, *size), affine=affine) for side in ("moving", "fixed")}
+
+
+@pytest.mark.parametrize(("shift", "other", "left"), [(0.3, 0.0, 0.3), (0.7, 0.0, 0.0), (0.7, 0.6, 0.6)])
+def test_an_inverse_that_leads_astray_gives_way_to_another_and_is_told_if_that_is_no_better(
+    monkeypatch, shift, other, left
+):
+    images = originals((8, 9, 7), np.diag([1.0, 1.2, 1.5, 1.0]))
+    exact, known, searched = (np.eye(4) for _ in range(3))
+    known[0, 3], searched[0, 3] = shift, other  # mm; half a voxel is 0.5
+    exact, known, searched = (WorldTransform([WorldAffine(matrix)], 3) for matrix in (exact, known, searched))
+    monkeypatch.setattr(WorldTransform, "inverse", lambda self, grid: searched)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _, residual = inverse_of(exact, images, torch.eye(4, dtype=torch.float64), 1.0, known=off)
-    assert max_abs(residual["max"], shift) < 1e-6
-    assert [str(each.message)[:39] for each in caught] == ["inverse_transform.h5 is off by up to 0."] * told
+        _, residual = inverse_of_pair(exact, images, torch.eye(4, dtype=torch.float64), 1.0, known=known)
+    assert max_abs(residual["max"], left) < 1e-6
+    assert [str(each.message)[:39] for each in caught] == ["inverse_transform.h5 is off by up to 0."] * (left > 0.5)
+
+
+def test_the_inverse_of_a_velocity_field_holds_for_points_that_it_takes_out_of_the_grid():
+    svf = SVFTransformation((24, 26), 1.0, 8.0)
+    theta = 0.3 * torch.randn(1, svf.num_parameters, generator=torch.Generator().manual_seed(0))
+    grid, start = Grid(svf.spatial_size, torch.eye(3, dtype=torch.float64)), torch.eye(3, dtype=torch.float64)
+    transform, known = world_transform(svf, theta, grid, start), closed_inverse(svf, theta, grid, start)
+    points = grid.points().flatten(1)
+    images = originals((24, 26), np.eye(3))
+    images["moving_image_original"] = MetaTensor(torch.zeros(1, 36, 38), affine=[[1, 0, -6], [0, 1, -6], [0, 0, 1.0]])
+    inverse, residual = inverse_of_pair(transform, images, start, 1.0, known)
+    away = [
+        (each.transform_points(transform.transform_points(points)) - points).norm(dim=0).max()
+        for each in (known, inverse)
+    ]
+    assert away[0] > 0.9 and away[1] == residual["max"] < 0.3  # mm; half a voxel is 0.5

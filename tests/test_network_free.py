@@ -140,7 +140,7 @@ def test_any_transformation_without_a_network(name, given):
 )
 def test_weights_of_a_network_keep_what_they_were_trained_with(given):
     settings = NetworkSettings(transformation="affine+bspline", control_spacing=[16, 8])
-    with pytest.raises(ValueError, match="was trained with other settings.*: leave them out, or take --model intensities"):
+    with pytest.raises(ValueError, match="trained with other settings.*: leave them out, or take --model intensities"):
         settings.overridden(given, "weights")
     with pytest.raises(ValueError, match="loss 'i' in training, 's' now.*: leave them out$"):
         settings.overridden(given | {"loss": "s"}, "weights")
@@ -149,8 +149,11 @@ def test_weights_of_a_network_keep_what_they_were_trained_with(given):
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        ({"transformation": "rigid", "control_spacing": [12, 6]}, r"control_spacing \[12, 6\] does not count in .*'rigid'"),
-        ({"transformation": "affine", "max_displacement": 0.3}, "max_displacement 0.3 does not count in .*'affine'"),
+        (
+            {"transformation": "rigid", "control_spacing": [12, 6]},
+            r"control_spacing \[12, 6\] does not .*rigid",
+        ),
+        ({"transformation": "affine", "max_displacement": 0.3}, "max_displacement 0.3 does not count in .*affine"),
         ({"transformation": "svf", "affine_bounds": {"rotation": 9}}, "affine_bounds are of rigid and affine .*'svf'"),
         ({"transformation": "bspline", "symmetric": True}, "symmetric needs a transformation whose inverse is known"),
     ],

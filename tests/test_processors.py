@@ -69,5 +69,7 @@ def test_a_long_command_says_so_before_torch_is_loaded():
         "print(seen)"
     )
     short = code.replace("processors.load_libraries(short=True), ", "")
-    said = [subprocess.run([sys.executable, "-c", each], capture_output=True, text=True).stdout for each in (code, short)]
+    said = [
+        subprocess.run([sys.executable, "-c", each], capture_output=True, text=True).stdout for each in (code, short)
+    ]
     assert said == ["[True]\n", "[False]\n"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from istn_monai.qa.inspector import PairInspector
 from istn_monai.qa.viewer import view_page
 from istn_monai.transforms.keys import GUIDANCE, MAP_KEYS, MASK_KEYS, PAIR_KEYS, POINT_KEYS
 from istn_monai.transforms.map_files import with_channels
+from istn_monai.workflow.inverse import inverse_of_pair
 from istn_monai.workflow.pair_metrics import consistency, jacobian_of
 from istn_monai.workflow.provenance import (
     differing_inputs,
@@ -55,7 +55,6 @@ from istn_monai.workflow.result_folders import (
     pair_folder,
 )
 
-MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
 #: images of a pair; of those that have one, the original's shape and place are kept with its hash
 INPUT_KEYS = (*PAIR_KEYS, *MASK_KEYS)
 
@@ -80,47 +79,6 @@ def check_pair_files(output_dir: str | Path, results: ResultFolder | None = None
     check_apart(results.files, [(key, file) for key, file in files.items() if file is not None])
     results.check_free()
     return check_output_dir(output_dir)
-
-
-def covering_grid(image: Grid, spacing: float) -> Grid:
-    """A grid of at least ``spacing`` mm that covers an image and ``MARGIN`` steps around it."""
-    factors = [max(1.0, spacing / step) for step in image.spacing]
-    steps = [math.ceil((n - 1) / factor - 1e-6) for n, factor in zip(image.spatial_size, factors, strict=True)]
-    to_voxel = torch.diag(torch.tensor([*factors, 1.0], dtype=torch.float64))
-    to_voxel[:-1, -1] = -MARGIN * to_voxel.diagonal()[:-1]
-    return Grid(tuple(n + 1 + 2 * MARGIN for n in steps), image.affine @ to_voxel)
-
-
-def inverse_of(
-    transform: WorldTransform,
-    pair: Mapping[str, Any],
-    start: torch.Tensor,
-    spacing: float,
-    known: WorldTransform | None = None,
-) -> tuple[WorldTransform, dict[str, float]]:
-    """The inverse, and how far from themselves points of the fixed image come back in mm, through both.
-
-    Args:
-        transform: of the pair.
-        pair: with the original images.
-        start: the initial alignment, which the original moving image's affine has.
-        spacing: of the field that the inverse is kept as, in mm.
-        known: the inverse, where it is known in closed form.
-    """
-    aligned, fixed = (Grid.of(pair[f"{side}_image_original"]) for side in ("moving", "fixed"))
-    moving = Grid(aligned.spatial_size, start.double() @ aligned.affine)  # as in its file
-    inverse = transform.inverse(covering_grid(moving, spacing)) if known is None else known
-    points = fixed.points().flatten(1)
-    moved = transform.transform_points(points)
-    seen = moving.contains(moved)
-    if not seen.any():
-        return inverse, {}
-    error = (inverse.transform_points(moved[:, seen]) - points[:, seen]).norm(dim=0)
-    residual = {"mean": error.mean().item(), "max": error.max().item()}
-    if residual["max"] > min(fixed.spacing) / 2:
-        told = f"{INVERSE} is off by up to {residual['max']:.2g} mm (mean {residual['mean']:.2g} mm)"
-        warnings.warn(f"{told}: if that is too much, register with moving and fixed exchanged", stacklevel=2)
-    return inverse, residual
 
 
 class SavePairHandler:
@@ -283,7 +241,7 @@ class SavePairHandler:
             start = torch.as_tensor(pair["initial_alignment"])
             theta = torch.as_tensor(pair["theta"])[None]
             known = closed_inverse(self.transformation, theta, Grid.of(pair["image"]), start)
-            inverse, residual = inverse_of(transform, pair, start, min(self.transformation.spacing), known)
+            inverse, residual = inverse_of_pair(transform, pair, start, min(self.transformation.spacing), known)
             with self.results.writing(INVERSE) as file:
                 write_transform(inverse, file)
             written[INVERSE] = {"maps": "moving to fixed points", "frame": "LPS mm", "residual_mm": residual}
