@@ -95,7 +95,7 @@ def evaluate(
     data: str | None = None,
     output_dir: str | None = None,
     model: str | None = None,
-    refine_steps: int = 50,
+    refine_steps: int | None = None,
     config: str | None = None,
     bundle_root: str | None = None,
     **settings: Any,
@@ -107,7 +107,8 @@ def evaluate(
         output_dir: folder for evaluation.csv, evaluation.json and qa.html; by default that of the training run.
         model: folder of a training run or of a bundle, or a checkpoint; by default the latest run in runs/, or, with
             data, the shipped weights.
-        refine_steps: number of steps of test-time refinement; 0 for none.
+        refine_steps: number of steps of test-time refinement; 0 for none; by default as many as the weights
+            say, or 50.
         config: JSON file with further settings.
         bundle_root: folder of the bundle; the package's own by default.
     """
@@ -127,7 +128,7 @@ def register(
     output_dir: str = "registration",
     moving_label: str | None = None,
     model: str | None = None,
-    refine_steps: int = 50,
+    refine_steps: int | None = None,
     inverse: bool = False,
     split: str = "testing",
     config: str | None = None,
@@ -157,7 +158,8 @@ def register(
         moving_label: label map that is warped along.
         model: folder of a run or a bundle, a checkpoint, any_contrast, intensities or intensities_2d; the shipped
             weights by default.
-        refine_steps: number of steps of test-time refinement; 0 takes the network's prediction.
+        refine_steps: number of steps of test-time refinement; 0 takes the network's prediction; by default as
+            many as the weights say, or 50.
         inverse: also write inverse_transform.h5, moving to fixed points.
         split: of a datalist.
         config: JSON file with further settings.

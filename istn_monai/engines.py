@@ -15,7 +15,7 @@ from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, MAP_KEYS, MASK_KE
 from istn_monai.workflow.representations import SaveRepresentationsHandler
 
 ENGINES = {"istn": "this package's registration", "none": "none: M' and F' are written for another tool"}
-DEFAULTS = {"inverse": False, "refine_steps": 50}  # of the command's options that are not None
+DEFAULTS = {"inverse": False}  # of the command's options that are not None
 #: what else of a pair representations are made of, by their source
 MADE_OF = {"labels": LABEL_KEYS, "file": MAP_KEYS}
 #: what counts for nothing where nothing is registered

@@ -18,6 +18,7 @@ from istn_monai.refinement import RefinementReport, Refiner
 
 logger = logging.getLogger(__name__)
 #: of a report: numbers, or a list of them
+STILL = 1e-6  # voxels, below which nothing has moved
 NUMBERS = tuple(field.name for field in fields(RefinementReport) if field.name != "terms")
 
 
@@ -71,13 +72,15 @@ def refinement_of(pred: Any) -> PairRefinement | None:
 
 
 def kept_start(pred: Any) -> bool:
-    """Whether a refinement found nothing better than where it began.
+    """Whether a registration that began at the identity is still there: a refinement found nothing better.
 
     Args:
         pred: as of :func:`refinement_of`.
     """
     found = refinement_of(pred)
-    return found is not None and found.report.refined and not found.report.steps
+    if found is not None and found.report.refined and not found.report.steps:
+        return True
+    return float(torch.as_tensor(pred).abs().max()) < STILL
 
 
 def guided_arguments(inferer: Inferer, guidance: Guidance) -> dict[str, Guidance]:

@@ -106,7 +106,7 @@ def levels_of_parts(levels: Sequence[Sequence[int]], own: Parts, other: Parts) -
         other: what they shall be for.
 
     Returns:
-        Without numbers, down to all voxels, where there is one component alone.
+        Without numbers, down to all voxels, where there is one component alone; several linear ones end there, too.
 
     Examples:
         >>> levels = [[8, 60, 0], [4, 40, 1], [2, 50, 2], [2, 30, 3], [1, 20, 3]]
@@ -124,8 +124,10 @@ def levels_of_parts(levels: Sequence[Sequence[int]], own: Parts, other: Parts) -
     else:
         local = []
     parts = [joined_strides(rows) for rows in [linear] * other.linear + local]
+    if len(parts) == 1 or not other.local:
+        parts[-1] = to_all_voxels(parts[-1])
     if len(parts) == 1:
-        return to_all_voxels(parts[0])
+        return parts[0]
     return [[*row, number] for number, rows in enumerate(parts) for row in rows]
 
 

@@ -131,7 +131,8 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("symmetric", "jacobian", "learn2reg"), kinds.switch),
     **dict.fromkeys(("use_labels", "use_points"), kinds.switch),
     **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),
-    **dict.fromkeys(("num_workers", "refine_steps", "train", "val", "test"), whole(0)),
+    **dict.fromkeys(("num_workers", "train", "val", "test"), whole(0)),
+    "refine_steps": none_or(whole(0)),
     **dict.fromkeys(("val_refine_steps", "itn_epochs"), whole(0)),
     **dict.fromkeys(("similarity", "regularization"), none_or(kinds.definition)),
     "stn_def": none_or(kinds.stn_definition),
@@ -191,7 +192,8 @@ OF_COMMAND = {
     "register": {
         "device", "spatial_size", "initial_alignment", "initial_similarity", "qa", "both_ways", "jacobian", "symmetric",
         "refine_learning_rate", "refine_levels", "refine_weights", "overwrite", "nifti_frame", "moving_series",
-        "fixed_series", "use_labels", "use_points", "itn_dtype", "representation",
+        "fixed_series", "use_labels", "use_points", "itn_dtype", "representation", "transformation", "spacing",
+        "control_spacing", "max_displacement", "affine_bounds",
     },
 }  # fmt: skip
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}

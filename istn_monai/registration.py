@@ -20,7 +20,6 @@ from istn_monai.inferer import guided_arguments, kept_start
 from istn_monai.io.images import write_image
 from istn_monai.io.nifti import check_written_suffix
 from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_file
-from istn_monai.levels import USUAL_STEPS
 from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings, finest
 from istn_monai.options import typed_settings
@@ -40,10 +39,10 @@ from istn_monai.workflow.representations import placed
 from istn_monai.workflow.results import SavePairHandler, check_pair_files
 from istn_monai.workflow.settings import (
     check_guides_count,
-    check_refining,
     check_settings,
     check_similarity,
     registered_as,
+    steps_of,
 )
 
 RESULTS = (
@@ -51,6 +50,7 @@ RESULTS = (
     "initial_alignment",
 )  # fmt: skip
 
+NOTHING_SOUGHT = "no spatial transformer, no refinement: this is the initial alignment alone; give refine_steps above 0"
 NOTHING_FOUND = (
     "the refinement found nothing better than its start, so this is the initial alignment alone: unless that is right, "
     "give a lower refine_learning_rate, other refine_levels, or another initial_alignment"
@@ -66,7 +66,8 @@ class Registration:
         model: folder of a training run or of a bundle, or a checkpoint; None for the shipped weights;
             "any_contrast" for further ones, of any contrast; "intensities" for no network at all: affine and B-splines
             of the images, or any other transformation; "intensities_2d" for the same in 2-D.
-        refine_steps: number of steps of test-time refinement; 0 takes the network's one-pass prediction.
+        refine_steps: number of steps of test-time refinement; 0 takes the network's one-pass prediction; None as many
+            as the weights say, or 50.
         config: JSON file with further settings.
         bundle_root: folder of the bundle whose configs are used; None for that of ``model``, or else the package's.
         settings: overrides, by the names of the bundle's command line, such as ``initial_alignment``, ``spatial_size``
@@ -80,29 +81,28 @@ class Registration:
     def __init__(
         self,
         model: str | Path | None = None,
-        refine_steps: int = USUAL_STEPS,
+        refine_steps: int | None = None,
         config: str | Path | None = None,
         bundle_root: str | Path | None = None,
         **settings: Any,
     ) -> None:
         settings = typed_settings("register", settings | {"refine_steps": refine_steps})
-        if settings.pop("refine_steps") is None:
-            raise ValueError("refine_steps must be a whole number of at least 0, got None")
+        refine_steps = settings.pop("refine_steps")
         if model is not None:
             settings = settings_of_weights(find_weights(model), refine_steps, config, settings) | settings
             bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
-        check_refining(refine_steps, settings)
+        steps = steps_of(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
         folder = bundle_folder(bundle_root)
-        names = ["inference", "refine"] if refine_steps else ["inference"]
+        names = ["inference", "refine"] if steps else ["inference"]
         self.parser = ConfigParser()
         self.parser.read_config([str(folder / "configs" / f"{name}.json") for name in names] + overlay(config))
         device = {"device": process_device()} if world_size() > 1 else {}
-        self.parser.update({"bundle_root": str(folder), "refine_steps": refine_steps} | device | settings)
+        self.parser.update({"bundle_root": str(folder), "refine_steps": steps} | device | settings)
         check_settings(self.parser)
         #: of the terms of the refinement; None for the paper's objective
         self.term_weights: dict[str, float] | None = self.content("term_weights")
-        check_guides_count(refine_steps, self.term_weights)
+        check_guides_count(steps, self.term_weights)
         self.representation = registered_as(self.content("representation"), self.term_weights)
         weights = read_weights(self.content("checkpoint_file"))
         self.settings: NetworkSettings = self.content("settings")
@@ -156,8 +156,8 @@ class Registration:
             guided = guided_arguments(inferer, batched(data))
             pred = inferer(image.clone() if image.is_inference() else image, self.network, **guided)
             result = data | {"pred": decollate_batch(pred)[0]}
-            if self.settings.network_free and kept_start(result["pred"]):
-                warnings.warn(NOTHING_FOUND, stacklevel=2)
+            if self.settings.starts_at_identity and kept_start(result["pred"]):
+                warnings.warn(NOTHING_FOUND if self.parser.get("refine_steps") else NOTHING_SOUGHT, stacklevel=2)
             return result
 
     def warn_of_spacing(self, fixed: Grid) -> None:
@@ -204,7 +204,7 @@ class Registration:
 
 def loaded(
     model: str | Path | None,
-    refine_steps: int,
+    refine_steps: int | None,
     config: str | Path | None,
     bundle_root: str | Path | None,
     settings: Mapping[str, Any],
@@ -248,7 +248,7 @@ class RegisterISTNd(MapTransform, NotInvertible):
         fixed: str = "fixed_image",
         moving_label: str = "moving_label",
         model: str | Path | None = None,
-        refine_steps: int = USUAL_STEPS,
+        refine_steps: int | None = None,
         keys: Sequence[str] | None = None,
         **settings: Any,
     ) -> None:

@@ -13,12 +13,11 @@ from monai.bundle import run
 
 from istn_monai.io.datalist import existing, read_json
 from istn_monai.io.paths import absolute
-from istn_monai.levels import USUAL_STEPS
 from istn_monai.pace import OUTPUT
 from istn_monai.weights import own_settings
 from istn_monai.workflow.distributed import world_size
 from istn_monai.workflow.learn2reg import evaluated_labels
-from istn_monai.workflow.settings import check_refining
+from istn_monai.workflow.settings import steps_of
 
 MONAI_LOGGERS = ("monai.bundle.scripts", "monai.bundle.workflows")
 #: what MONAI warns of in each run of any bundle
@@ -42,20 +41,20 @@ def settings_in(config: str | Path | None) -> dict[str, Any]:
 
 
 def settings_of_weights(
-    file: str | Path, refine_steps: int, config: str | Path | None, settings: Mapping[str, Any]
+    file: str | Path, refine_steps: int | None, config: str | Path | None, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The checkpoint's file, and how its weights say that they are used where neither a config nor a user says.
 
     Args:
         file: the checkpoint.
-        refine_steps: of the refinement; another number than the usual one takes the place of the weights' own levels.
+        refine_steps: of the refinement; a number takes the place of the weights' own levels.
         config: JSON file with further settings; of one in another format nothing is known here.
         settings: of the user.
     """
     given = settings_in(config) | dict(settings)
     known = {name: value for name, value in given.items() if not str(value).startswith(("$", "@"))}
-    others = given if refine_steps == USUAL_STEPS else {*given, "refine_levels"}
-    own = own_settings(file, bool(refine_steps), known)
+    others = given if refine_steps is None else {*given, "refine_levels"}
+    own = own_settings(file, refine_steps != 0, known)
     return {"checkpoint_file": str(file)} | {name: value for name, value in own.items() if name not in others}
 
 
@@ -91,7 +90,7 @@ def evaluate_datalist(
     datalist: str | Path,
     output_dir: str | Path,
     checkpoint_file: str | Path,
-    refine_steps: int = USUAL_STEPS,
+    refine_steps: int | None = None,
     config: str | Path | None = None,
     **settings: Any,
 ) -> None:
@@ -102,11 +101,11 @@ def evaluate_datalist(
         datalist: JSON file of pairs.
         output_dir: folder for the results.
         checkpoint_file: weights.
-        refine_steps: number of steps of test-time refinement; 0 for none.
+        refine_steps: number of steps of test-time refinement; 0 for none; None as many as the weights say, or 50.
         config: JSON file with further settings.
         settings: overrides.
     """
-    check_refining(refine_steps, settings)
+    steps = steps_of(refine_steps, settings)
     names = ["train", "evaluate", *(["multi_gpu_evaluate"] if world_size() > 1 else [])]
     files = [str(bundle / "configs" / f"{name}.json") for name in names] + overlay(config)
     path = existing(datalist)
@@ -115,5 +114,5 @@ def evaluate_datalist(
         settings.setdefault("evaluated_labels", evaluated_labels(path, split))
     given = {"dataset_dir": str(path.parent), "data_list_file": path.name}
     given |= settings_of_weights(checkpoint_file, refine_steps, config, settings)
-    results = {"output_dir": str(output_dir), "refine_steps": refine_steps}
+    results = {"output_dir": str(output_dir), "refine_steps": steps}
     run_bundle(bundle, "evaluation", files, **given | settings | results)

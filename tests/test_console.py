@@ -181,6 +181,11 @@ def test_a_training_that_goes_on_counts_its_own_epochs_for_the_time_left(tmp_pat
     assert lines[0] == "going on after epoch 8 of 12" and lines[1].endswith("10 s  left 30 s")
 
 
+def test_a_training_that_is_longer_than_wanted_says_so(tmp_path, capsys, ten_seconds):
+    run_epochs(tmp_path, 1, start=3)
+    assert capsys.readouterr().out.splitlines() == ["trained already for 3 epochs, max_epochs is 1"]
+
+
 def test_a_training_that_learned_nothing_says_so_and_what_to_do():
     checkpoints = object.__new__(Checkpoints)
     checkpoints.best, checkpoints.best_epoch, checkpoints.best_file = 0.5, 0, "model.pt"

@@ -88,7 +88,7 @@ OWN = [[8, 60, 0], [4, 40, 0], [4, 60, 1], [2, 60, 2], [2, 50, 3], [2, 50, 4], [
         (Parts(1, 2), [[8, 60, 0], [4, 40, 0], [4, 60, 1], [2, 160, 2], [1, 20, 2]]),
         (Parts(0, 1), [[4, 60], [2, 160], [1, 20]]),
         (Parts(1, 0), [[8, 60], [4, 40], [2, 20], [1, 10]]),
-        (Parts(2, 0), [[8, 60, 0], [4, 40, 0], [8, 60, 1], [4, 40, 1]]),
+        (Parts(2, 0), [[8, 60, 0], [4, 40, 0], [8, 60, 1], [4, 40, 1], [2, 20, 1], [1, 10, 1]]),
         (
             Parts(1, 7),
             [[8, 60, 0], [4, 40, 0], [4, 60, 1], [2, 60, 2], [2, 50, 3], *([2, 50, n] for n in (4, 5, 6)), [1, 20, 7]],
@@ -230,3 +230,21 @@ def test_a_number_of_steps_takes_the_place_of_the_weights_own_levels():
     assert Registration("intensities", device="cpu").parser.get("refine_levels")
     inferer = Registration("intensities", refine_steps=10, device="cpu").content("inferer")
     assert inferer.refiner.levels is None and inferer.refiner.steps == 10
+
+
+def test_a_number_of_steps_that_is_typed_counts_also_where_it_is_the_usual_one():
+    steps = {}
+    for given in (None, 50, 51):
+        inferer = Registration("intensities", refine_steps=given, device="cpu", qa=False).content("inferer")
+        transformation = read_weights(find_weights("intensities")).settings.spatial_transformation()
+        steps[given] = sum(level.steps for level in inferer.refiner.levels_in_turn(transformation))
+    assert steps == {None: 340, 50: 50, 51: 51}
+    with pytest.raises(ValueError, match="refine_steps 10 and refine_levels both say how many steps there are"):
+        Registration("intensities", refine_steps=10, refine_levels=LEVELS)
+
+
+def test_without_a_network_and_without_steps_nothing_moves_and_that_is_said():
+    registration = Registration("intensities", refine_steps=0, initial_alignment="world", device="cpu", qa=False)
+    with pytest.warns(UserWarning, match="this is the initial alignment alone; give refine_steps above 0"):
+        result = registration(pair_of(1.0))
+    assert not result["displacement"].any()

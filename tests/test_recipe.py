@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from istn_monai import (
     Refiner,
     SegmentationITN,
 )
+from istn_monai.network_settings import none_or
 from istn_monai.synthetic.pairs import synthesize
 from istn_monai.weights import read_weights
+from istn_monai.workflow import recipe
 from istn_monai.workflow.inferers import AutocastInferer
 from istn_monai.workflow.recipe import (
     ITNFirstHandler,
@@ -168,6 +171,17 @@ def test_without_an_stn_and_an_itn_nothing_learns():
     for loss in ("u", "s"):
         with pytest.raises(ValueError, match=f"stn_def identity leaves nothing to train with loss '{loss}'"):
             ITNFirstHandler(0, TrainingLoss(loss), AutocastInferer(), settings(loss=loss, stn_def="identity"), 2)
+
+
+def test_what_has_no_effect_on_an_itn_that_learns_alone_is_told(monkeypatch):
+    given = {"regularization": {"_target_": "BendingEnergyLoss"}, "itn_epochs": 0, "loss_weights": "none"}
+    monkeypatch.setattr(recipe, "given", lambda name: none_or(given.get(name)))
+    arguments = (0, TrainingLoss("e"), AutocastInferer())
+    with pytest.warns(UserWarning, match="where the ITN learns alone: regularization$"):
+        ITNFirstHandler(*arguments, settings(stn_def="identity"), 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ITNFirstHandler(*arguments, settings(), 2)
 
 
 # --- the average of the weights --------------------------------------------------------------------------------------

@@ -60,6 +60,11 @@ def test_values_beyond_what_is_computed_with_are_named(value):
         check_finite(image, "input")
 
 
+def test_the_largest_number_of_32_bits_that_is_too_large_is_counted():
+    with pytest.raises(ValueError, match="1 voxels beyond"):
+        check_finite(torch.tensor([1.0, 1e30]), "input")
+
+
 @pytest.mark.parametrize(
     ("label", "words"),
     [(rand(1, 9, 9), "probability"), (torch.arange(900.0).view(1, 30, 30), "intensity image")],

@@ -246,3 +246,13 @@ def test_an_itn_alone_is_registered_from_the_identity(tmp_path):
     said = own_settings(weights_that_say(tmp_path, {"refine_levels": levels}, **alone), True)
     assert said == {"refine_learning_rate": 0.3, "refine_levels": levels}
     assert own_settings(weights_that_say(tmp_path, {}), True) == {}
+
+
+def test_the_identity_is_one_whatever_a_checkpoint_says(tmp_path):
+    weights = read_weights(weights_that_say(tmp_path, {}, stn_def="identity"))
+    network = weights.settings.network()
+    network.load_state_dict(
+        {name: torch.full_like(v, 5.0) if "theta" in name else v for name, v in weights.state.items()}
+    )
+    image = torch.rand(1, 2, *weights.settings.spatial_size)
+    assert not network.istn.stn(image).any() and not network(image).any()

@@ -24,7 +24,7 @@ class Options:
     """What the application can be told beyond the SDK's own arguments.
 
     Attributes:
-        refine_steps: of test-time refinement; 0 takes the network's one-pass prediction.
+        refine_steps: of test-time refinement; 0 takes the network's one-pass prediction; None is as the weights say.
         atlas: moving image where the input has none.
         atlas_label: its label map.
         series_rules: the SDK's selection rules as JSON, by the key of the image that they choose.
@@ -32,7 +32,7 @@ class Options:
         settings: of the bundle, e.g. ``initial_alignment``.
     """
 
-    refine_steps: int = 50
+    refine_steps: int | None = None
     atlas: Path | None = None
     atlas_label: Path | None = None
     series_rules: dict[str, str] = field(default_factory=dict)
@@ -92,7 +92,12 @@ def make_parser() -> argparse.ArgumentParser:
     # without abbreviations, so that what is the SDK's stays the SDK's
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     arguments = [
-        ("refine_steps", steps, "50", "steps of test-time refinement, 50 by default; 0 takes the network's prediction"),
+        (
+            "refine_steps",
+            steps,
+            None,
+            "of test-time refinement; as the weights say, or 50; 0 takes the network's prediction",
+        ),
         ("atlas", path, None, "moving image, where the input folder has none"),
         ("atlas_label", path, None, "its label map"),
         ("series_rules", json_object, "{}", "the SDK's series selection rules, with selections named fixed and moving"),

@@ -34,7 +34,7 @@ def check_finite(image: Tensor, name: str) -> None:
     limit = LARGEST if values.is_floating_point() else EXACT_DOUBLE
     most = largest(values)
     if most > limit:
-        bad = int(((values > limit) | (values < -limit)).sum())
+        bad = int((values.double().abs() > limit).sum())
         raise ValueError(
             f"{name} has {bad} voxels beyond {limit:g}, the largest {most}: more than can be computed with; rescale "
             "or repair the file first"

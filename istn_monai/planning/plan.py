@@ -125,12 +125,14 @@ def write_plan(
     Raises:
         FileExistsError: if the output is there already.
         FileNotFoundError: for a missing folder or file.
-        ValueError: for data that no network can be trained on.
+        ValueError: for data that no network can be trained on; for an output that is no .json.
     """
     source = source_of(data)
     file = default_output(source) if output is None else absolute(output)
     if identities(file) & identities(source):
         raise ValueError(f"output {file} is the data set itself; choose another name")
+    if file.suffix != ".json":
+        raise ValueError(f"output must be a .json, which train reads, got {file}")
     new_file(file, overwrite=overwrite)
     if file.exists() and not is_plan(file):
         raise FileExistsError(f"output {file} is no plan and is left alone: choose another name")

@@ -37,7 +37,9 @@ class EpochLineHandler:
         self.begin = self.epoch_begin = time.monotonic()
         self.first = trainer.state.epoch
         if self.first:
-            said = f"going on after epoch {self.first} of {trainer.state.max_epochs}"
+            most = trainer.state.max_epochs
+            done = f"trained already for {self.first} epochs, max_epochs is {most}"
+            said = f"going on after epoch {self.first} of {most}" if self.first < most else done
         else:
             said = f"before training  {self.validation(trainer)}".rstrip()
         self.tell(said)

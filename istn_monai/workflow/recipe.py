@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from istn_monai.transforms.contrast import RandContrastMapd, RandImageFromLabels
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS
 from istn_monai.weights import read_weights
 from istn_monai.workflow.inferers import AutocastInferer, default_rate
+from istn_monai.workflow.settings import given
 from istn_monai.workflow.training import TrainingLoss
 
 WARM_UP = 10  # steps in which an average follows its network closely
@@ -44,6 +46,10 @@ def inverse_if_symmetric(network: DisplacementNetwork, symmetric: bool) -> Calla
 def default_itn_similarity(settings: NetworkSettings) -> nn.Module | None:
     """Dice and cross-entropy for an ITN that gives probabilities; None, the other terms' similarity, for any other."""
     return DiceCrossEntropyLoss() if settings.segments else None
+
+
+#: what counts for nothing where an ITN learns alone
+IDLE_ALONE = ("loss_weights", "regularization", "itn_epochs")
 
 
 class ITNFirstHandler:
@@ -67,6 +73,7 @@ class ITNFirstHandler:
         self, epochs: int, loss: TrainingLoss, inferer: AutocastInferer, settings: NetworkSettings, max_epochs: int
     ) -> None:
         check_epochs(epochs, max_epochs, settings)
+        warn_of_idle(settings)
         self.epochs = max_epochs if settings.starts_at_identity else epochs
         self.loss, self.inferer = loss, inferer
 
@@ -89,6 +96,14 @@ def check_epochs(epochs: int, max_epochs: int, settings: NetworkSettings) -> Non
         raise ValueError(f"itn_epochs is for loss e or i, which have an ITN, got loss {settings.loss!r}")
     if epochs > max_epochs:
         raise ValueError(f"itn_epochs are the first of max_epochs {max_epochs}, got {epochs}")
+
+
+def warn_of_idle(settings: NetworkSettings) -> None:
+    """A warning where a config says what has no effect, as the ITN learns alone."""
+    idle = [name for name in IDLE_ALONE if given(name) not in (None, 0)] if settings.starts_at_identity else []
+    if idle:
+        told = f"no effect with stn_def identity, where the ITN learns alone: {', '.join(idle)}"
+        warnings.warn(told, stacklevel=3)
 
 
 class WeightAverage:

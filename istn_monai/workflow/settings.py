@@ -24,6 +24,7 @@ from torch import nn
 from istn_monai.folders import BEST
 from istn_monai.foreign_networks import check_there
 from istn_monai.kinds import path
+from istn_monai.levels import USUAL_STEPS
 from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.options import KINDS, SETTINGS, typed, unknown
 from istn_monai.refine_weights import guided_weights  # noqa: F401 - for the configs
@@ -126,6 +127,21 @@ def check_refining(refine_steps: int, settings: Mapping[str, Any]) -> None:
     idle = [name for name in REFINING if not refine_steps and settings.get(name) not in (None, False)]
     if idle:
         raise ValueError(f"{idle[0]} counts in a refinement alone: give refine_steps above 0, or leave it out")
+
+
+def steps_of(refine_steps: int | None, settings: Mapping[str, Any]) -> int:
+    """The steps of a refinement, as many as usual if nobody says how many.
+
+    Raises:
+        ValueError: settings say it as well, or settings are given that a refinement alone reads, and there is none.
+    """
+    if refine_steps and settings.get("refine_levels") is not None:
+        raise ValueError(
+            f"refine_steps {refine_steps} and refine_levels both say how many steps there are: give one of them"
+        )
+    steps = USUAL_STEPS if refine_steps is None else refine_steps
+    check_refining(steps, settings)
+    return steps
 
 
 def registered_as(representation: Any, weights: Mapping[str, float] | None) -> Representation:
