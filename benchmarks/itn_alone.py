@@ -2,12 +2,12 @@
 
     python benchmarks/itn_alone.py train own OUT.pt --start FILE [--steps 5000]
     python benchmarks/itn_alone.py train any OUT.pt --start OUT_OF_OWN.pt --steps 2000 --learning_rate 0.0006
-    python benchmarks/itn_alone.py join OUT_OF_ANY.pt CHECKPOINT.pt
+    python benchmarks/itn_alone.py join OUT_OF_ANY.pt BEFORE.pt CHECKPOINT.pt
 
-Each goes on where it was stopped. An image of the training cases is sampled once, from its own voxels, after a random
-affine map (mirrored half of the time), B-splines and a shift. ``own`` changes its intensities as scanners do: gamma,
-scale, bias field, blur, noise. ``any`` first maps half of the images by a random curve, an inversion in a third of
-these, and aims at the mean of the labels and of what the two ITNs that know one contrast, the one of ``own`` and the
+A training goes on where it was stopped. An image of the training cases is sampled once, from its own voxels, after a
+random affine map (mirrored half of the time), B-splines and a shift. ``own`` changes its intensities as scanners do:
+gamma, scale, bias field, blur, noise. ``any`` first maps half of the images by a random curve, an inversion in a third
+of these, and aims at the mean of the labels and of what the two ITNs that know one contrast, the one of ``own`` and the
 default's, see in the image as it was: so structures look alike whatever the contrast. Some 1 s a step of two images on
 one core with bfloat16.
 """
@@ -27,7 +27,6 @@ from speed import DATA
 from torch import Tensor, nn
 from torch.nn import functional
 
-from istn_monai.folders import find_weights
 from istn_monai.io.datalist import read_datalist
 from istn_monai.registration import Registration
 from istn_monai.weights import described, read_weights, save_atomically
@@ -250,19 +249,32 @@ def refined_dice(registration: Registration, split: str = "validation") -> float
     return float(np.mean(found))
 
 
-def join(itn: str, output: str) -> None:
-    """Writes a checkpoint of what ``train any`` made and the default weights' STN."""
-    own, registration = read_weights(find_weights("any_contrast")), Registration("any_contrast", device="cpu")
+def join(itn: str, before: str, output: str, share: float = 0.4) -> None:
+    """Writes a checkpoint of the default weights' STN and an ITN between two.
+
+    The mean of the weights of ``before``, which is where the training began, and of what ``train any`` made of it is
+    better than both, as other means of fine-tuned weights are (Wortsman et al., "Model soups", 2022).
+
+    Args:
+        itn: what ``train any`` wrote.
+        before: checkpoint.
+        output: likewise.
+        share: of ``itn`` in the mean.
+    """
+    weights, registration = read_weights(before), Registration(before, device="cpu")
     network = registration.network
+    own = network.istn.itn.backbone.state_dict()
+    further = torch.load(itn, weights_only=True)["average"]
+    network.istn.itn.backbone.load_state_dict({name: own[name].lerp(further[name], share) for name in own})
     network.istn.stn.load_state_dict(Registration(device="cpu").network.istn.stn.state_dict())
-    network.istn.itn.backbone.load_state_dict(torch.load(itn, weights_only=True)["average"])
-    state = network.state_dict()
-    for name, values in state.items():
-        state[name] = values.half()
-    network.load_state_dict(state)
-    training = own.description["training"] | {"itn": "benchmarks/itn_alone.py", "stn": "of model.pt"}
+    halves = {name: values.half() for name, values in network.state_dict().items()}
+    network.load_state_dict(halves)  # as the file has them
+    training = weights.description["training"] | {"itn": "benchmarks/itn_alone.py", "stn": "of model.pt"}
     result = {"validation_dice": refined_dice(registration)}
-    content = {"settings": own.description["settings"], "training": training, "result": result}
+    content = {"settings": weights.description["settings"], "training": training, "result": result}
+    state = network.state_dict()
+    for name, values in halves.items():
+        state[name] = values
     save_atomically(described(state, content), Path(output))
     print(f"{result}, written: {output}")
 
