@@ -137,7 +137,7 @@ def test_what_is_missing_or_too_much_is_named(command, words, reason):
 def test_switches_and_short_options_keep_their_values():
     words = ["a", "b", "--inverse", "--refine-steps=3", "-s", "testing"]
     checked = ["a", "b", "--inverse", "--refine_steps=3"]
-    with pytest.raises(ValueError, match="split, spatial_size, symmetric begin so"):
+    with pytest.raises(ValueError, match="split, spacing, spatial_size, symmetric begin so"):
         checked_arguments(COMMANDS["register"], words)
     assert checked_arguments(COMMANDS["register"], words[:4]) == checked
     assert checked_arguments(COMMANDS["apply"], ["a", "b", "c", "-r", "d"]) == ["a", "b", "c", "--reference=d"]

@@ -135,7 +135,7 @@ def steps_of(refine_steps: int | None, settings: Mapping[str, Any]) -> int:
     Raises:
         ValueError: settings say it as well, or settings are given that a refinement alone reads, and there is none.
     """
-    if refine_steps and settings.get("refine_levels") is not None:
+    if refine_steps and none_or(settings.get("refine_levels")) is not None:
         raise ValueError(
             f"refine_steps {refine_steps} and refine_levels both say how many steps there are: give one of them"
         )
