@@ -90,13 +90,14 @@ class Draws:
 
     def answered(self, teacher: Callable[[Tensor], Tensor]) -> Case:
         """Likewise, with the mean of the labels and the teacher's answer; or one that was kept."""
-        full = len(self.kept) >= KEPT
-        if not full and not (len(self.kept) >= KEPT // 3 and self.rng.random() < REUSED):
+        few, full = len(self.kept) < KEPT // 3, len(self.kept) >= KEPT
+        if few or not (full or self.rng.random() < REUSED):
             image, structures = self.moved()
             self.kept.append((image.half(), ((structures + teacher(image)) / 2).half()))
-            image, structures = self.kept[-1]
+            number = len(self.kept) - 1
         else:
-            image, structures = self.kept[self.rng.integers(len(self.kept))]
+            number = int(self.rng.integers(len(self.kept)))
+        image, structures = self.kept[number]
         return image.float(), structures.float()
 
     def points(self) -> Tensor:

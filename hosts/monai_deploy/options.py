@@ -92,12 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     # without abbreviations, so that what is the SDK's stays the SDK's
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     arguments = [
-        (
-            "refine_steps",
-            steps,
-            None,
-            "of test-time refinement; as the weights say, or 50; 0 takes the network's prediction",
-        ),
+        ("refine_steps", steps, None, "of a refinement; by default as the weights say; 0 is the network's prediction"),
         ("atlas", path, None, "moving image, where the input folder has none"),
         ("atlas_label", path, None, "its label map"),
         ("series_rules", json_object, "{}", "the SDK's series selection rules, with selections named fixed and moving"),
