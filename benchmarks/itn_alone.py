@@ -14,13 +14,14 @@ one core with bfloat16.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import fire
 import numpy as np
 import torch
+from contrast import dice
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, ScaleIntensityRangePercentiles
 from objective import STEPS, Timed, refiner_of
 from speed import DATA
@@ -32,10 +33,9 @@ from istn_monai.registration import Registration
 from istn_monai.weights import described, read_weights, save_atomically
 from istn_monai.workflow.evaluation import Evaluation
 from istn_monai.workflow.inferers import default_rate
+from istn_monai.workflow.recipe import WeightAverage
 
 SIZE = (48, 64, 48)
-AXES = [torch.arange(n) - (n - 1) / 2 for n in SIZE]
-GRID = torch.stack(torch.meshgrid(*AXES, indexing="ij"), -1)  # mm from the middle, of voxels of 1 mm
 EVERY = 500  # steps between validations
 REUSED, KEPT = 0.6, 500  # of the samples with a teacher's answer: how often one is taken again, and how many are kept
 Case = tuple[Tensor, Tensor]
@@ -55,10 +55,18 @@ def cases(split: str) -> list[Case]:
     return found
 
 
+def places(size: Sequence[int]) -> Tensor:
+    """Of voxels of 1 mm, ``(*S, 3)``, in mm from their middle."""
+    return torch.stack(torch.meshgrid(*[torch.arange(n) - (n - 1) / 2 for n in size], indexing="ij"), -1)
+
+
 def sampled(values: Tensor, points: Tensor) -> Tensor:
     """Values ``(1, C, *S)`` at points ``(*T, 3)``, mm from their middle; 0 beyond."""
     unit = points * 2 / torch.tensor(values.shape[2:], dtype=torch.float32)
     return functional.grid_sample(values, unit.flip(-1)[None], align_corners=False)
+
+
+GRID = places(SIZE)
 
 
 class Draws:
@@ -181,9 +189,9 @@ def loss(logits: Tensor, structures: Tensor) -> Tensor:
     """Dice and five times the cross-entropy, whose mean is over many empty voxels."""
     seen = logits.float().softmax(1)[:, 1:]
     axes = (0, 2, 3, 4)
-    dice = (2 * (seen * structures).sum(axes) + 1e-5) / (seen.sum(axes) + structures.sum(axes) + 1e-5)
+    overlap = (2 * (seen * structures).sum(axes) + 1e-5) / (seen.sum(axes) + structures.sum(axes) + 1e-5)
     wanted = torch.cat([1 - structures.sum(1, keepdim=True), structures], 1)
-    return 1 - dice.mean() - 5 * (wanted * logits.float().log_softmax(1)).sum(1).mean()
+    return 1 - overlap.mean() - 5 * (wanted * logits.float().log_softmax(1)).sum(1).mean()
 
 
 @torch.no_grad()
@@ -191,14 +199,10 @@ def dice_of(network: nn.Module, known: list[Case], inverted: bool = False) -> fl
     """Mean Dice of both structures, on the images' own voxels."""
     found = []
     for image, structures in known:
-        logits = network(
-            sampled(1 - image if inverted else image, GRID).contiguous(memory_format=torch.channels_last_3d)
-        )
-        size = torch.tensor(structures.shape[2:])
-        places = torch.stack(torch.meshgrid(*[torch.arange(n) - (n - 1) / 2 for n in size], indexing="ij"), -1)
-        seen = sampled(logits.softmax(1)[:, 1:], places)[0] > 0.5
-        truth = structures[0] > 0.5
-        found.append([2 * (a & b).sum() / (a.sum() + b.sum()).clamp_min(1) for a, b in zip(seen, truth, strict=True)])
+        shown = sampled(1 - image if inverted else image, GRID)
+        logits = network(shown.contiguous(memory_format=torch.channels_last_3d))
+        seen = sampled(logits.softmax(1)[:, 1:], places(structures.shape[2:]))[0] > 0.5
+        found.append([dice(*both) for both in zip(seen, structures[0] > 0.5, strict=True)])
     return float(np.mean(found))
 
 
@@ -208,7 +212,7 @@ def train(part: str, output: str, start: str | None = None, steps: int = 5000, l
     network, file, step = backbone("any_contrast"), Path(output), 0
     if start is not None:
         network.load_state_dict(torch.load(start, weights_only=True)["average"])
-    average = copy.deepcopy(network).requires_grad_(False).eval()
+    average = WeightAverage(network, 0.998 if part == "own" else 0.997)
     optimizer = torch.optim.AdamW(network.train().parameters(), lr=learning_rate, weight_decay=1e-3)
     if file.exists():
         state = torch.load(file, weights_only=True)
@@ -229,12 +233,11 @@ def train(part: str, output: str, start: str | None = None, steps: int = 5000, l
         nn.utils.clip_grad_norm_(network.parameters(), 10)
         optimizer.step()
         step += 1
-        follow = 1 - min(0.998 if part == "own" else 0.997, step / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), follow)
+        average.update(SimpleNamespace(state=SimpleNamespace(iteration=step)))
         if step % EVERY == 0 or step == steps:
             state = {"network": network, "average": average, "optimizer": optimizer}
             torch.save({"step": step} | {name: module.state_dict() for name, module in state.items()}, file)
-            shown = [dice_of(average, validation, inverted) for inverted in (False, True)]
+            shown = [dice_of(average.network, validation, inverted) for inverted in (False, True)]
             print(f"step {step}: validation Dice {shown[0]:.4f}, inverted {shown[1]:.4f}", flush=True)
 
 
