@@ -1,7 +1,7 @@
 """Instance norm of features whose channels lie side by side, on a processor: they stay as they are.
 
 PyTorch's own copies them into the other layout, and the next convolution copies them back. Sums are those of blocks, as
-exact as PyTorch's.
+exact as PyTorch's; they are float32, as the statistics are, also of features in bfloat16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def keeps_layout(features: Tensor) -> bool:
     return (
         features.ndim == 5
         and features.device.type == "cpu"
-        and features.dtype == torch.float32
+        and features.dtype in (torch.float32, torch.bfloat16)
         and features[0].numel() >= LEAST
         and features.is_contiguous(memory_format=torch.channels_last_3d)
         and not (torch.is_grad_enabled() or is_recorded())
@@ -44,7 +44,7 @@ def instance_norm(features: Tensor, middle: Tensor, weight: Tensor | None, bias:
         ``(B, C, *S)``, channels last.
     """
     result = torch.empty_like(features)
-    shift = features.new_zeros(1) if bias is None else bias
+    shift = torch.zeros(1) if bias is None else bias
     for image, counted, normalized in zip(rows(features), rows(middle), rows(result), strict=True):
         mean = summed(counted) / len(counted)
         squares = [summed((slab - mean).square_()) for slab in slabs(counted)]
@@ -68,5 +68,5 @@ def slabs(image: Tensor) -> Sequence[Tensor]:
 def summed(image: Tensor) -> Tensor:
     """The sum of rows ``(voxels, C)``, ``(C,)``: of blocks first, then of these."""
     whole = len(image) // BLOCK * BLOCK
-    blocks = image[:whole].unflatten(0, (-1, BLOCK)).sum(1) if whole else image[:0]
-    return blocks.sum(0) + image[whole:].sum(0)
+    blocks = image[:whole].unflatten(0, (-1, BLOCK)).sum(1, dtype=torch.float32) if whole else image[:0]
+    return blocks.sum(0, dtype=torch.float32) + image[whole:].sum(0, dtype=torch.float32)
