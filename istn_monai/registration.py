@@ -115,6 +115,8 @@ class Registration:
         self.weights_sha256 = weights_hash(self.network.state_dict())
         #: files that are read for each pair, by what errors call them
         self.read = {"checkpoint_file": self.content("checkpoint_file")} | ({"config": config} if config else {})
+        for step in ("preprocessing", "inferer"):  # made here, so that no pair waits for it
+            self.content(step)
         warn_if_untrained(weights)
 
     def __reduce__(self) -> tuple[Callable[..., Registration], tuple[Any, ...]]:

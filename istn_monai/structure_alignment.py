@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from istn_monai.geometry.grids import Grid, registration_grid
-from istn_monai.geometry.resampling import area_averaged
-from istn_monai.geometry.sampling import resample
+from istn_monai.geometry.resampling import alone_on, area_averaged
 from istn_monai.linear_registration import (
     Side,
     about,
@@ -91,9 +90,7 @@ def structure_alignment(moving: Side, fixed: Side, represent: Represent, kind: s
 
 def shown_on(moving: Side, grid: Grid, start: Tensor) -> Tensor:
     """The moving image ``(C, *S)`` on a grid of the fixed world, 0 beyond it, as networks are trained."""
-    own = moving.grid.aligned(start)
-    inside = resample(torch.ones(1, 1, *own.spatial_size), grid.to(own), grid.spatial_size)
-    return (area_averaged(moving.values[None], own, grid) * inside)[0]
+    return alone_on(moving.values[None], moving.grid.aligned(start), grid)[0]
 
 
 def poses(center: Tensor) -> list[Tensor]:

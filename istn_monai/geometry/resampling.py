@@ -6,9 +6,9 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from monai.networks.layers import Pool
-from monai.transforms.utils_pytorch_numpy_unification import percentile
 from torch import Tensor
 
 from istn_monai.geometry.exact import interpolated
@@ -32,15 +32,26 @@ def area_averaged(image: Tensor, own: Grid, target: Grid) -> Tensor:
     Returns:
         ``(B, C, *target.spatial_size)``.
     """
-    to_image = target.to(own)
-    # along each axis of the grid as many samples as one of its steps covers voxels of the image, up to a few: more take
-    # memory and hardly change the mean
-    factors = [max(1, min(int(step + 1e-6), 4)) for step in to_image[:-1, :-1].abs().amax(dim=0).tolist()]
+    factors = samples_along(own, target)
     to_voxel = torch.diag(torch.tensor([*(1.0 / f for f in factors), 1.0], dtype=torch.float64))
     to_voxel[:-1, -1] = torch.tensor([(1.0 / f - 1.0) / 2.0 for f in factors], dtype=torch.float64)
     fine_size = [size * f for size, f in zip(target.spatial_size, factors, strict=True)]
-    samples = resample(image, to_image @ to_voxel, fine_size, padding_mode="border")
+    samples = resample(image, target.to(own) @ to_voxel, fine_size, padding_mode="border")
     return samples if max(factors) == 1 else Pool[Pool.AVG, len(factors)](factors)(samples)
+
+
+def samples_along(own: Grid, target: Grid) -> list[int]:
+    """Along each axis of a grid, as many samples of an image as one of its steps covers voxels of that, up to a few:
+    more take memory and hardly change the mean."""
+    return [max(1, min(int(step + 1e-6), 4)) for step in target.to(own)[:-1, :-1].abs().amax(dim=0).tolist()]
+
+
+def alone_on(image: Tensor, own: Grid, target: Grid) -> Tensor:
+    """As :func:`area_averaged`, with zeros beyond the image, as networks are trained."""
+    if max(samples_along(own, target)) == 1:
+        return resample(image, target.to(own), target.spatial_size)
+    inside = resample(image.new_ones(1, 1, *own.spatial_size), target.to(own), target.spatial_size)
+    return area_averaged(image, own, target) * inside
 
 
 def pull_back_points(ddf: Tensor, grid: Grid, fixed: Grid, moving: Grid, slab: slice = WHOLE) -> Tensor:
@@ -239,7 +250,7 @@ def largest_label(label: Tensor, points: Tensor) -> Tensor:
 
 def unit_range(image: Tensor, lower: float = 0.5, upper: float = 99.5) -> Tensor:
     """Intensities between two percentiles, scaled to [0, 1] and clipped; between the extremes if those coincide."""
-    low, high = (float(percentile(image, q)) for q in (lower, upper))
+    low, high = (float(value) for value in np.percentile(image.numpy(force=True), [lower, upper]))  # no sort
     if low == high:
         low, high = float(image.min()), float(image.max())
     return ((image - low) / max(high - low, 1e-12)).clamp(0, 1)

@@ -11,8 +11,7 @@ from monai.data import MetaTensor
 
 from istn_monai.geometry.grids import Grid, map_points, registration_grid
 from istn_monai.geometry.meta import affine_of, with_affine
-from istn_monai.geometry.resampling import area_averaged
-from istn_monai.geometry.sampling import resample
+from istn_monai.geometry.resampling import alone_on
 from istn_monai.geometry.transformation import checked_size, per_axis
 from istn_monai.transforms.checks import counting, source
 from istn_monai.transforms.inverses import NotInvertible
@@ -161,9 +160,7 @@ def on_grid(image: MetaTensor, grid: Grid) -> MetaTensor:
     aside = (own.voxels(grid.corners()) - grid.voxels(grid.corners())).abs().max()
     if own.spatial_size == grid.spatial_size and aside < SAME:
         return with_affine(image.as_tensor().float(), grid.affine, image)
-    values = area_averaged(image.as_tensor().float()[None], own, grid)
-    inside = resample(torch.ones(1, 1, *own.spatial_size), grid.to(own), grid.spatial_size)
-    return with_affine((values * inside)[0], grid.affine, image)
+    return with_affine(alone_on(image.as_tensor().float()[None], own, grid)[0], grid.affine, image)
 
 
 def kept(image: MetaTensor, resampled: MetaTensor) -> float:
