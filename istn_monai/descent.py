@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from istn_monai.adam import Adam, cosine_to_zero
 
+SMALL = 2**16  # voxels below which threads wait for each other for longer than they work
 AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
 #: theta ``(B, P)`` and a stride to the ddf ``(B, D, *S)`` at each ``stride``-th voxel, and its objective ``(B,)``
 Evaluate = Callable[[Tensor, int], tuple[Tensor, Tensor]]
@@ -123,6 +125,17 @@ class Descent:
         """Steps on theta ``(B, P)`` itself, all at one stride, from a start."""
         theta = start.detach().clone().requires_grad_()
         return self(evaluate, lambda: theta, [theta], [stride] * steps, learning_rate, stride)
+
+
+@contextmanager
+def no_idle_threads(voxels: int) -> Iterator[None]:
+    """One thread for steps that compare so few voxels that several take longer, on a busy machine much longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if voxels >= SMALL else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def gradient_scale(gradient: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from istn_monai.geometry.bending import bending_energy
-from istn_monai.geometry.sampling import compose, sample_moved, warp
+from istn_monai.geometry.sampling import compose, sample_moved, warp, warp_part
 from istn_monai.geometry.separable import block_means
 from istn_monai.guidance import Guidance, both_masks, checked_guidance, label_difference, landmark_difference
 from istn_monai.local_correlation import LocalCorrelation, counted_mean, strided
@@ -20,6 +21,8 @@ from istn_monai.refine_weights import IMAGE_TERMS, term_weights
 from istn_monai.transforms.keys import POINT_KEYS
 
 TINY = 1e-8
+WINDOWED = {"structures", "image", "bending", "landmarks"}  # terms that need nothing from beyond the fixed image
+SEEN = 0.1  # of a representation: what is less shows no structure
 WINDOW, EVERY = 5, 2  # voxels of a window of local correlation, at any resolution; there is one about every second
 Loss = Callable[..., Tensor]
 
@@ -92,18 +95,68 @@ class LossObjective:
         return value if self.regularization is None else value + self.weight * self.regularization(ddf)
 
 
+class Window(NamedTuple):
+    """The part of a grid on which pairs are compared: a box that holds what the fixed images show.
+
+    Attributes:
+        slices: of the grid's axes.
+        share: of the grid's voxels that lie in the box of each pair, ``(B,)``.
+        counts: ``(B, 1, *T)``, 1 in the box of each pair, where they have different ones; else None.
+    """
+
+    slices: tuple[slice, ...]
+    share: Tensor
+    counts: Tensor | None
+
+
 class Resolution(NamedTuple):
     """A pair at each so-and-so-many-th voxel.
 
     Attributes:
         moving: all that is warped, ``(B, C, *S)``.
-        fixed: what it is compared with, by name.
+        window: where it is compared.
+        fixed: what it is compared with there, by name.
         correlation: with the fixed image, if that counts.
     """
 
     moving: Tensor
+    window: Window
     fixed: dict[str, Tensor]
     correlation: LocalCorrelation | None
+
+
+def box_of(shown: Tensor) -> list[tuple[int, int]]:
+    """First and last index along each axis of what is true in ``(*S,)``; all if nothing is."""
+    axes = range(shown.ndim)
+    found = [shown.any(dim=[other for other in axes if other != axis]).nonzero()[:, 0].tolist() for axis in axes]
+    return [(own[0], own[-1]) if own else (0, n - 1) for own, n in zip(found, shown.shape, strict=True)]
+
+
+def window_of(
+    boxes: Sequence[Sequence[tuple[int, int]]], spatial_size: Sequence[int], stride: int, like: Tensor
+) -> Window:
+    """The window of pairs' boxes, at each ``stride``-th voxel.
+
+    Each begins at a place where whole grids have a window of local correlation, so the others' boxes change nothing.
+
+    Args:
+        boxes: of each pair, see :func:`box_of`, in voxels.
+        spatial_size: of the grid at this stride.
+        stride: see above.
+        like: for device and dtype.
+    """
+    ends = torch.tensor(boxes)
+    starts = ends[..., 0].div(stride * EVERY, rounding_mode="floor") * EVERY
+    stops = (ends[..., 1].div(stride, rounding_mode="floor") + 2).minimum(torch.tensor(spatial_size))
+    share = ((stops - starts).prod(1) / math.prod(spatial_size)).to(like)
+    first, last = starts.amin(0), stops.amax(0)
+    slices = tuple(slice(*both) for both in zip(first.tolist(), last.tolist(), strict=True))
+    if bool((starts == first).all() and (stops == last).all()):
+        return Window(slices, share, None)
+    counts = like.new_zeros(len(boxes), 1, *(last - first).tolist())
+    for number, own in enumerate(zip((starts - first).tolist(), (stops - first).tolist(), strict=True)):
+        counts[(number, 0, *(slice(*both) for both in zip(*own, strict=True)))] = 1
+    return Window(slices, share, counts)
 
 
 class PairObjective:
@@ -119,7 +172,8 @@ class PairObjective:
     - ``labels``: :func:`label_difference` of labels of the pair; of one side alone, from the other's representation.
     - ``landmarks``: :func:`landmark_difference`.
 
-    Where a mask is 0, structures and image do not count; what lies there may have any finite value.
+    Where a mask is 0, structures and image do not count; what lies there may have any finite value. Nor do they beyond
+    a box that holds all that the fixed image shows: nothing is known there, and it need not be sampled.
 
     Args:
         weights: see :func:`istn_monai.refine_weights.term_weights`.
@@ -146,6 +200,7 @@ class PairObjective:
         self.spacing = spacing
         guidance = checked_guidance(guidance or {}, self.weights, moving)
         self.points = [guidance[name] for name in POINT_KEYS] if "landmarks" in self.weights else []
+        windowed = images is not None and set(self.weights) <= WINDOWED
         images = (moving, fixed) if images is None else (images[0], images[1])
         sides = {}
         if "structures" in self.weights or not set(self.weights) & {*IMAGE_TERMS, "labels"}:
@@ -162,6 +217,9 @@ class PairObjective:
         self.names = list(sides)
         self.moving, self.fixed = (torch.cat([both[side] for both in sides.values()], 1) for side in (0, 1))
         masks = sides.get("mask", (None, None))
+        whole = torch.ones_like(fixed[:, 0], dtype=torch.bool)
+        shown = (images[1] != 0).any(1) | (fixed.abs() > SEEN).any(1) if windowed and "mask" not in sides else whole
+        self.boxes = [box_of(own) for own in shown]
         size = sum(counted_mean(side.square(), mask) for side, mask in zip((moving, fixed), masks, strict=True)) / 2
         self.size = size.clamp_min(TINY)
         self.resolutions: dict[int, Resolution] = {}
@@ -175,18 +233,19 @@ class PairObjective:
         """Both sides at each ``stride``-th voxel."""
         if stride not in self.resolutions:
             moving, fixed = (self.reduced(joined, stride) for joined in (self.moving, self.fixed))
-            parts = self.parts(fixed)
+            window = window_of(self.boxes, fixed.shape[2:], stride, fixed)
+            parts = self.parts(fixed[(..., *window.slices)].contiguous())
             correlation = LocalCorrelation(parts["image"], WINDOW, EVERY) if "image" in self.weights else None
-            self.resolutions[stride] = Resolution(moving, parts, correlation)
+            self.resolutions[stride] = Resolution(moving, window, parts, correlation)
         return self.resolutions[stride]
 
     def after(self, ddf: Tensor, stride: int) -> PairObjective:
         """The objective of what moves fixed points before a ddf does, known at each ``stride``-th voxel: of the moving
         side as that ddf warped it, at this stride alone."""
-        moving, fixed, correlation = self.at(stride)
+        own = self.at(stride)
         other = copy.copy(self)
         other.outer = ddf
-        other.resolutions = {stride: Resolution(warp(moving, ddf / stride), fixed, correlation)}
+        other.resolutions = {stride: own._replace(moving=warp(own.moving, ddf / stride))}
         return other
 
     def reduced(self, joined: Tensor, stride: int) -> Tensor:
@@ -202,16 +261,19 @@ class PairObjective:
 
         ``bending`` ``(B,)`` is its bending energy, where that is known already.
         """
-        moving, fixed, correlation = self.at(stride)
-        warped = self.parts(warp(moving, ddf / stride))
+        moving, window, fixed, correlation = self.at(stride)
+        moved = ddf[(..., *window.slices)] / stride
+        warped = self.parts(warp_part(moving, moved, [axis.start for axis in window.slices]))
         # which voxels count is no reason to move: the terms would fall if the masks were moved apart
-        counts = warped["mask"].detach() * fixed["mask"] if "mask" in fixed else None
+        counts = warped["mask"].detach() * fixed["mask"] if "mask" in fixed else window.counts
         terms: dict[str, Tensor] = {}
         if "structures" in self.weights:
             difference = warped["structures"] - fixed["structures"]
-            terms["structures"] = counted_mean(difference.square(), counts) / self.size
+            terms["structures"] = counted_mean(difference.square(), counts) * window.share / self.size
         if "image" in fixed:
             terms |= image_terms(self.weights, warped["image"], fixed["image"], counts, correlation)
+        if "image" in terms:  # no correlation beyond the window
+            terms["image"] = 1 - window.share * (1 - terms["image"])
         if "mind" in self.weights:
             terms["mind"] = counted_mean((warped["mind"] - fixed["mind"]).square(), counts)
         if "bending" in self.weights:

@@ -239,9 +239,10 @@ class Refiner:
         finest = min(strides, default=1)
         track = self.descent(begin)(evaluate, theta_of, parameters, strides, self.learning_rate, finest)
         with torch.no_grad():
-            ddf = evaluate.transformation(track.theta)
             ddf_start = track.ddf_start if finest == 1 else evaluate.transformation(track.theta_start)
-            starts, ends = evaluate.terms(track.theta_start, ddf_start), evaluate.terms(track.theta, ddf)
+            ddf = evaluate.transformation(track.theta) if strides else ddf_start
+            starts = evaluate.terms(track.theta_start, ddf_start)
+            ends = evaluate.terms(track.theta, ddf) if strides else starts
             terms = {name: (own, ends[name]) for name, own in starts.items()}
         reports = track.reports(time.perf_counter() - begin)
         reports = [replace(report, terms=own) for report, own in zip(reports, by_pair(terms, len(ddf)), strict=True)]

@@ -6,13 +6,14 @@ they are: a step then samples the images once, instead of once for each componen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from istn_monai.descent import BestIterates, Descent, Evaluate
+from istn_monai.descent import BestIterates, Descent, Evaluate, no_idle_threads
 from istn_monai.directions import BothWays, OneWay
 from istn_monai.geometry.bending import bending_energy
 from istn_monai.geometry.composite import CompositeTransformation
@@ -45,9 +46,10 @@ def refine_in_turn(
     """
     tracks = []
     for level in levels:
-        turn = Turn(composite, theta, level, whole)
-        rate = learning_rate * turn.rate
-        track = descent.at_stride(turn.start, turn.evaluate, level.stride, level.steps, rate)
+        with no_idle_threads(len(theta) * math.prod(n // level.stride for n in composite.spatial_size)):
+            turn = Turn(composite, theta, level, whole)
+            rate = learning_rate * turn.rate
+            track = descent.at_stride(turn.start, turn.evaluate, level.stride, level.steps, rate)
         theta = turn.whole(track.theta)
         tracks.append(track)
     return theta, tracks

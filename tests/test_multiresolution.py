@@ -18,7 +18,7 @@ from istn_monai import (
     Refiner,
     spatial_transformation,
 )
-from istn_monai.descent import gradient_scale
+from istn_monai.descent import gradient_scale, no_idle_threads
 from istn_monai.directions import OneWay
 from istn_monai.geometry.sampling import MovedGrid, voxel_grid
 from istn_monai.geometry.separable import along_axes, area_weights, block_means
@@ -79,7 +79,7 @@ def test_gradients_by_hand_are_those_of_differences(size):
     moving, fixed, ddf = (torch.rand(2, c, *size, dtype=torch.float64) for c in (1, 1, len(size)))
     windows = window_weights(size, 3, moving, 2)
     assert torch.autograd.gradcheck(lambda x: Moments.apply(x, fixed, windows), moving.requires_grad_())
-    assert torch.autograd.gradcheck(lambda x: MovedGrid.apply(x, size, 1), ddf.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: MovedGrid.apply(x, size, 1, [0] * len(size)), ddf.requires_grad_())
 
 
 def test_windows_about_every_other_voxel_are_some_of_those_about_all():
@@ -208,6 +208,20 @@ def test_the_scale_of_an_objective_does_not_matter(factor):
         for scale in (1.0, factor)
     ]
     torch.testing.assert_close(*thetas, rtol=1e-3, atol=1e-4)
+
+
+def test_few_voxels_take_one_thread_and_the_others_come_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with no_idle_threads(2**16):
+            assert torch.get_num_threads() == 2
+        with pytest.raises(ZeroDivisionError), no_idle_threads(2**16 - 1):
+            assert torch.get_num_threads() == 1
+            _ = 1 / 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_gradients_without_size_stay_so():

@@ -118,6 +118,73 @@ def test_a_batch_is_refined_as_its_pairs_one_by_one_and_terms_are_reported(targe
         assert sum(ends) == pytest.approx(report.objective_end, rel=1e-5) and sum(ends) < sum(starts)
 
 
+def cropped_images(size, boxes):
+    """Images and representations of pairs, ``(B, 1, *S)`` each, the fixed ones 0 outside a box of slices."""
+    inside = torch.zeros(len(boxes), 1, *size)
+    for number, box in enumerate(boxes):
+        inside[(number, 0, *box)] = 1
+    fixed, shown = (0.2 + 0.8 * rand(len(boxes), 1, *size, seed=seed) for seed in (0, 1))
+    return rand(len(boxes), 1, *size, seed=2), fixed * inside, (rand(len(boxes), 1, *size, seed=3), shown * inside)
+
+
+def test_pairs_are_compared_in_the_box_that_the_fixed_image_shows():
+    """By hand: the terms are those of the box, by its share of the grid; beyond it nothing counts."""
+    size, box = (20, 22), (slice(4, 13), slice(8, 18))
+    moving, fixed, images = cropped_images(size, [box])
+    weights = {"structures": 1.0, "image": 1.0}
+    objective = PairObjective(weights, moving, fixed, (1.0, 1.0), images)
+    ddf = torch.zeros(1, 2, *size)
+    terms = objective.terms(ddf)
+    window = (..., slice(4, 14), slice(8, 19))  # of even beginnings, and a voxel more, on which a coarser one may lie
+    share, scale = 10 * 11 / (20 * 22), (moving.square().mean() + fixed.square().mean()) / 2
+    expected = (moving - fixed)[window].square().mean() * share / scale
+    assert terms["structures"].item() == pytest.approx(expected.item(), rel=1e-5)
+    correlation = LocalCorrelation(images[1][window], 5, 2)(images[0][window])
+    assert terms["image"].item() == pytest.approx(1 - share * correlation.item(), rel=1e-5)
+    outside = torch.ones(size)
+    outside[window[1:]] = 0
+    others = PairObjective(weights, moving + outside, fixed, (1.0, 1.0), (images[0] - outside, images[1]))
+    others.size = objective.size
+    assert others.terms(ddf) == terms
+    moved = (0.3 * rand(1, 2, *size)).requires_grad_()
+    (gradient,) = torch.autograd.grad(objective(moved), moved)
+    assert (gradient * outside == 0).all() and (gradient[window] != 0).any()
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [(21, 26), (17, 20, 18)])
+def test_boxes_of_a_batch_do_not_mix(size, stride):
+    boxes = [
+        [slice(3 + axis, n - 5) for axis, n in enumerate(size)],
+        [slice(6, n - 2 - axis) for axis, n in enumerate(size)],
+    ]
+    moving, fixed, images = cropped_images(size, boxes)
+    strided = [-(-n // stride) for n in size]
+    ddf = rand(2, len(size), *strided) - 0.5
+    together = PairObjective("accurate", moving, fixed, [1.0] * len(size), images).terms(ddf, stride)
+    for one in (slice(0, 1), slice(1, 2)):
+        alone = PairObjective("accurate", moving[one], fixed[one], [1.0] * len(size), [i[one] for i in images])
+        for name, value in alone.terms(ddf[one], stride).items():
+            assert value.item() == pytest.approx(together[name][one].item(), rel=1e-4)
+
+
+def test_all_of_the_grid_counts_where_a_term_or_a_mask_needs_it():
+    size, box = (20, 22), (slice(4, 13), slice(8, 18))
+    moving, fixed, images = cropped_images(size, [box])
+    whole = [(0, 19), (0, 21)]
+    ones = torch.ones_like(fixed)
+    made = {
+        "in a box": PairObjective("accurate", moving, fixed, (1.0, 1.0), images),
+        "no images": PairObjective("accurate", moving, fixed, (1.0, 1.0)),
+        "another term": PairObjective({"structures": 1, "mse": 1}, moving, fixed, (1.0, 1.0), images),
+        "a mask": PairObjective("accurate", moving, fixed, (1.0, 1.0), images, {"fixed_mask": ones}),
+        "empty": PairObjective("accurate", moving, 0 * fixed, (1.0, 1.0), (images[0], 0 * images[1])),
+        "a representation": PairObjective("accurate", moving, ones, (1.0, 1.0), images),
+    }
+    assert made.pop("in a box").boxes == [[(4, 12), (8, 17)]]
+    assert all(objective.boxes == [whole] for objective in made.values())
+
+
 def test_weights_that_make_no_sense_are_named():
     assert term_weights("smooth") == PRESETS["smooth"] and term_weights({"image": 1, "bending": 0}) == {"image": 1.0}
     for wrong in (

@@ -75,38 +75,35 @@ def sample_normalized(image: Tensor, grid: Tensor, mode: str = "bilinear", paddi
 
 
 class MovedGrid(torch.autograd.Function):
-    """A ddf ``(B, D, *T)``, at each ``stride``-th voxel of a grid, to the moved voxels ``(B, *T, D)`` in
-    ``grid_sample``'s own frame.
+    """A ddf ``(B, D, *T)``, at each ``stride``-th voxel of a grid from ``start`` on, to the moved voxels ``(B, *T, D)``
+    in ``grid_sample``'s own frame.
 
     Written by hand since of whole brains the many small operations would take longer than the sampling.
     """
 
     @staticmethod
-    def forward(ddf: Tensor, spatial_size: tuple[int, ...], stride: int) -> Tensor:
+    def forward(  # type: ignore[override]
+        ctx: Any, ddf: Tensor, spatial_size: tuple[int, ...], stride: int, start: Sequence[int]
+    ) -> Tensor:
         """Each component in place, in the order of operations that is MONAI's to the last bit."""
-        dims = len(spatial_size)
+        ctx.spatial_size, dims = spatial_size, len(spatial_size)  # setup_context would cost 50 us a call
         moved = torch.empty_like(ddf, memory_format=torch.contiguous_format)
-        for axis, size in enumerate(spatial_size):
-            voxel = torch.arange(0, size, stride, device=ddf.device, dtype=ddf.dtype)
+        for axis, (size, first, n) in enumerate(zip(spatial_size, start, ddf.shape[2:], strict=True)):
+            voxel = torch.arange(first, first + n * stride, stride, device=ddf.device, dtype=ddf.dtype)
             own = moved[:, dims - 1 - axis]
             torch.add(ddf[:, axis], voxel.view(-1, *[1] * (dims - 1 - axis)), out=own)
             own.div_(half_extent(size)).sub_(1)
         return moved.movedim(1, -1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """What the gradient needs."""
-        ctx.spatial_size = inputs[1]
-
-    @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         """Of the ddf."""
         dims = len(ctx.spatial_size)
         result = gradient.new_empty(len(gradient), dims, *gradient.shape[1:-1])
         for axis, size in enumerate(ctx.spatial_size):
             torch.div(gradient[..., dims - 1 - axis], half_extent(size), out=result[:, axis])
-        return result, None, None
+        return result, None, None, None
 
 
 def half_extent(size: int) -> float:
@@ -158,7 +155,13 @@ def sample_moved(
     ddf, size = at_least_float32(ddf), tuple(image.shape[2:])
     if is_recorded():
         return sample(image, voxel_grid(size, ddf, stride) + ddf, mode, padding_mode)
-    return sample_normalized(image, MovedGrid.apply(ddf, size, stride), mode, padding_mode)
+    return sample_normalized(image, MovedGrid.apply(ddf, size, stride, [0] * len(size)), mode, padding_mode)
+
+
+def warp_part(image: Tensor, ddf: Tensor, start: Sequence[int]) -> Tensor:
+    """``image(x + ddf(x))`` ``(B, C, *T)`` of the voxels x of a part of the grid alone, where the ddf ``(B, D, *T)`` is
+    known; it begins at the voxel ``start``."""
+    return sample_normalized(image, MovedGrid.apply(at_least_float32(ddf), tuple(image.shape[2:]), 1, start))
 
 
 def resample(
