@@ -19,7 +19,7 @@ from istn_monai.losses import ISTNLoss
 from istn_monai.network_settings import NetworkSettings
 from istn_monai.networks import DisplacementNetwork
 from istn_monai.weights import read_weights, save_atomically
-from istn_monai.workflow.checkpoints import Checkpoints, load_checkpoint
+from istn_monai.workflow.checkpoints import ELSEWHERE, Checkpoints, load_checkpoint
 from istn_monai.workflow.training import (
     FiniteHandler,
     KeepBestHandler,
@@ -460,6 +460,21 @@ def test_load_checkpoint_garbage(tmp_path, content):
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path / 'model.pt'))} is not a checkpoint"):
         load_checkpoint(tmp_path / "model.pt", DisplacementNetwork(small_istn(SIZE)))
+
+
+@pytest.mark.parametrize("damaged, cause", [("last.pt", "is not a checkpoint"), ("model.pt", "is not a checkpoint"),
+                                             ("model.pt as last.pt", "holds weights alone")])  # fmt: skip
+def test_files_that_no_training_can_go_on_with_are_told_at_once_and_what_to_do(tmp_path, damaged, cause):
+    interrupted(tmp_path, 2)
+    if " as " in damaged:
+        (tmp_path / "last.pt").write_bytes((tmp_path / "model.pt").read_bytes())
+    else:
+        (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:1000])
+    with pytest.raises(ValueError) as error:
+        Setup(tmp_path)
+    said = str(error.value)
+    assert f"{tmp_path / damaged.split()[-1]} {cause}" in said
+    assert said.endswith(f"(to train here, move {tmp_path} away first; or {ELSEWHERE})")
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"model": 3}])

@@ -337,6 +337,19 @@ def test_a_dry_run_knows_the_training_that_is_there(folder, tmp_path, monkeypatc
     assert "would train 3 epochs of 3 steps\n" in capsys.readouterr().out
 
 
+def test_a_training_that_cannot_go_on_says_so_before_pairs_are_prepared_and_what_to_do(folder, monkeypatch, capsys):
+    models = folder.parent / "there" / "models"
+    models.mkdir(parents=True)
+    (models / "last.pt").write_bytes(b"PK truncated")
+    words = ["train", str(folder), "--spatial_size", "[16,16]", "--output_dir", str(models.parent)]
+    monkeypatch.setattr(sys, "argv", ["istn-monai", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    error = str(ended.value.code)
+    assert f"{models / 'last.pt'} is not a checkpoint" in error and "--run_name" in error
+    assert f"move {models} away first" in error and "preparing" not in capsys.readouterr().out
+
+
 def test_instructions_are_quoted_for_a_shell_and_for_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "it's {mine}"

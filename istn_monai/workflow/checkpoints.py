@@ -97,24 +97,39 @@ class Checkpoints:
         self.waiting: dict[Path, Mapping[str, Any]] = {}
         self.starts = not self.last_file.exists()
         if not self.starts:
-            last = read_weights(self.last_file)
+            last = self.read(self.last_file)
             self.starts = bool(self.other_settings(last)) and self.holds_nothing(last)
             if not self.starts:
                 self.check_same_training(last)
                 state = last.progress["trainer"]
                 self.done = state["iteration"] // state["epoch_length"] if state["iteration"] else 0
+                self.recall_best()  # one that cannot be read is told at once
         elif self.best_file.exists():
             raise FileExistsError(
                 f"{self.best_file} exists without the {LAST} of a training to go on with; it is left alone: {ELSEWHERE}"
             )
 
+    def read(self, file: Path) -> Weights:
+        """A checkpoint of the training that is there.
+
+        Raises:
+            ValueError: naming the file and what to do, if no training can go on with it.
+        """
+        try:
+            weights = read_weights(file)
+            if file == self.last_file and "trainer" not in weights.progress:
+                raise ValueError(f"{file} holds weights alone, not a training to go on with")
+        except ValueError as error:
+            raise ValueError(f"{error} (to train here, move {file.parent} away first; or {ELSEWHERE})") from error
+        return weights
+
     def holds_nothing(self, last: Weights) -> bool:
         """Whether no epoch of a training is complete, so that its files may be replaced."""
-        if last.progress.get("trainer", {}).get("iteration") != 0:
+        if last.progress["trainer"].get("iteration") != 0:
             return False
         if not self.best_file.exists():
             return True
-        best = read_weights(self.best_file)
+        best = self.read(self.best_file)
         return best.untrained and best.description.get("training") == last.description.get("training")
 
     def other_settings(self, weights: Weights) -> str:
@@ -181,7 +196,7 @@ class Checkpoints:
 
     def recall_best(self) -> None:
         """Takes up the best validation so far, if ``model.pt`` is of this training."""
-        best = read_weights(self.best_file) if self.best_file.exists() else None
+        best = self.read(self.best_file) if self.best_file.exists() else None
         if best is not None and not self.other_settings(best):
             result = best.description.get("result", {})
             self.best = result.get("validation_dice", self.best)

@@ -88,6 +88,7 @@ def check_training() -> None:
         if rank() == 0:  # of several processes the first one writes
             hold(value("output_dir"))
             hold(value("ckpt_dir"))
+        there(value)
         value("checkpoints")
         training = value("train#dataset#data")
         if rank() == 0 and not is_hosted(training):
@@ -104,11 +105,7 @@ def dry_run() -> None:
         checked_training(value, writes=False)
         for name in ("output_dir", "ckpt_dir"):
             check_can_be_written(value(name), name)
-        value("train#loss")
-        check_epochs(value("train#itn_epochs"), value("max_epochs"), value("settings"))
-        # as the training has them; its optimizer would prepare all pairs
-        network, training = value("network_def"), value("checkpoints#training")
-        done = Checkpoints(value("ckpt_dir"), network, value("settings"), training, None, None).done
+        done = there(value).done
         epochs = value("max_epochs")
         if done >= epochs:
             say(f"istn-monai: would do nothing: {done} of {epochs} epochs are done; give more max_epochs")
@@ -117,6 +114,14 @@ def dry_run() -> None:
         what = f"go on after epoch {done}, to" if done else "train"
         say(f"istn-monai: would {what} {epochs} epochs of {steps} steps")
         say(f"istn-monai: and write to {value('output_dir')}")
+
+
+def there(value: Callable[[str], Any]) -> Checkpoints:
+    """The training that is there, looked at before the optimizer of this one, which prepares all pairs."""
+    value("train#loss")
+    check_epochs(value("train#itn_epochs"), value("max_epochs"), value("settings"))
+    network, training = value("network_def"), value("checkpoints#training")
+    return Checkpoints(value("ckpt_dir"), network, value("settings"), training, None, None)
 
 
 def checked_training(value: Callable[[str], Any], writes: bool = True) -> list[str]:
