@@ -102,6 +102,8 @@ def evaluate(
 ) -> str:
     """Evaluates a network on annotated pairs: Dice, surface distances, folding, before and after registration.
 
+    DATA and OUTPUT_DIR may stand first, in this order and without their names: istn-monai evaluate pairs.json results.
+
     Args:
         data: datalist (.json); by default the one that the model was trained on.
         output_dir: folder for evaluation.csv, evaluation.json and qa.html; by default that of the training run.

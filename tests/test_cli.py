@@ -73,6 +73,10 @@ def test_the_help_of_each_command_names_the_flags_of_all(command):
     assert set(FLAGS) == {"--quiet", "--verbose", "--debug"}
 
 
+def test_the_help_of_evaluate_says_which_words_need_no_name():
+    assert "DATA and OUTPUT_DIR may stand first" in help_of("evaluate", COMMANDS["evaluate"])
+
+
 def test_help_names_the_commands():
     done = istn_monai("--help")
     assert done.returncode == 0
@@ -163,6 +167,7 @@ def test_from_a_folder_to_a_registration_without_any_setting(tmp_path):
         done = istn_monai(*arguments, folder=tmp_path / "work")
         assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("written") == 1 and "evaluation.csv and evaluation.json and qa.html" in done.stdout
+    assert "istn-monai: one pass and 2 steps of refinement\n" in done.stdout
     assert "always_return_as_numpy" not in done.stderr
     run = next((tmp_path / "work" / "runs").iterdir())
     assert {"models", "run.json", "training.csv", "evaluation.json", "qa.html"} <= {file.name for file in run.iterdir()}

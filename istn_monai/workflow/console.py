@@ -79,10 +79,14 @@ def counted(items: Sequence[T], what: str, unit: str = "pair") -> Iterator[T]:
 
 def begin_pair(files: Mapping[str, Any], inferer: Any, device: torch.device) -> None:
     """Says which pair is registered now, and what takes its time."""
-    steps = getattr(getattr(inferer, "refiner", None), "steps", 0)
     moving, fixed = (Path(str(files[key])).name for key in IMAGE_KEYS)
-    how = f"{steps} steps of refinement" if steps else "one pass"
-    say(f"registering {moving} to {fixed}: {how} on {device_in_words(device)}")
+    say(f"registering {moving} to {fixed}: {way_of(inferer)} on {device_in_words(device)}")
+
+
+def way_of(inferer: Any) -> str:
+    """How an inferer registers, in words."""
+    steps = getattr(getattr(inferer, "refiner", None), "steps", 0)
+    return f"{steps} steps of refinement" if steps else "one pass"
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from istn_monai.transforms.keys import POINT_KEYS
 from istn_monai.transforms.landmarks import check_soi_points
 from istn_monai.weights import read_weights
 from istn_monai.workflow.checkpoints import Checkpoints
-from istn_monai.workflow.console import calm, device_in_words, note, say
+from istn_monai.workflow.console import calm, device_in_words, note, say, way_of
 from istn_monai.workflow.datalist_checks import check_datalist, check_points
 from istn_monai.workflow.datasets import as_pairs, is_hosted, is_whole
 from istn_monai.workflow.distributed import check_started, rank
@@ -182,6 +182,7 @@ def check_evaluation() -> None:
         check_soi_labels(labels, [["*"]] if have_points else settings.soi_points, compared())
         for line in announcement(f"evaluating {split}", data, f"{len(data)} pairs", settings, value("device")):
             say(line)
+        say(f"istn-monai: {' and '.join(map(way_of, value('evaluate#inferers').values()))}")
         check_datalist(
             {split: data}, settings.spatial_dims, labels, in_channels=settings.in_channels,
             read_labels=reads_labels(labels), nifti_frame=given("nifti_frame"),
