@@ -45,6 +45,30 @@ def named(setting: str, name: str) -> Any:
     return ITNS.get(name, name)
 
 
+def name_of(definition: Mapping[str, Any]) -> str:
+    """The name of a resolved definition: a word that :func:`named` knows, what a frozen ITN represents, or the target.
+
+    Examples:
+        >>> name_of({"_target_": "istn_monai.stn.IdentitySTN"}), name_of({"_target_": "AttentionUnet", "channels": [8]})
+        ('identity', 'AttentionUnet')
+    """
+    target = definition["_target_"]
+    if target == FROZEN:
+        return str(definition.get("representation"))
+    words = {known["_target_"]: word for word, known in (STNS | ITNS).items()}
+    return words.get(target, str(target))
+
+
+def own_networks(settings: Any) -> dict[str, str]:
+    """The names of an ITN and an STN that are not the defaults, by their settings.
+
+    Args:
+        settings: with resolved ``itn_def`` and ``stn_def``.
+    """
+    definitions = {name: getattr(settings, name) for name in ("itn_def", "stn_def")}
+    return {name: name_of(definition) for name, definition in definitions.items() if definition}
+
+
 def check_disjoint(soi_labels: Sequence[Sequence[int]] | None, soi_points: Any) -> None:
     """ValueError unless structures exclude each other, as probabilities that sum to 1 say."""
     labels = [label for group in soi_labels or [] for label in group]

@@ -17,12 +17,14 @@ from monai.inferers import SimpleInferer
 
 from istn_monai.__main__ import main
 from istn_monai.inferer import RefineInferer
+from istn_monai.network_settings import NetworkSettings
 from istn_monai.pace import Pace, paced
 from istn_monai.synthetic.pairs import synthesize
 from istn_monai.workflow import console, how_to
 from istn_monai.workflow.checkpoints import UNTRAINED, Checkpoints
 from istn_monai.workflow.curves import LINE, SHOWN, captioned, enlarged
 from istn_monai.workflow.epoch_lines import EpochLineHandler
+from istn_monai.workflow.start import in_force
 from istn_monai.workflow.training import ProgressHandler
 
 
@@ -350,12 +352,33 @@ def test_a_training_that_cannot_go_on_says_so_before_pairs_are_prepared_and_what
     assert f"move {models} away first" in error and "preparing" not in capsys.readouterr().out
 
 
+NETWORKS = {"itn_def": None, "stn_def": {"_target_": "istn_monai.stn.IdentitySTN"}}
+
+
+@pytest.mark.parametrize("epoch, said", [(0, "nothing is learned yet"), (2, "model.pt is epoch 2, validation Dice 0.5")])
+def test_instructions_name_other_networks_and_say_if_nothing_is_learned(tmp_path, epoch, said):
+    settings = SimpleNamespace(loss="e", transformation="affine", soi_labels=[[1]], spacing=1, **NETWORKS)
+    best = tmp_path / "model.pt"
+    text = how_to.write_how_to(SimpleNamespace(best_file=best, settings=settings, best_epoch=epoch, best=0.5))
+    lines = text.read_text(encoding="utf-8").splitlines()
+    assert lines[1] == "e, affine; structures [[1]]; 1 mm; stn_def identity"
+    assert said in lines[2] and ("nothing is learned" in lines[2]) == (epoch == 0)
+
+
+def test_the_first_lines_of_a_training_name_networks_that_are_not_the_default():
+    small = {"spatial_size": (16, 16), "spacing": 1, "control_spacing": 8}
+    assert "_def" not in in_force(NetworkSettings(**small))
+    said = in_force(NetworkSettings(**small, itn_def="segmentation", stn_def="identity"))
+    assert said.endswith(", itn_def segmentation, stn_def identity")
+    assert in_force(NetworkSettings(**small, loss="s", itn_def="mind")).endswith(", itn_def mind")
+
+
 def test_instructions_are_quoted_for_a_shell_and_for_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "it's {mine}"
     (run / "models").mkdir(parents=True)
     (run / "run.json").write_text("{}", encoding="utf-8")
-    settings = SimpleNamespace(loss="e", transformation="bspline", soi_labels=[[1]], spacing=1)
+    settings = SimpleNamespace(loss="e", transformation="bspline", soi_labels=[[1]], spacing=1, **NETWORKS)
     best = run / "models" / "model.pt"
     text = how_to.write_how_to(SimpleNamespace(best_file=best, settings=settings, best_epoch=2, best=0.5))
     said = text.read_text(encoding="utf-8")

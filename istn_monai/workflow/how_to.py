@@ -9,8 +9,9 @@ from pathlib import Path
 from istn_monai import __version__
 from istn_monai.folders import RUN
 from istn_monai.io.paths import replacing
+from istn_monai.network_definitions import own_networks
 from istn_monai.weights import BEST
-from istn_monai.workflow.checkpoints import Checkpoints
+from istn_monai.workflow.checkpoints import UNTRAINED, Checkpoints
 
 HOW_TO = "how_to_register.txt"
 TEXT = """\
@@ -62,7 +63,9 @@ def write_how_to(checkpoints: Checkpoints) -> Path:
     model = str(run) if model.startswith("..") else model
     settings = checkpoints.settings
     what = f"{settings.loss}, {settings.transformation}; structures {settings.soi_labels}; {settings.spacing} mm"
+    what += "".join(f"; {name} {network}" for name, network in own_networks(settings).items())
     result = f"{BEST} is epoch {checkpoints.best_epoch}, validation Dice {checkpoints.best:.4f}"
+    result += "" if checkpoints.best_epoch else UNTRAINED
     file = folder / HOW_TO
     with replacing(file) as part:
         said = {"version": __version__, "what": what, "result": result}

@@ -19,6 +19,7 @@ from istn_monai.folders import write_run
 from istn_monai.io.datalist import Item
 from istn_monai.io.paths import check_apart, check_can_be_written, check_output_dir
 from istn_monai.moved_points import check_points as check_moved_points
+from istn_monai.network_definitions import own_networks
 from istn_monai.network_settings import NetworkSettings, none_or
 from istn_monai.transforms.checks import check_soi_labels, reads_labels
 from istn_monai.transforms.keys import POINT_KEYS
@@ -249,7 +250,7 @@ def check_data_is_read(value: Callable[[str], Any]) -> None:
 
 def in_force(settings: NetworkSettings) -> str:
     """The settings that count, in a line."""
-    values = {name: getattr(settings, name) for name in IN_FORCE}
+    values = {name: getattr(settings, name) for name in IN_FORCE} | own_networks(settings)
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
