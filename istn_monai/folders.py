@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from pathlib import Path
@@ -54,7 +55,11 @@ def find_weights(model: str | os.PathLike) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise FileNotFoundError(f"model: no such file or folder: {path}; train first, or give a folder with {BEST}")
+        close = difflib.get_close_matches(str(model), SHIPPED, n=1)
+        hint = f"did you mean {close[0]!r}? Or " if close else ""
+        raise FileNotFoundError(
+            f"model: no such file or folder: {path}; {hint}train first, or give a folder with {BEST}"
+        )
     for place in PLACES:
         if (path / place).is_file():
             return path / place

@@ -101,7 +101,7 @@ def number(above: float | None = None, least: float | None = None, most: float =
 
 def numbers(kind: Kind, counts: tuple[int, ...] = ()) -> Kind:
     """One number, or a list of them; ``counts`` are the lengths that a list may have, () for any."""
-    how_many = f" of {' or '.join(map(str, counts))}" if counts else ""
+    how_many = f"{' or '.join(map(str, counts))} numbers" if counts else "at least one number"
 
     def read(name: str, value: Any) -> Any:
         """The number, or the list."""
@@ -109,7 +109,7 @@ def numbers(kind: Kind, counts: tuple[int, ...] = ()) -> Kind:
         if not isinstance(found, (list, tuple)):
             return kind(name, found)
         if not found or (counts and len(found) not in counts):
-            raise wrong(name, value, f"a number or a list{how_many}")
+            raise wrong(name, value, f"a number, or a list of {how_many}")
         return [kind(name, single) for single in found]
 
     return read

@@ -273,6 +273,12 @@ def test_info_of_a_field_that_folds_says_so(tmp_path, monkeypatch, capsys):
     assert "-0.5 to 2.5, 11.11% folded: not invertible there" in said  # of 9 planes one, (0 - 3) / 2 + 1
 
 
+def test_info_of_a_field_whose_inverse_lacks_points_at_the_border_promises_none(tmp_path, monkeypatch, capsys):
+    file = write_displacement(np.full((3, 9, 8, 7), 2.0), torch.eye(4), tmp_path / "displacement.nii.gz")
+    said = information(monkeypatch, capsys, file)
+    assert "0.00% folded: no folding there" in said and "at its border an inverse may lack points" in said
+
+
 def test_figures_do_not_depend_on_how_a_grid_is_cut(monkeypatch):
     from istn_monai import transform_info
     from istn_monai.geometry.grids import Grid

@@ -125,12 +125,22 @@ def test_on_a_terminal_items_have_a_bar(capsys, monkeypatch):
     assert not console.bars()
 
 
-@pytest.mark.parametrize("output, level", [(None, logging.WARNING), ("verbose", logging.INFO)])
+@pytest.mark.parametrize("output, level", [(None, logging.CRITICAL), ("verbose", logging.INFO)])
 def test_engines_are_heard_when_it_shall_be_verbose(monkeypatch, output, level):
     if output:
         monkeypatch.setenv("ISTN_OUTPUT", output)
     console.calm()
     assert logging.getLogger("ignite.engine.engine.SupervisedTrainer").getEffectiveLevel() == level
+
+
+def test_an_interruption_is_no_error_in_the_log(caplog):
+    def interrupted(engine, batch):
+        raise KeyboardInterrupt
+
+    console.calm()
+    with pytest.raises(KeyboardInterrupt):
+        Engine(interrupted).run([1])
+    assert not caplog.records
 
 
 # --- epochs -----------------------------------------------------------------------------------------------------------

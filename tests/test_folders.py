@@ -39,6 +39,15 @@ def test_what_is_no_model_is_named(tmp_path, name, said):
         find_weights(tmp_path / name)
 
 
+@pytest.mark.parametrize("name, meant", [("intensity", "intensities"), ("intensites", "intensities"),
+                                         ("any_contrst", "any_contrast")])  # fmt: skip
+def test_a_word_for_shipped_weights_that_is_mistyped_is_suggested(name, meant):
+    with pytest.raises(FileNotFoundError, match=f"did you mean '{meant}'\\?"):
+        find_weights(name)
+    with pytest.raises(FileNotFoundError, match="no such file or folder: .*/runs/mine; train first"):
+        find_weights("runs/mine")
+
+
 def test_the_latest_run_is_the_one_that_improved_last(tmp_path, monkeypatch):
     make_run(tmp_path / "runs" / "new", age=1)
     make_run(tmp_path / "runs" / "old", age=9)

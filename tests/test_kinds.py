@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,12 @@ def test_a_value_of_another_kind_is_one_line_that_names_option_and_value(name, v
         typed(name, value)
     assert ", got " in str(error.value) or "quote it" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, some", [("control_spacing", "at least one number"), ("spacing", "2 or 3 numbers")])
+def test_an_empty_list_is_told_how_many_numbers_there_must_be(name, some):
+    with pytest.raises(ValueError, match=re.escape(f"{name} must be a number, or a list of {some}, got '[]'")):
+        typed(name, "[]")
 
 
 @pytest.mark.parametrize(

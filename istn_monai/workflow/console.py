@@ -37,9 +37,13 @@ def bars() -> bool:
 
 
 def calm() -> None:
-    """Leaves out what MONAI's engines and the refinement log of each step, except with --verbose."""
+    """Leaves out what MONAI's engines and the refinement log of each step, except with --verbose.
+
+    Also what ignite logs of an error, an interruption among them: it raises the same, and that has its own line.
+    """
     for name in DETAILED:
-        logging.getLogger(name).setLevel(logging.INFO if os.environ.get(OUTPUT) == "verbose" else logging.WARNING)
+        level = logging.CRITICAL if name == "ignite" else logging.WARNING
+        logging.getLogger(name).setLevel(logging.INFO if os.environ.get(OUTPUT) == "verbose" else level)
 
 
 def say(text: str) -> None:
