@@ -302,6 +302,12 @@ def test_a_value_of_the_wrong_kind_is_an_error_before_any_work(config, reason):
         check_settings(ConfigParser(config))
 
 
+@pytest.mark.parametrize("name", ["max_epochs", "data_list_file", "output_dir", "device"])
+def test_null_where_there_must_be_a_value_is_an_error_before_any_work(name):
+    with pytest.raises(ValueError, match=f"{name} is null, but has to have a value: give one, or leave {name} out"):
+        check_settings(ConfigParser({name: None}))
+
+
 def test_expressions_and_nothing_are_left_to_their_evaluation():
     check_settings(ConfigParser({"max_epochs": "$1 + 1", "device": "$'cpu'", "cache_dir": None, "augment": "@qa"}))
 

@@ -46,6 +46,11 @@ FURTHER = ("affine_bounds", "itn_def", "stn_def", "initial_similarity")
 NETWORK_SETTINGS = tuple(field.name for field in fields(NetworkSettings))
 COMPARING = ("principal_axes", "rigid", "affine")  # initial alignments that register the images
 REFINING = (*HOW_TO_REFINE, "symmetric")  # what a refinement alone reads
+#: what no config can do without: here null is no value
+NEEDED = (
+    "seed", "device", "output_dir", "ckpt_dir", "data_list_file", "max_epochs", "batch_size", "val_interval",
+    "learning_rate", "num_workers", "training_dtype",
+)  # fmt: skip
 RUN_SUFFIX = re.compile(r"_[usei]_[a-z+]+")  # of a run's folder: its loss and its transformation
 
 
@@ -100,6 +105,8 @@ def check_values(config: Mapping[str, Any]) -> None:
     """
     for name in SETTINGS:
         value = config.get(name)
+        if value is None and name in NEEDED and name in config:
+            raise ValueError(f"{name} is null, but has to have a value: give one, or leave {name} out")
         if value is None or (isinstance(value, str) and value.startswith(("$", "@", "%"))):
             continue
         meant = typed(name, value)
