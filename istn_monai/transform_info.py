@@ -66,7 +66,7 @@ class Figures:
         moved = f"displacement {self.mean:.3g} mm on average, {self.largest:.3g} mm at most"
         determinant = f"Jacobian determinant {self.least:.3g} to {self.greatest:.3g}, {self.folded:.2%} folded"
         if self.folded == 0:
-            return [moved, f"{determinant}: no folding there"]
+            return [moved, f"{determinant}: invertible there"]
         mirrors = self.greatest < 0
         return [moved, f"{determinant}: {'it mirrors' if mirrors else 'not invertible'} there"]
 
@@ -169,7 +169,9 @@ def member_text(part: WorldComponent, dims: int, alone: bool) -> list[str]:
         lines = [f"displacement field, {size} voxels of {steps} mm"]
     first, last = (map_points(part.affine, end)[:, 0] for end in part.ends())
     corners = (numbers(flipped_point(corner)) for corner in (first, last))
-    lines.append(f"domain from {' to '.join(corners)}; outside it moves nothing: at its border an inverse may lack points")
+    lines.append(
+        f"domain from {' to '.join(corners)}; outside it moves nothing: at its border an inverse may lack points"
+    )
     own = figures_on(WorldTransform([part], dims), domain_grid(part)).text() if alone else []
     return [*lines, *(f"there: {line.removesuffix(' there')}" for line in own)]
 

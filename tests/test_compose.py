@@ -276,7 +276,7 @@ def test_info_of_a_field_that_folds_says_so(tmp_path, monkeypatch, capsys):
 def test_info_of_a_field_whose_inverse_lacks_points_at_the_border_promises_none(tmp_path, monkeypatch, capsys):
     file = write_displacement(np.full((3, 9, 8, 7), 2.0), torch.eye(4), tmp_path / "displacement.nii.gz")
     said = information(monkeypatch, capsys, file)
-    assert "0.00% folded: no folding there" in said and "at its border an inverse may lack points" in said
+    assert "0.00% folded: invertible there" in said and "at its border an inverse may lack points" in said
 
 
 def test_figures_do_not_depend_on_how_a_grid_is_cut(monkeypatch):

@@ -365,7 +365,7 @@ def test_a_training_that_cannot_go_on_says_so_before_pairs_are_prepared_and_what
 NETWORKS = {"itn_def": None, "stn_def": {"_target_": "istn_monai.stn.IdentitySTN"}}
 
 
-@pytest.mark.parametrize("epoch, said", [(0, "nothing is learned yet"), (2, "model.pt is epoch 2, validation Dice 0.5")])
+@pytest.mark.parametrize("epoch, said", [(0, "nothing is learned yet"), (2, "is epoch 2, validation Dice 0.5")])
 def test_instructions_name_other_networks_and_say_if_nothing_is_learned(tmp_path, epoch, said):
     settings = SimpleNamespace(loss="e", transformation="affine", soi_labels=[[1]], spacing=1, **NETWORKS)
     best = tmp_path / "model.pt"

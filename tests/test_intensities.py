@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -16,6 +18,7 @@ from istn_monai.geometry.separable import block_means
 from istn_monai.metrics import folding_fraction, jacobian_determinant
 from istn_monai.refine_weights import PRESETS
 from istn_monai.weights import read_weights
+from istn_monai.workflow.errors import foreseen_cause
 
 SIZE = (44, 40, 36)
 STRETCH = (1.12, 0.93, 1.05)
@@ -55,6 +58,13 @@ def test_voxels_of_another_size_are_found(pair, registered):
     away = (expected - expected[:, inside].mean(1)[:, None, None, None]).norm(dim=0)[inside]
     assert away.mean() > 0.9  # mm, after the joined centers of mass
     assert error.median() < 0.3 and error.quantile(0.95) < 0.7
+
+
+@pytest.mark.parametrize("spacing, hint", [(50, "or the spacing, if that was given"), (0.01, "a larger spacing")])
+def test_a_spacing_that_makes_no_grid_is_named_beside_the_image(pair, spacing, hint):
+    with pytest.raises(RuntimeError) as error:
+        Registration("intensities", device="cpu", qa=False, spacing=spacing)(pair)
+    assert re.search(f"fixed_image.*{hint}", str(foreseen_cause(error.value)))
 
 
 def test_nothing_folds_and_the_warped_image_is_alike(pair, registered):

@@ -115,7 +115,7 @@ def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequenc
         raise ValueError(
             f"{source(fixed, IMAGE_KEYS[1])} needs a registration grid of {tuple(size)} voxels, more than "
             f"{MOST_VOXELS:,}, which need some {MEMORY} GB: give spatial_size to cover its middle alone, such as "
-            f"{list(at_least)}, or crop it; weights that were trained at a larger spacing need fewer voxels"
+            f"{list(at_least)}, or crop it; a larger spacing, or weights that were trained at one, need fewer voxels"
         )
     return registration_grid(content, size, spacing)
 
@@ -127,7 +127,7 @@ def check_resolved(fixed: MetaTensor, spacing: Sequence[float]) -> None:
     if extent < 2 * max(spacing):
         raise ValueError(
             f"{source(fixed, IMAGE_KEYS[1])} is {extent:.3g} mm large, voxels of the registration grid "
-            f"{max(spacing):.3g} mm: check the voxel sizes and units in its header"
+            f"{max(spacing):.3g} mm: check the voxel sizes and units in its header, or the spacing, if that was given"
         )
 
 
