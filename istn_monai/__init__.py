@@ -21,8 +21,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.transforms.keys` (of a pair), :mod:`istn_monai.refine_weights`,
   :mod:`istn_monai.representations` (what is registered, by name),
   :mod:`istn_monai.guidance` (labels, landmarks and masks of the pair in hand),
-  :mod:`istn_monai.local_correlation`, :mod:`istn_monai.mind`, :mod:`istn_monai.mutual_information` and
-  :mod:`istn_monai.objective`: what a refinement minimizes;
+  :mod:`istn_monai.local_correlation`, :mod:`istn_monai.mind`, :mod:`istn_monai.mutual_information`,
+  :mod:`istn_monai.window` (where a pair is compared) and :mod:`istn_monai.objective`: what a refinement minimizes;
   :mod:`istn_monai.losses`: STN-u, STN-s, ISTN-e, ISTN-i; :mod:`istn_monai.adam`;
   :mod:`istn_monai.levels` (coarse to fine), :mod:`istn_monai.descent` (steps, of which the best counts),
   :mod:`istn_monai.directions` (one way or both), :mod:`istn_monai.turns` (one component after the other);

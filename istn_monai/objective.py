@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -19,10 +18,10 @@ from istn_monai.mind import mind_ssc
 from istn_monai.mutual_information import normalized_mutual_information
 from istn_monai.refine_weights import IMAGE_TERMS, term_weights
 from istn_monai.transforms.keys import POINT_KEYS
+from istn_monai.window import Window, boxes_of, window_of
 
 TINY = 1e-8
 WINDOWED = {"structures", "image", "bending", "landmarks"}  # terms that need nothing from beyond the fixed image
-SEEN = 0.1  # of a representation: what is less shows no structure
 WINDOW, EVERY = 5, 2  # voxels of a window of local correlation, at any resolution; there is one about every second
 Loss = Callable[..., Tensor]
 
@@ -95,20 +94,6 @@ class LossObjective:
         return value if self.regularization is None else value + self.weight * self.regularization(ddf)
 
 
-class Window(NamedTuple):
-    """The part of a grid on which pairs are compared: a box that holds what the fixed images show.
-
-    Attributes:
-        slices: of the grid's axes.
-        share: of the grid's voxels that lie in the box of each pair, ``(B,)``.
-        counts: ``(B, 1, *T)``, 1 in the box of each pair, where they have different ones; else None.
-    """
-
-    slices: tuple[slice, ...]
-    share: Tensor
-    counts: Tensor | None
-
-
 class Resolution(NamedTuple):
     """A pair at each so-and-so-many-th voxel.
 
@@ -123,40 +108,6 @@ class Resolution(NamedTuple):
     window: Window
     fixed: dict[str, Tensor]
     correlation: LocalCorrelation | None
-
-
-def box_of(shown: Tensor) -> list[tuple[int, int]]:
-    """First and last index along each axis of what is true in ``(*S,)``; all if nothing is."""
-    axes = range(shown.ndim)
-    found = [shown.any(dim=[other for other in axes if other != axis]).nonzero()[:, 0].tolist() for axis in axes]
-    return [(own[0], own[-1]) if own else (0, n - 1) for own, n in zip(found, shown.shape, strict=True)]
-
-
-def window_of(
-    boxes: Sequence[Sequence[tuple[int, int]]], spatial_size: Sequence[int], stride: int, like: Tensor
-) -> Window:
-    """The window of pairs' boxes, at each ``stride``-th voxel.
-
-    Each begins at a place where whole grids have a window of local correlation, so the others' boxes change nothing.
-
-    Args:
-        boxes: of each pair, see :func:`box_of`, in voxels.
-        spatial_size: of the grid at this stride.
-        stride: see above.
-        like: for device and dtype.
-    """
-    ends = torch.tensor(boxes)
-    starts = ends[..., 0].div(stride * EVERY, rounding_mode="floor") * EVERY
-    stops = (ends[..., 1].div(stride, rounding_mode="floor") + 2).minimum(torch.tensor(spatial_size))
-    share = ((stops - starts).prod(1) / math.prod(spatial_size)).to(like)
-    first, last = starts.amin(0), stops.amax(0)
-    slices = tuple(slice(*both) for both in zip(first.tolist(), last.tolist(), strict=True))
-    if bool((starts == first).all() and (stops == last).all()):
-        return Window(slices, share, None)
-    counts = like.new_zeros(len(boxes), 1, *(last - first).tolist())
-    for number, own in enumerate(zip((starts - first).tolist(), (stops - first).tolist(), strict=True)):
-        counts[(number, 0, *(slice(*both) for both in zip(*own, strict=True)))] = 1
-    return Window(slices, share, counts)
 
 
 class PairObjective:
@@ -217,9 +168,7 @@ class PairObjective:
         self.names = list(sides)
         self.moving, self.fixed = (torch.cat([both[side] for both in sides.values()], 1) for side in (0, 1))
         masks = sides.get("mask", (None, None))
-        whole = torch.ones_like(fixed[:, 0], dtype=torch.bool)
-        shown = (images[1] != 0).any(1) | (fixed.abs() > SEEN).any(1) if windowed and "mask" not in sides else whole
-        self.boxes = [box_of(own) for own in shown]
+        self.boxes = boxes_of(images[1] if windowed and "mask" not in sides else torch.ones_like(fixed), fixed)
         size = sum(counted_mean(side.square(), mask) for side, mask in zip((moving, fixed), masks, strict=True)) / 2
         self.size = size.clamp_min(TINY)
         self.resolutions: dict[int, Resolution] = {}
@@ -233,7 +182,7 @@ class PairObjective:
         """Both sides at each ``stride``-th voxel."""
         if stride not in self.resolutions:
             moving, fixed = (self.reduced(joined, stride) for joined in (self.moving, self.fixed))
-            window = window_of(self.boxes, fixed.shape[2:], stride, fixed)
+            window = window_of(self.boxes, stride, EVERY, fixed)
             parts = self.parts(fixed[(..., *window.slices)].contiguous())
             correlation = LocalCorrelation(parts["image"], WINDOW, EVERY) if "image" in self.weights else None
             self.resolutions[stride] = Resolution(moving, window, parts, correlation)

@@ -351,7 +351,7 @@ def test_the_bundle_gives_what_the_command_gives(masked, tmp_path):
 
 def test_what_guides_goes_to_the_device_of_the_network(masked):
     files, _, settings = masked
-    options = settings | {"refine_steps": 3, "use_labels": True, "use_points": True, "itn_dtype": "float32"}
+    options = settings | {"refine_steps": 3, "use_labels": True, "use_points": True}
     found = []
     for device in ("cpu", DEVICE):
         with second_device():
