@@ -333,6 +333,7 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     "ours_checkpoint": ("istn-monai", lambda *a: Ours(os.environ[CHECKPOINT], None, *a)),
     "ours_one_pass": ("istn-monai", lambda *a: Ours(None, 0, *a)),
     "ours_refined": ("istn-monai", lambda *a: Ours(None, 50, *a)),
+    "ours_bfloat16": ("istn-monai", lambda *a: Ours(None, 50, *a, itn_dtype="bfloat16")),
 }
 
 

@@ -17,7 +17,7 @@ from istn_monai.geometry.composite import spatial_transformation
 from istn_monai.geometry.names import GLOBAL, kinds_of
 from istn_monai.geometry.transformation import Transformation, checked_size, per_axis
 from istn_monai.kinds import says_none
-from istn_monai.layers import SoftClamp, with_central_statistics
+from istn_monai.layers import SoftClamp, steady_convolutions, with_central_statistics
 from istn_monai.levels import Parts
 from istn_monai.linear_registration import SIMILARITIES
 from istn_monai.losses import VARIANTS
@@ -221,6 +221,7 @@ class NetworkSettings:
             raise ValueError(f"itn_def or stn_def {definition!r} cannot be built: {cause}") from error
         if not isinstance(network, nn.Module):
             raise ValueError(f"itn_def and stn_def must describe a torch.nn.Module, got {definition!r}")
+        steady_convolutions(network)
         return network
 
     def resolved(self, name: str, definition: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from istn_monai.geometry.sampling import is_recorded
 from istn_monai.geometry.transformation import Transformation
-from istn_monai.layers import StructureSoftmax, centered, crop_to, middle_of, pad_to_multiple
+from istn_monai.layers import StructureSoftmax, centered, crop_to, middle_of, pad_to_multiple, steady_convolutions
 
 UNET_DIVISOR = 16  # a BasicUNet halves an image four times
 AT_ONCE = 2**22  # voxels of images that a network gets together
@@ -53,6 +53,7 @@ class ITN(nn.Module):
         self.decoder2 = nn.Sequential(same(8, 8), relu)
         self.up1 = up(8, 4, kernel_size=2, stride=2)
         self.decoder1 = nn.Sequential(same(4, 2), relu, same(2, 2), relu, same(2, out_channels))
+        steady_convolutions(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, in_channels, *S)`` to ``(B, out_channels, *S)``."""
@@ -101,6 +102,7 @@ def unet(spatial_dims: int, in_channels: int, out_channels: int, features: Seque
     for block in network.modules():
         if isinstance(block, UpCat):
             block.is_pad = False  # it would copy the features
+    steady_convolutions(network)
     return network
 
 

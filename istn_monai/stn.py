@@ -13,7 +13,7 @@ from monai.networks.layers import Conv, Pool
 from torch import Tensor, nn
 
 from istn_monai.geometry.transformation import Transformation
-from istn_monai.layers import AdaptiveAveragePool, Scaled, centered, corner_ratios, for_single_images, stretched
+from istn_monai.layers import AdaptiveAveragePool, Scaled, centered, corner_ratios, steady_convolutions, stretched
 from istn_monai.optical_flow import SCALES, optical_flow
 
 
@@ -56,6 +56,7 @@ class STN(nn.Module):
         hidden = [] if hidden_channels is None else [nn.Linear(width, hidden_channels), nn.ReLU()]
         last = nn.Linear(hidden_channels or width, transformation.num_parameters)
         self.regressor = nn.Sequential(*hidden, Scaled(last))
+        steady_convolutions(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, in_channels, *S)`` to theta ``(B, P)``."""
@@ -129,7 +130,7 @@ class PyramidSTN(nn.Module):
         self.decoder = nn.ModuleList(block(spatial_dims, deepest + skip, deepest, 1) for skip in skips)
         self.heads = nn.ModuleList(head(spatial_dims, deepest, shape, pool_size) for shape in shapes)
         self.flow_heads = self.made_flow_heads(spatial_dims, in_channels, pool_size) if flow else None
-        for_single_images(self)
+        steady_convolutions(self)
 
     def made_flow_heads(self, spatial_dims: int, in_channels: int, pool_size: int) -> nn.ModuleList:
         """Heads that read the optical flow at each block's level."""

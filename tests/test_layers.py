@@ -10,15 +10,18 @@ from helpers import rand
 from torch import nn
 from torch.nn import functional as F
 
+from istn_monai import ITN, STN, AffineTransformation, PyramidSTN, SegmentationITN
 from istn_monai import instance_norm as layout
 from istn_monai.layers import (
     AdaptiveAveragePool,
     CentralInstanceNorm,
-    SingleConv3d,
+    SteadyConv3d,
     crop_to,
-    for_single_images,
     pad_to_multiple,
+    steady_convolutions,
 )
+
+AFFINE = AffineTransformation((16, 16, 16))
 
 
 def test_padding_repeats_the_border_at_the_end_and_cropping_undoes_it():
@@ -85,22 +88,46 @@ def test_the_layout_is_kept_only_where_it_pays():
         assert not layout.keeps_layout(rand(1, 8, 300, 300).contiguous(memory_format=torch.channels_last))
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_single_image_is_convolved_as_a_batch_is(stride, monkeypatch):
-    plain = nn.Conv3d(3, 5, 3, stride=stride, padding=1)
+@pytest.fixture
+def convolutions():
+    """A plain one, and the same as it is in a network."""
+    plain = nn.Conv3d(3, 5, 3, stride=2, padding=1)
     network = nn.Sequential(copy.deepcopy(plain), nn.Conv2d(1, 1, 1))
-    for_single_images(network)
-    single = network[0]
-    assert type(single) is SingleConv3d and type(network[1]) is nn.Conv2d
-    assert single.state_dict().keys() == plain.state_dict().keys()
+    steady_convolutions(network)
+    assert type(network[0]) is SteadyConv3d and type(network[1]) is nn.Conv2d
+    assert network[0].state_dict().keys() == plain.state_dict().keys()
+    return plain, network[0]
+
+
+def test_a_single_image_is_convolved_as_a_batch_is(convolutions, monkeypatch):
+    plain, steady = convolutions
     calls, own = [], torch.mkldnn_convolution
     monkeypatch.setattr(torch, "mkldnn_convolution", lambda *given: calls.append(1) or own(*given))
     image = rand(1, 3, 8, 9, 7)
     with torch.no_grad():
-        assert (single(image) - plain(image)).abs().max() < 1e-5
+        assert (steady(image) - plain(image)).abs().max() < 1e-5
         assert len(calls) == torch.backends.mkldnn.is_available()
-        with torch.autocast("cpu", torch.bfloat16):
-            assert single(image).dtype == torch.bfloat16
-        single.double()(image.double())
-    single.float()(image).sum().backward()  # with gradients, PyTorch's own
-    assert single.weight.grad is not None and len(calls) == torch.backends.mkldnn.is_available()
+        assert torch.equal(steady(rand(2, 3, 8, 9, 7)), plain(rand(2, 3, 8, 9, 7)))
+    assert torch.equal(steady(image), plain(image))  # a gradient may be wanted
+    with torch.no_grad():
+        assert torch.equal(steady.double()(image.double()), plain.double()(image.double()))
+    assert len(calls) == torch.backends.mkldnn.is_available()
+
+
+@pytest.mark.parametrize("size, float32", [((4, 2, 5), True), ((3, 3, 3), False)])
+def test_features_narrower_than_the_kernel_are_float32_also_where_others_are_not(convolutions, size, float32):
+    """The weights' gradients of oneDNN in bfloat16 are in part what the memory held before."""
+    image, gradients = rand(2, 3, *size), []
+    for convolution, enabled in zip(convolutions, (False, True), strict=True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found = convolution(image)
+        assert found.dtype == (torch.bfloat16 if enabled and not float32 else torch.float32)
+        gradients.append(torch.autograd.grad(found.float().square().sum(), convolution.weight)[0])
+    assert torch.equal(*gradients) == float32
+    torch.testing.assert_close(*gradients, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("network", [ITN(3), STN(3, 2, AFFINE), PyramidSTN(3, 2, AFFINE), SegmentationITN(3)])
+def test_all_networks_have_steady_convolutions(network):
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv3d)]
+    assert convolutions and all(isinstance(module, SteadyConv3d) for module in convolutions)
