@@ -168,7 +168,8 @@ class PairObjective:
         self.names = list(sides)
         self.moving, self.fixed = (torch.cat([both[side] for both in sides.values()], 1) for side in (0, 1))
         masks = sides.get("mask", (None, None))
-        self.boxes = boxes_of(images[1] if windowed and "mask" not in sides else torch.ones_like(fixed), fixed)
+        whole = [(0, n - 1) for n in fixed.shape[2:]]
+        self.boxes = boxes_of(images[1], fixed) if windowed and "mask" not in sides else [whole] * len(fixed)
         size = sum(counted_mean(side.square(), mask) for side, mask in zip((moving, fixed), masks, strict=True)) / 2
         self.size = size.clamp_min(TINY)
         self.resolutions: dict[int, Resolution] = {}

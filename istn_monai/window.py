@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from monai.transforms.utils import generate_spatial_bounding_box
 from torch import Tensor
 
 SEEN = 0.1  # of a representation: what is less shows no structure
@@ -39,9 +40,8 @@ def boxes_of(images: Tensor, representations: Tensor) -> list[Box]:
 
 def box_of(shown: Tensor) -> Box:
     """First and last index along each axis of what is true in ``(*S,)``; all if nothing is."""
-    axes = range(shown.ndim)
-    found = [shown.any(dim=[other for other in axes if other != axis]).nonzero()[:, 0].tolist() for axis in axes]
-    return [(own[0], own[-1]) if own else (0, n - 1) for own, n in zip(found, shown.shape, strict=True)]
+    start, end = generate_spatial_bounding_box(shown[None], allow_smaller=True)
+    return [(first, stop - 1) if stop else (0, n - 1) for first, stop, n in zip(start, end, shown.shape, strict=True)]
 
 
 def window_of(boxes: Sequence[Box], stride: int, every: int, fixed: Tensor) -> Window:
