@@ -32,7 +32,6 @@ from istn_monai.registration import Registration
 from istn_monai.transforms.keys import IMAGE_KEYS
 from istn_monai.transforms.registration_grid import on_grid
 from istn_monai.workflow.evaluation import Evaluation
-from istn_monai.workflow.inferers import default_rate
 
 MOVING, FIXED = IMAGE_KEYS
 INVERTED, CURVE = "inverted", "curve"
@@ -101,14 +100,14 @@ def main(
     file = Path(output or common.RESULTS / "contrast.json")
     items = read_datalist(DATA / "pairs_100.json", ["testing"])["testing"][:pairs]
     registration = Registration(model, device=device)
-    rate = default_rate(registration.settings.transformation, STEPS)
+    kind = registration.settings.transformation
     evaluation = Evaluation([], registration.network, {}, "unused", registration.settings.soi_labels, device)
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     before = known.get(name, {})
     same = before.get("weights") == registration.weights_sha256
     section: dict[str, Any] = {"weights": registration.weights_sha256, "pairs": before.get("pairs", {}) if same else {}}
     refiners = {
-        method: refiner_of({"one pass": 0, "the paper's r": None}.get(method, method), rate) for method in methods
+        method: refiner_of({"one pass": 0, "the paper's r": None}.get(method, method), kind) for method in methods
     }
     evaluation.inferers = {method: Timed(refiner) for method, refiner in refiners.items()}
     for contrast in only:

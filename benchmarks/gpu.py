@@ -31,10 +31,11 @@ from torch import Tensor, nn
 
 from istn_monai import BSplineTransformation, DiceMSELoss, ISTNLoss, Warp
 from istn_monai.folders import INTENSITIES, find_weights
-from istn_monai.levels import USUAL_STEPS, Levels
+from istn_monai.levels import Levels
 from istn_monai.refinement import Refiner
 from istn_monai.weights import own_settings, read_weights
 
+STEPS = 50
 NO_GPU = "no CUDA device: nothing to measure (benchmarks/speed.py measures the CPU)"
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSS_TOLERANCES = {"float32": 0.0, "bfloat16": 0.03, "float16": 0.01}  # of the loss, relative
@@ -135,14 +136,14 @@ def bandwidth(device: str, repeats: int, megabytes: int = 256) -> float:
 def refiners(steps: int) -> dict[str, tuple[Path, Refiner]]:
     """By preset the weights whose transformation is refined, and how: the shipped ones, and those without a network.
 
-    The latter take their own number of steps where ``steps`` are the usual ones.
+    The latter take their own number of steps where ``steps`` are those of this script.
     """
     shipped, intensities = find_weights(common.ROOT / "bundle"), find_weights(INTENSITIES)
     own = own_settings(intensities, refined=True)
-    levels = [[stride, max(1, n * steps // USUAL_STEPS), *rest] for stride, n, *rest in own["refine_levels"]]
+    levels = [[stride, max(1, n * steps // STEPS), *rest] for stride, n, *rest in own["refine_levels"]]
     without = Refiner(weights=INTENSITIES, learning_rate=own["refine_learning_rate"], levels=levels)
     return {
-        "accurate": (shipped, Refiner(steps, weights="accurate", learning_rate=0.2, patience=speed.NO_PATIENCE)),
+        "accurate": (shipped, Refiner(steps, weights="accurate", patience=speed.NO_PATIENCE)),
         INTENSITIES: (intensities, without),
     }
 
@@ -218,7 +219,7 @@ def main(
     sizes: tuple[int, ...] = (64, 128, 192),
     large_size: tuple[int, ...] = (160, 192, 224),
     pairs: int = 10,
-    steps: int = 50,
+    steps: int = STEPS,
     batches: tuple[int, ...] = (1, 4),
     output: str | None = None,
 ) -> None:

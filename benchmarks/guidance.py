@@ -80,9 +80,7 @@ def main(device: str = "cpu", split: str = "testing", pairs: int = 100, output: 
     rows = known.get("pairs", {}) if known.get("provenance", {}).get("code") == common.code_hash() else {}
     result: dict[str, Any] = {"provenance": common.provenance(device), "split": split, "pairs": rows}
     registrations = {
-        name: Registration(
-            refine_steps=case.get("steps", 50), device=device, qa=False, use_labels=bool(case.get("labels"))
-        )
+        name: Registration(refine_steps=case.get("steps"), device=device, qa=False, use_labels=bool(case.get("labels")))
         for name, case in CASES.items()
     }
     for number, item in enumerate(items):

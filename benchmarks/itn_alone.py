@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from contrast import dice
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, ScaleIntensityRangePercentiles
-from objective import STEPS, Timed, refiner_of
+from objective import Timed, refiner_of
 from speed import DATA
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,7 +32,6 @@ from istn_monai.io.datalist import read_datalist
 from istn_monai.registration import Registration
 from istn_monai.weights import described, read_weights, save_atomically
 from istn_monai.workflow.evaluation import Evaluation
-from istn_monai.workflow.inferers import default_rate
 from istn_monai.workflow.recipe import WeightAverage
 
 SIZE = (48, 64, 48)
@@ -244,8 +243,7 @@ def train(part: str, output: str, start: str | None = None, steps: int = 5000, l
 def refined_dice(registration: Registration, split: str = "validation") -> float:
     """Mean Dice of both structures after a refinement, of a split's pairs."""
     evaluation = Evaluation([], registration.network, {}, "unused", registration.settings.soi_labels, "cpu")
-    rate = default_rate(registration.settings.transformation, STEPS)
-    evaluation.inferers = {"refined": Timed(refiner_of("accurate", rate))}
+    evaluation.inferers = {"refined": Timed(refiner_of("accurate", registration.settings.transformation))}
     found = []
     for item in read_datalist(DATA / "pairs_100.json", [split])[split]:
         evaluation.dataset = [registration.content("preprocessing")(item)]

@@ -21,13 +21,14 @@ from speed import DATA
 
 from istn_monai.inferer import RefineInferer
 from istn_monai.io.datalist import read_datalist
+from istn_monai.levels import USUAL_STEPS
 from istn_monai.refine_weights import PRESETS
 from istn_monai.refinement import Refiner
 from istn_monai.registration import Registration
 from istn_monai.workflow.evaluation import Evaluation
 from istn_monai.workflow.inferers import default_rate
 
-STEPS = 50
+STEPS = USUAL_STEPS
 MIND = 0.5  # its weight, so that it is worth about as much as the local correlation is
 ACCURATE = PRESETS["accurate"]
 CANDIDATES: dict[str, Any] = {
@@ -53,7 +54,7 @@ def main(
     file = Path(output or common.RESULTS / "objective.json")
     items = read_datalist(DATA / "pairs_100.json", [split])[split][:pairs]
     registration = Registration(device=device)
-    rate = default_rate(registration.settings.transformation, STEPS)
+    kind = registration.settings.transformation
     evaluation = Evaluation([], registration.network, {}, "unused", registration.settings.soi_labels, device)
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     rows = known.get("pairs", {}) if known.get("provenance", {}).get("code") == common.code_hash() else {}
@@ -63,7 +64,7 @@ def main(
         if not missing:
             continue
         evaluation.dataset = [registration.content("preprocessing")(item)]
-        refiners = {name: refiner_of(weights, rate) for name, weights in CANDIDATES.items() if name in missing}
+        refiners = {name: refiner_of(weights, kind) for name, weights in CANDIDATES.items() if name in missing}
         evaluation.inferers = {name: Timed(refiner) for name, refiner in refiners.items()}
         for row in evaluation.evaluate_pair(0)[1:]:
             rows.setdefault(row["method"], []).append({name: row[name] for name in (*KEPT, "seconds")})
@@ -74,13 +75,13 @@ def main(
         print(f"{name:26}", "  ".join(f"{key} {value:.4f}" for key, value in own.items()))
 
 
-def refiner_of(weights: Any, rate: float) -> Refiner:
+def refiner_of(weights: Any, transformation: str) -> Refiner:
     """Of weights by name, None for the paper's objective, "stn" for that on the STN's weights, or 0 for one pass."""
     if weights == 0:
         return Refiner(steps=0)
     if weights == "stn":
         return Refiner(steps=STEPS, target="stn")
-    return Refiner(steps=STEPS, learning_rate=rate, weights=weights)
+    return Refiner(steps=STEPS, learning_rate=default_rate(transformation, STEPS, weights=weights), weights=weights)
 
 
 class Timed:

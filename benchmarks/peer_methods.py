@@ -332,8 +332,8 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     "ours_smooth": ("istn-monai", lambda *a: Ours("intensities", None, *a, **SMOOTH)),
     "ours_checkpoint": ("istn-monai", lambda *a: Ours(os.environ[CHECKPOINT], None, *a)),
     "ours_one_pass": ("istn-monai", lambda *a: Ours(None, 0, *a)),
-    "ours_refined": ("istn-monai", lambda *a: Ours(None, 50, *a)),
-    "ours_bfloat16": ("istn-monai", lambda *a: Ours(None, 50, *a, itn_dtype="bfloat16")),
+    "ours_refined": ("istn-monai", lambda *a: Ours(None, None, *a)),
+    "ours_bfloat16": ("istn-monai", lambda *a: Ours(None, None, *a, itn_dtype="bfloat16")),
 }
 
 

@@ -59,21 +59,25 @@ class Descent:
     """How to descend.
 
     Attributes:
+        learning_rate: of Adam at the start; it falls to 0 along a cosine.
         epsilon: of Adam. The larger it is, the less moves what hardly matters to the objective.
-        relative: epsilon is a fraction of the root of the mean square of each pair's first gradient, so that it serves
-            any grid and objective; for ``theta`` ``(B, P)`` alone.
         patience: a pair stops after as many full steps without an improvement of at least ``tolerance``, relative.
         tolerance: see ``patience``.
         deadline: on the clock ``time.perf_counter``; None for none.
         on_step: is called after each step, for a progress bar.
+        relative: epsilon is a fraction of the root of the mean square of each pair's first gradient, so that it serves
+            any grid and objective; for ``theta`` ``(B, P)`` alone.
+        betas: of Adam. The smaller they are, the sooner it forgets earlier steps, which helps where there are few.
     """
 
+    learning_rate: float
     epsilon: float
-    relative: bool
     patience: int
     tolerance: float
     deadline: float | None = None
     on_step: Callable[[], object] | None = None
+    relative: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
 
     def __call__(
         self,
@@ -81,8 +85,8 @@ class Descent:
         theta_of: Callable[[], Tensor],
         parameters: list[Tensor],
         strides: Sequence[int],
-        learning_rate: float,
         finest: int = 1,
+        factor: float = 1.0,
     ) -> BestIterates:
         """Steps on ``parameters``, which ``theta_of`` turns into theta ``(B, P)``.
 
@@ -91,10 +95,10 @@ class Descent:
             theta_of: the transformation's parameters.
             parameters: what is optimized, in place.
             strides: of the voxels that each step compares.
-            learning_rate: at the start; it falls to 0 along a cosine.
             finest: stride at which the start, the best iterate and the last one are compared.
+            factor: of the learning rate.
         """
-        optimizer = Adam(parameters, self.epsilon)
+        optimizer = Adam(parameters, self.epsilon, self.betas)
         steps = len(strides)
         track = BestIterates(self.patience, self.tolerance, steps)
         scales: list[Tensor | float] = [1.0] * len(parameters)
@@ -114,17 +118,15 @@ class Descent:
             if self.relative and step == 0:
                 scales = [gradient_scale(gradient) for gradient in gradients]
             gradients = [gradient * scale for gradient, scale in zip(gradients, scales, strict=True)]
-            optimizer.step(gradients, learning_rate * cosine_to_zero(step, steps))
+            optimizer.step(gradients, factor * self.learning_rate * cosine_to_zero(step, steps))
             if self.on_step is not None:
                 self.on_step()
         return track
 
-    def at_stride(
-        self, start: Tensor, evaluate: Evaluate, stride: int, steps: int, learning_rate: float
-    ) -> BestIterates:
+    def at_stride(self, start: Tensor, evaluate: Evaluate, stride: int, steps: int, factor: float) -> BestIterates:
         """Steps on theta ``(B, P)`` itself, all at one stride, from a start."""
         theta = start.detach().clone().requires_grad_()
-        return self(evaluate, lambda: theta, [theta], [stride] * steps, learning_rate, stride)
+        return self(evaluate, lambda: theta, [theta], [stride] * steps, stride, factor)
 
 
 @contextmanager

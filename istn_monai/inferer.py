@@ -121,7 +121,7 @@ class RefineInferer(Inferer):
         """The refiner's main options, for a report."""
         refiner = self.refiner
         weights = "" if refiner.weights is None else f", weights={refiner.weights}"
-        rate = f"learning_rate={refiner.learning_rate:g}"
+        rate = f"learning_rate={refiner.learning_rate}"
         levels = "" if refiner.levels is None else f", levels={shown(refiner.levels)}"
         ways = ", symmetric=True" if refiner.symmetric else ""
         ways += ", both_ways=True" if self.both_ways else ""

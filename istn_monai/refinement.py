@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +28,18 @@ from istn_monai.levels import (
     levels_at_once,
     levels_in_turn,
     strides_of,
+    weighted_rate,
 )
 from istn_monai.networks import ISTN
 from istn_monai.objective import LossObjective, Objective, PairObjective
 from istn_monai.refine_weights import check_objective, damping_of, term_weights
-from istn_monai.turns import refine_in_turn
+from istn_monai.turns import is_global, refine_in_turn
 
 TARGETS = ("theta", "stn")
 LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
 #: of Adam; of an objective with weights, larger: what hardly matters to it then stays where it is, not at its bound
 EPSILON, WEIGHTED_EPSILON = 1e-8, 1e-6
+WEIGHTED_BETAS = (0.7, 0.95)  # of Adam, of theta and an objective with weights
 
 
 class Refinement(NamedTuple):
@@ -72,8 +74,8 @@ class Refiner:
             :func:`istn_monai.levels.levels_in_turn`.
         target: what is optimized. "theta": the parameters of the transformation, from their one-pass prediction.
             "stn": the weights of a private copy of the STN (the paper).
-        learning_rate: rate of Adam at the start, which falls to 0 along a cosine; None is 0.05 for theta and 0.001 for
-            the STN.
+        learning_rate: rate of Adam at the start, which falls to 0 along a cosine; None is 0.001 for the STN, for theta
+            0.05 without weights, and with them what suits the transformation, see :func:`weighted_rate`.
         weights: of terms, by name, or a preset, see :mod:`istn_monai.objective`; None is the paper's objective, or
             that of the next three.
         similarity: without weights, loss of two images ``(1, K, *S)``; None is the paper's mean squared error.
@@ -141,7 +143,8 @@ class Refiner:
         self.strides = strides_of(self.levels or default_levels(steps, coarse_steps, target, self.weights))
         self.steps = len(self.strides)
         self.target = target
-        self.learning_rate = LEARNING_RATES[target] if learning_rate is None else learning_rate
+        #: None is that of the transformation
+        self.learning_rate = learning_rate
         self.similarity = nn.MSELoss() if similarity is None else similarity
         self.regularization, self.regularization_weight = regularization, regularization_weight
         self.patience = patience
@@ -237,7 +240,7 @@ class Refiner:
         begin = time.perf_counter()
         strides = self.strides if strides is None else strides
         finest = min(strides, default=1)
-        track = self.descent(begin)(evaluate, theta_of, parameters, strides, self.learning_rate, finest)
+        track = self.descent(begin, evaluate.transformation)(evaluate, theta_of, parameters, strides, finest)
         with torch.no_grad():
             ddf_start = track.ddf_start if finest == 1 else evaluate.transformation(track.theta_start)
             ddf = evaluate.transformation(track.theta) if strides else ddf_start
@@ -260,7 +263,7 @@ class Refiner:
             )
         check_components(levels, len(transformation.components))
         begin = time.perf_counter()
-        theta, tracks = refine_in_turn(transformation, start, evaluate, levels, self.descent(begin), self.learning_rate)
+        theta, tracks = refine_in_turn(transformation, start, evaluate, levels, self.descent(begin, transformation))
         with torch.no_grad():
             finest = min(level.stride for level in levels)
             ddfs = [transformation.whole(parameters, finest) for parameters in (start, theta)]
@@ -292,14 +295,18 @@ class Refiner:
             return ()
         return levels_in_turn(self.steps, len(transformation.components), transformation.spatial_size)
 
-    def descent(self, begin: float) -> Descent:
+    def descent(self, begin: float, transformation: Transformation) -> Descent:
         """How to descend, from a time on."""
-        if self.weights is None or self.target != "theta":
-            epsilon, relative = EPSILON if self.weights is None else WEIGHTED_EPSILON, False
-        else:
-            epsilon, relative = damping_of(self.weights), True
         deadline = None if self.max_seconds is None else begin + self.max_seconds
-        return Descent(epsilon, relative, self.patience, self.tolerance, deadline, self.on_step)
+        if self.weights is None or self.target != "theta":
+            rate, epsilon = LEARNING_RATES[self.target], EPSILON if self.weights is None else WEIGHTED_EPSILON
+            further: dict[str, Any] = {}
+        else:
+            alike = is_global(transformation, any_part=not self.levels_in_turn(transformation))
+            rate, epsilon = weighted_rate(alike, self.steps), damping_of(self.weights, alike)
+            further = {"relative": True, "betas": WEIGHTED_BETAS}
+        rate = rate if self.learning_rate is None else self.learning_rate
+        return Descent(rate, epsilon, self.patience, self.tolerance, deadline, self.on_step, **further)
 
     def evaluate_of(
         self,

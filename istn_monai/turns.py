@@ -32,7 +32,6 @@ def refine_in_turn(
     whole: OneWay,
     levels: Sequence[Level],
     descent: Descent,
-    learning_rate: float,
 ) -> tuple[Tensor, list[BestIterates]]:
     """Refined parameters ``(B, P)``, and what each level did.
 
@@ -42,14 +41,12 @@ def refine_in_turn(
         whole: what is minimized, of all components, with the objective of terms with weights.
         levels: see :class:`istn_monai.levels.Level`.
         descent: of each level.
-        learning_rate: at the start of each level.
     """
     tracks = []
     for level in levels:
         with no_idle_threads(len(theta) * math.prod(n // level.stride for n in composite.spatial_size)):
             turn = Turn(composite, theta, level, whole)
-            rate = learning_rate * turn.rate
-            track = descent.at_stride(turn.start, turn.evaluate, level.stride, level.steps, rate)
+            track = descent.at_stride(turn.start, turn.evaluate, level.stride, level.steps, turn.rate)
         theta = turn.whole(track.theta)
         tracks.append(track)
     return theta, tracks
@@ -123,6 +120,6 @@ class Turn:
         return torch.cat([*self.blocks[: self.number], theta, *self.blocks[self.number + 1 :]], dim=1)
 
 
-def is_global(transformation: Transformation) -> bool:
-    """Whether all parameters move all voxels."""
-    return all(len(shape) == 1 for shape in transformation.parameter_shapes)
+def is_global(transformation: Transformation, any_part: bool = False) -> bool:
+    """Whether all parameters move all voxels, or, for ``any_part``, some do."""
+    return (any if any_part else all)(len(shape) == 1 for shape in transformation.parameter_shapes)

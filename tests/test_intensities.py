@@ -87,7 +87,7 @@ def test_settings_of_a_user_come_before_its_own():
     inferer = registration.content("inferer")
     assert inferer.refiner.steps == 6 and inferer.refiner.weights == PRESETS["smooth"]
     own = Registration("intensities", device="cpu").content("inferer").refiner
-    assert own.weights == PRESETS["intensities"] and own.learning_rate == 0.3 and own.levels[-1] == (1, 20, 5)
+    assert own.weights == PRESETS["intensities"] and own.learning_rate == 0.5 and own.levels[-1] == (1, 10, 5)
 
 
 def test_the_file_says_what_it_is():

@@ -216,10 +216,10 @@ def test_what_was_not_found_is_told():
 
 def test_all_components_at_once_move_in_smaller_steps():
     file = find_weights("intensities")
-    assert own_settings(file, True)["refine_learning_rate"] == 0.3
+    assert own_settings(file, True)["refine_learning_rate"] == 0.5
     assert "refine_learning_rate" not in own_settings(file, True, {"refine_levels": [[4, 10], [1, 15]]})
     alone = {"refine_levels": [[4, 10], [1, 15]], "transformation": "svf"}
-    assert own_settings(file, True, alone)["refine_learning_rate"] == 0.3
+    assert own_settings(file, True, alone)["refine_learning_rate"] == 0.5
     at_once = Registration("intensities", refine_levels=[[4, 10], [2, 25], [1, 15]], device="cpu", qa=False)
     result = at_once(pair_of(1.0) | {"fixed_image": pair_of(1.0)["fixed_image"]})
     inside = blobs(0.0)[0] > 0.5
@@ -234,11 +234,11 @@ def test_a_number_of_steps_takes_the_place_of_the_weights_own_levels():
 
 def test_a_number_of_steps_that_is_typed_counts_also_where_it_is_the_usual_one():
     steps = {}
-    for given in (None, 50, 51):
+    for given in (None, 25, 26):
         inferer = Registration("intensities", refine_steps=given, device="cpu", qa=False).content("inferer")
         transformation = read_weights(find_weights("intensities")).settings.spatial_transformation()
         steps[given] = sum(level.steps for level in inferer.refiner.levels_in_turn(transformation))
-    assert steps == {None: 340, 50: 50, 51: 51}
+    assert steps == {None: 170, 25: 25, 26: 26}
     with pytest.raises(ValueError, match="refine_steps 10 and refine_levels both say how many steps there are"):
         Registration("intensities", refine_steps=10, refine_levels=LEVELS)
 

@@ -161,7 +161,7 @@ def test_without_an_stn_the_itn_learns_by_itself_to_the_end():
 
 def test_without_an_stn_validation_is_after_a_refinement():
     assert validation_steps(settings()) == 0 and validation_steps(settings(), 7) == 7
-    assert validation_steps(settings(stn_def="identity")) == 50
+    assert validation_steps(settings(stn_def="identity")) == 25
     assert validation_steps(settings(stn_def="identity"), 7) == 7
     with pytest.raises(ValueError, match="val_refine_steps must be at least 1 with stn_def identity"):
         validation_steps(settings(stn_def="identity"), 0)
@@ -214,17 +214,16 @@ def test_no_average_is_the_network_itself():
 
 
 def test_validation_after_a_refinement_is_the_refiner_s():
-    made = settings()
-    network, image = made.network().istn.eval(), rand(1, 2, *SIZE)
+    network, image = settings().network().istn.eval(), rand(1, 2, *SIZE)
     with torch.no_grad():
-        plain = ValidationInferer(0, made)(image, network)
+        plain = ValidationInferer(0)(image, network)
         expected = network(image)
-        refined = ValidationInferer(3, made)(image, network)
+        refined = ValidationInferer(3)(image, network)
     assert torch.equal(plain.ddf, expected.ddf)
-    own = Refiner(3, learning_rate=0.2 * 3 / 50, weights="accurate")(network, image)
+    own = Refiner(3, learning_rate=0.6 * 3 / 25, weights="accurate")(network, image)
     assert torch.equal(refined.ddf, own.ddf) and torch.equal(refined.moving_representation, own.moving)
     with pytest.raises(ValueError, match="val_refine_steps needs an ISTN"):
-        ValidationInferer(1, made)(image, nn.Identity())
+        ValidationInferer(1)(image, nn.Identity())
 
 
 def test_a_training_begins_with_the_weights_of_a_checkpoint(tmp_path):

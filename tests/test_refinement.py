@@ -19,6 +19,7 @@ from istn_monai import (
     DisplacementNetwork,
     PyramidSTN,
     Warp,
+    spatial_transformation,
 )
 from istn_monai.inferer import RefineInferer, refinement_of
 from istn_monai.refinement import Refiner
@@ -260,3 +261,26 @@ def test_the_reader_knows_a_field_of_no_refinement_and_refuses_a_batch(network):
     batch = RefineInferer(steps=1)(image, DisplacementNetwork(network))
     with pytest.raises(ValueError, match=r"pred must be the ddf \(D, \*S\) of one pair"):
         refinement_of(batch)
+
+
+# --- learning rates --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "rate", "damping"),
+    [
+        ("bspline", {"steps": 5}, 0.6 * 5 / 25, 0.5),
+        ("bspline", {"steps": 50}, 0.6, 0.5),
+        ("affine", {"steps": 5}, 0.1, 0.03),
+        ("affine+bspline", {"steps": 25}, 0.6, 0.5),  # one after the other
+        ("affine+bspline", {"levels": [[2, 10], [1, 15]]}, 0.1, 0.03),  # at once
+        ("bspline", {"weights": "intensities", "steps": 25}, 0.6, 4.0),
+        ("bspline", {"weights": None}, 0.05, 1e-8),  # the paper's objective
+        ("bspline", {"learning_rate": 0.3}, 0.3, 0.5),
+    ],
+)
+def test_the_learning_rate_is_what_suits_the_transformation(name, options, rate, damping):
+    transformation = spatial_transformation(name, (24, 20), control_spacing=(8.0, 4.0))
+    descent = Refiner(**({"weights": "accurate"} | options)).descent(0.0, transformation)
+    assert descent.learning_rate == pytest.approx(rate) and descent.epsilon == damping
+    assert descent.relative == (options.get("weights", "accurate") is not None)

@@ -10,6 +10,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from istn_monai.geometry.names import GLOBAL, kinds_of
 from istn_monai.inferer import RefineInferer
 from istn_monai.levels import checked_levels
 from istn_monai.network_settings import NetworkSettings, none_or
@@ -18,20 +19,29 @@ from istn_monai.refinement import LEARNING_RATES
 from istn_monai.representations import Representation
 from istn_monai.transforms.keys import GUIDANCE
 
-#: of theta in the bundle, where B-splines refine best at a rate of their own (found on validation pairs)
-BSPLINE_RATE, BSPLINE_STEPS = 0.2, 50
+PAPER_RATE, PAPER_STEPS = 0.2, 50  # of control points with the paper's objective, and the steps below which it is less
 
 
-def default_rate(transformation: str, steps: int, levels: Sequence[Sequence[int]] | None = None) -> float:
-    """The bundle's learning rate for the parameters of a transformation, by its name.
+def default_rate(
+    transformation: str, steps: int, levels: Sequence[Sequence[int]] | None = None, weights: Any = "none"
+) -> float | None:
+    """The bundle's learning rate of theta: of the paper's objective; None, the refiner's own, of one with weights.
 
-    In fewer steps than usual B-splines take smaller ones: 10 at the full rate end where they began. No step is as one.
+    In fewer steps than usual control points take smaller ones: 10 at the full rate end where they began.
+
+    Args:
+        transformation: its name.
+        steps: of the refinement; none is as one.
+        levels: in their place; None for none.
+        weights: of the objective; "none" for the paper's.
     """
+    if none_or(weights) is not None:
+        return None
     levels = none_or(levels)
     steps = steps if levels is None else sum(level.steps for level in checked_levels(levels))
-    if transformation not in ("bspline", "svf"):
+    if set(kinds_of(transformation)) <= set(GLOBAL):
         return LEARNING_RATES["theta"]
-    return BSPLINE_RATE * min(1.0, max(1, steps) / BSPLINE_STEPS)
+    return PAPER_RATE * min(1.0, max(1, steps) / PAPER_STEPS)
 
 
 def one_pass(representation: Any) -> Inferer:

@@ -24,7 +24,7 @@ from istn_monai.refinement import Refiner
 from istn_monai.transforms.contrast import RandContrastMapd, RandImageFromLabelsd
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS
 from istn_monai.weights import read_weights
-from istn_monai.workflow.inferers import AutocastInferer, default_rate
+from istn_monai.workflow.inferers import AutocastInferer
 from istn_monai.workflow.settings import given
 from istn_monai.workflow.training import TrainingLoss
 
@@ -174,13 +174,11 @@ class ValidationInferer(SimpleInferer):
 
     Args:
         refine_steps: 0 for one pass.
-        settings: of the network.
     """
 
-    def __init__(self, refine_steps: int, settings: NetworkSettings) -> None:
+    def __init__(self, refine_steps: int) -> None:
         super().__init__()
-        rate = default_rate(settings.transformation, refine_steps)
-        self.refiner = Refiner(refine_steps, learning_rate=rate, weights="accurate") if refine_steps else None
+        self.refiner = Refiner(refine_steps, weights="accurate") if refine_steps else None
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> ISTNOutput:
         """The output for ``(B, 2C, *S)``."""
