@@ -12,7 +12,7 @@ COARSE_STRIDE, MAX_STRIDE = 2, 8
 SMALL, MOST_COMPARED = 2**15, 2**21  # voxels of a grid of which all are compared; in a step of a large one
 COARSE_STEPS = {"theta": 25, "stn": 0}  # by what is optimized, without weights
 COARSE_FRACTION = 0.7  # of the steps of an objective with weights, whose terms do not depend on the stride
-LOCAL_RATE, GLOBAL_RATE = 0.6, 0.1  # see :func:`weighted_rate`
+LOCAL_RATE, GLOBAL_RATE = 0.4, 0.1  # see :func:`weighted_rate`
 EARLY_FRACTION = 0.3  # of the steps, for all components but the finest
 
 

@@ -17,8 +17,8 @@ PRESETS: dict[str, dict[str, float]] = {
     "intensities": {"image": 1.0, "bending": 0.3},
     "maps": {"structures": 1.0, "bending": 0.3},
 }
-#: see :func:`damping_of`; of images alone, and of structures: for control points, and for what moves all voxels
-IMAGE_DAMPING, DAMPING, GLOBAL_DAMPING = 4.0, 0.5, 0.03
+#: see :func:`damping_of`; of structures, and of images alone
+DAMPING, IMAGE_DAMPING = 0.01, 4.0
 IMAGE_TERMS = ("image", "mse", "nmi", "mind")  #: that compare the images
 TERMS = ("structures", *IMAGE_TERMS, "bending", "labels", "landmarks")
 LOSS_TERMS = TERMS[:-2]  #: of training, whose labels and landmarks are the structures
@@ -70,15 +70,12 @@ def in_voxels(weights: Any, factor: float) -> dict[str, float]:
     return terms | ({"bending": terms["bending"] * factor**2} if "bending" in terms else {})
 
 
-def damping_of(weights: Container[str], is_global: bool) -> float:
+def damping_of(weights: Container[str]) -> float:
     """How much slower moves what hardly matters to an objective: as a fraction of the mean gradient.
 
-    Of images alone more, which have even regions all over; a structure is even everywhere but at its edge. Where there
-    are parameters that move all voxels (``is_global``) less, as they have a gradient of another size.
+    Of images alone more, which have even regions all over; a structure is even everywhere but at its edge.
     """
-    if "structures" in weights or "labels" in weights:
-        return GLOBAL_DAMPING if is_global else DAMPING
-    return IMAGE_DAMPING
+    return DAMPING if "structures" in weights or "labels" in weights else IMAGE_DAMPING
 
 
 def guided_weights(weights: Any, use_labels: bool = False, use_points: bool = False) -> dict[str, float] | None:

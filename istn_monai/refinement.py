@@ -303,7 +303,7 @@ class Refiner:
             further: dict[str, Any] = {}
         else:
             alike = is_global(transformation, any_part=not self.levels_in_turn(transformation))
-            rate, epsilon = weighted_rate(alike, self.steps), damping_of(self.weights, alike)
+            rate, epsilon = weighted_rate(alike, self.steps), damping_of(self.weights)
             further = {"relative": True, "betas": WEIGHTED_BETAS}
         rate = rate if self.learning_rate is None else self.learning_rate
         return Descent(rate, epsilon, self.patience, self.tolerance, deadline, self.on_step, **further)

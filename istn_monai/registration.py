@@ -67,7 +67,7 @@ class Registration:
             "any_contrast" for further ones, of any contrast; "intensities" for no network at all: affine and B-splines
             of the images, or any other transformation; "intensities_2d" for the same in 2-D.
         refine_steps: number of steps of test-time refinement; 0 takes the network's one-pass prediction; None as many
-            as the weights say, or 50.
+            as the weights say, or 25.
         config: JSON file with further settings.
         bundle_root: folder of the bundle whose configs are used; None for that of ``model``, or else the package's.
         settings: overrides, by the names of the bundle's command line, such as ``initial_alignment``, ``spatial_size``

@@ -101,7 +101,7 @@ def evaluate_datalist(
         datalist: JSON file of pairs.
         output_dir: folder for the results.
         checkpoint_file: weights.
-        refine_steps: number of steps of test-time refinement; 0 for none; None as many as the weights say, or 50.
+        refine_steps: number of steps of test-time refinement; 0 for none; None as many as the weights say, or 25.
         config: JSON file with further settings.
         settings: overrides.
     """

@@ -220,7 +220,7 @@ def test_validation_after_a_refinement_is_the_refiner_s():
         expected = network(image)
         refined = ValidationInferer(3)(image, network)
     assert torch.equal(plain.ddf, expected.ddf)
-    own = Refiner(3, learning_rate=0.6 * 3 / 25, weights="accurate")(network, image)
+    own = Refiner(3, learning_rate=0.4 * 3 / 25, weights="accurate")(network, image)
     assert torch.equal(refined.ddf, own.ddf) and torch.equal(refined.moving_representation, own.moving)
     with pytest.raises(ValueError, match="val_refine_steps needs an ISTN"):
         ValidationInferer(1)(image, nn.Identity())

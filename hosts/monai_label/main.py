@@ -39,7 +39,7 @@ from istn_monai.workflow.host_training import copy_once
 
 logger = logging.getLogger(__name__)
 MAX_UPLOAD_MB = "1024"
-REFINE_STEPS = 50  # by default; what the model card's metrics are for
+REFINE_STEPS = 25  # by default; what the model card's metrics are for
 Request = dict[str, Any]
 
 
