@@ -12,7 +12,7 @@ COARSE_STRIDE, MAX_STRIDE = 2, 8
 SMALL, MOST_COMPARED = 2**15, 2**21  # voxels of a grid of which all are compared; in a step of a large one
 COARSE_STEPS = {"theta": 25, "stn": 0}  # by what is optimized, without weights
 COARSE_FRACTION = 0.7  # of the steps of an objective with weights, whose terms do not depend on the stride
-LOCAL_RATE, GLOBAL_RATE = 0.4, 0.1  # see :func:`weighted_rate`
+LOCAL_RATE, AT_ONCE_RATE, GLOBAL_RATE = 0.4, 0.3, 0.1  # see :func:`weighted_rate`
 EARLY_FRACTION = 0.3  # of the steps, for all components but the finest
 
 
@@ -147,16 +147,18 @@ def to_all_voxels(rows: list[list[int]]) -> list[list[int]]:
     return rows
 
 
-def weighted_rate(is_global: bool, steps: int) -> float:
-    """Learning rate of theta for an objective with weights (found on validation pairs of the hippocampus data).
+def weighted_rate(is_global: bool, one_by_one: bool, steps: int) -> float:
+    """Learning rate of theta for an objective with weights (hippocampus data).
 
     In fewer steps than usual control points take smaller ones: 5 at the full rate end where they began.
 
     Args:
         is_global: whether there are parameters that move all voxels, among those that move at once.
+        one_by_one: whether the components of a transformation move one after the other.
         steps: of the refinement; none is as one.
     """
-    return GLOBAL_RATE if is_global else LOCAL_RATE * min(1.0, max(1, steps) / USUAL_STEPS)
+    local = LOCAL_RATE if one_by_one else AT_ONCE_RATE
+    return GLOBAL_RATE if is_global else local * min(1.0, max(1, steps) / USUAL_STEPS)
 
 
 def finest_stride(spatial_size: Sequence[int]) -> int:

@@ -302,8 +302,9 @@ class Refiner:
             rate, epsilon = LEARNING_RATES[self.target], EPSILON if self.weights is None else WEIGHTED_EPSILON
             further: dict[str, Any] = {}
         else:
-            alike = is_global(transformation, any_part=not self.levels_in_turn(transformation))
-            rate, epsilon = weighted_rate(alike, self.steps), damping_of(self.weights)
+            one_by_one = bool(self.levels_in_turn(transformation))
+            rate = weighted_rate(is_global(transformation, not one_by_one), one_by_one, self.steps)
+            epsilon = damping_of(self.weights)
             further = {"relative": True, "betas": WEIGHTED_BETAS}
         rate = rate if self.learning_rate is None else self.learning_rate
         return Descent(rate, epsilon, self.patience, self.tolerance, deadline, self.on_step, **further)

@@ -274,6 +274,8 @@ def test_the_reader_knows_a_field_of_no_refinement_and_refuses_a_batch(network):
         ("affine", {"steps": 5}, 0.1, 0.01),
         ("affine+bspline", {"steps": 25}, 0.4, 0.01),  # one after the other
         ("affine+bspline", {"levels": [[2, 10], [1, 15]]}, 0.1, 0.01),  # at once
+        ("bspline", {"weights": {"labels": 4.0}, "steps": 50}, 0.3, 0.01),  # at once
+        ("svf", {"steps": 25}, 0.3, 0.01),
         ("bspline", {"weights": "intensities", "steps": 25}, 0.4, 4.0),
         ("bspline", {"weights": None}, 0.05, 1e-8),  # the paper's objective
         ("bspline", {"learning_rate": 0.3}, 0.3, 0.01),

@@ -146,7 +146,8 @@ def steps_of(refine_steps: int | None, settings: Mapping[str, Any]) -> int:
         raise ValueError(
             f"refine_steps {refine_steps} and refine_levels both say how many steps there are: give one of them"
         )
-    steps = USUAL_STEPS if refine_steps is None else refine_steps
+    usual = USUAL_STEPS * (2 if settings.get("use_labels") else 1)  # labels have all components move at once
+    steps = usual if refine_steps is None else refine_steps
     check_refining(steps, settings)
     return steps
 
