@@ -23,6 +23,8 @@ from istn_monai import (
 )
 from istn_monai.inferer import RefineInferer, refinement_of
 from istn_monai.refinement import Refiner
+from istn_monai.workflow.inferers import default_rate
+from istn_monai.workflow.settings import steps_of
 
 SIZE = (24, 20, 18)
 
@@ -286,3 +288,10 @@ def test_the_learning_rate_is_what_suits_the_transformation(name, options, rate,
     descent = Refiner(**({"weights": "accurate"} | options)).descent(0.0, transformation)
     assert descent.learning_rate == pytest.approx(rate) and descent.epsilon == damping
     assert descent.relative == (options.get("weights", "accurate") is not None)
+
+
+def test_the_paper_s_objective_keeps_its_rates_and_labels_take_more_steps():
+    assert [default_rate(name, 25) for name in ("bspline", "affine", "affine+bspline")] == [0.1, 0.05, 0.05]
+    assert default_rate("bspline", 25, weights="accurate") is None  # the refiner's own
+    assert [steps_of(None, {"use_labels": use}) for use in (False, True)] == [25, 50]
+    assert steps_of(7, {"use_labels": True}) == 7

@@ -10,7 +10,6 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from istn_monai.geometry.names import GLOBAL, kinds_of
 from istn_monai.inferer import RefineInferer
 from istn_monai.levels import checked_levels
 from istn_monai.network_settings import NetworkSettings, none_or
@@ -39,7 +38,7 @@ def default_rate(
         return None
     levels = none_or(levels)
     steps = steps if levels is None else sum(level.steps for level in checked_levels(levels))
-    if set(kinds_of(transformation)) <= set(GLOBAL):
+    if transformation not in ("bspline", "svf"):
         return LEARNING_RATES["theta"]
     return PAPER_RATE * min(1.0, max(1, steps) / PAPER_STEPS)
 
