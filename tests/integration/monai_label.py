@@ -35,7 +35,7 @@ from slicer_plugin import SlicerPlugin
 
 DATA = Path(os.environ.get("ISTN_DATA_DIR", ROOT.parent / "shared" / "data")) / "hippocampus"
 SHIPPED = ROOT / "bundle" / "models" / "model.pt"
-PAIRS, STEPS, REQUESTS = 5, 50, 20
+PAIRS, STEPS, REQUESTS = 5, 25, 20
 VIEWER = "http://viewer.example"  # an origin that is allowed
 MIN_ATTACKS, MAX_MB = 60, 4  # requests; the server's limit of uploads
 #: mean over pairs, refined; MB of resident memory from the first to the last quarter of the requests
