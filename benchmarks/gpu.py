@@ -35,7 +35,7 @@ from istn_monai.levels import Levels
 from istn_monai.refinement import Refiner
 from istn_monai.weights import own_settings, read_weights
 
-STEPS = 50
+STEPS = 50  # of a refinement, so that figures of several GPUs compare
 NO_GPU = "no CUDA device: nothing to measure (benchmarks/speed.py measures the CPU)"
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSS_TOLERANCES = {"float32": 0.0, "bfloat16": 0.03, "float16": 0.01}  # of the loss, relative

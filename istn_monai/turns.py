@@ -23,7 +23,7 @@ from istn_monai.levels import Level
 from istn_monai.objective import PairObjective
 
 #: of the learning rate, for components of few parameters, which all voxels share: an affine transformation
-GLOBAL_RATE = 0.4
+GLOBAL_FACTOR = 0.4
 
 
 def refine_in_turn(
@@ -67,7 +67,7 @@ class Turn:
         self.evaluate: Evaluate = whole
         if level.component is not None:
             component, self.start = composite.components[level.component], self.blocks[level.component]
-            self.rate = GLOBAL_RATE if is_global(component) else 1.0
+            self.rate = GLOBAL_FACTOR if is_global(component) else 1.0
             if isinstance(whole, BothWays):  # an inverse ends with the components that begin: nothing rests on one side
                 self.evaluate = lambda own, stride: whole(self.whole(own), stride)
             else:

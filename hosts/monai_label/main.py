@@ -31,6 +31,7 @@ from requests_allowed import MODEL, all_routes, batch_keys, infer_keys, train_ke
 from studies_folder import StudiesFolder
 
 from istn_monai.folders import BEST
+from istn_monai.levels import USUAL_STEPS
 from istn_monai.registration import bundle_folder
 from istn_monai.weights import read_weights
 from istn_monai.workflow.errors import foreseen_cause
@@ -39,7 +40,6 @@ from istn_monai.workflow.host_training import copy_once
 
 logger = logging.getLogger(__name__)
 MAX_UPLOAD_MB = "1024"
-REFINE_STEPS = 25  # by default; what the model card's metrics are for
 Request = dict[str, Any]
 
 
@@ -103,7 +103,7 @@ class Infer(BundleInferTask):
     def __init__(self, bundle: str, conf: dict[str, str], cases: Callable[[], list[str]]) -> None:
         super().__init__(bundle, conf, load_strict=True)
         self.cases = cases
-        self._config |= {"refine_steps": REFINE_STEPS, "model_filename": weights(bundle)}
+        self._config |= {"refine_steps": USUAL_STEPS, "model_filename": weights(bundle)}
 
     def config(self) -> Request:
         """What viewers offer: of a list they make a drop-down, whose first entry is what they send by default."""
