@@ -194,11 +194,12 @@ def with_central_statistics(network: nn.Module, in_channels: int, spatial_size: 
 
 
 class SteadyConv3d(nn.Conv3d):
-    """A 3-D convolution that oneDNN computes right, and of a single small image in a quarter of the time.
+    """A 3-D convolution that oneDNN computes right, and some in a quarter or two thirds of the time.
 
     Of features narrower than the kernel, as the deepest ones of a small grid are, the weights' gradients in bfloat16
     are in part memory that nothing was written to (PyTorch 2.13 on processors with AVX512-BF16): those are computed in
-    float32. And PyTorch leaves batches and large images alone to oneDNN, and has a slower way for others.
+    float32. PyTorch leaves batches and large images alone to oneDNN, and has a slower way for others. And 8 channels
+    are half as fast as 16, see :meth:`in_twos`.
     """
 
     def forward(self, image: Tensor) -> Tensor:
@@ -207,10 +208,35 @@ class SteadyConv3d(nn.Conv3d):
             return super().forward(image)
         if torch.is_autocast_enabled("cpu"):
             if all(n >= k for n, k in zip(image.shape[2:], self.kernel_size, strict=True)):
-                return super().forward(image)
+                return self.in_twos(image) if self.is_narrow(image) else super().forward(image)
             with torch.autocast("cpu", enabled=False):
                 return super().forward(image.float())
+        if self.is_narrow(image):
+            return self.in_twos(image)
         return self.alone(image) if self.is_alone(image) else super().forward(image)
+
+    def is_narrow(self, image: Tensor) -> bool:
+        """Whether :meth:`in_twos` is for these: of 8 channels, which fill half of a register of AVX-512."""
+        own = self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode
+        return (
+            own == ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1, "zeros")
+            and self.out_channels == 8 <= self.in_channels
+            and image.shape[-1] % 2 == 0
+            and image.is_contiguous(memory_format=torch.channels_last_3d)
+            and torch.backends.cpu.get_cpu_capability() == "AVX512"
+            and not (torch.is_grad_enabled() or is_recorded())
+        )
+
+    def in_twos(self, image: Tensor) -> Tensor:
+        """Of neighbors along the last axis at once, as channels of every second voxel: with channels last in memory
+        they lie as those of all voxels do. Four taps in the place of three, in registers that are full: two thirds of
+        the time.
+        """
+        kernel = torch.cat([nn.functional.pad(self.weight, side) for side in ((0, 1), (1, 0))])
+        kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
+        bias = None if self.bias is None else self.bias.repeat(2)
+        twos = nn.functional.conv3d(image, kernel, bias, stride=(1, 1, 2), padding=1)
+        return twos.movedim(1, -1).unflatten(-1, (2, -1)).flatten(-3, -2).movedim(-1, 1)
 
     def is_alone(self, image: Tensor) -> bool:
         """Whether :meth:`alone` is for these."""

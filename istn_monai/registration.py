@@ -23,6 +23,7 @@ from istn_monai.io.paths import absolute, check_apart, checked_overwrite, new_fi
 from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings, finest
 from istn_monai.options import typed_settings
+from istn_monai.processors import keep_memory
 from istn_monai.runs import overlay, settings_of_weights
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
@@ -49,7 +50,6 @@ RESULTS = (
     "warped", "warped_label", "displacement", "moving_representation", "fixed_representation", "pred", "theta",
     "initial_alignment",
 )  # fmt: skip
-
 NOTHING_SOUGHT = "no spatial transformer, no refinement: this is the initial alignment alone; give refine_steps above 0"
 NOTHING_FOUND = (
     "the refinement found nothing better than its start, so this is the initial alignment alone: unless that is right, "
@@ -60,7 +60,8 @@ NOTHING_FOUND = (
 class Registration:
     """The bundle's registration, loaded once, for any number of pairs.
 
-    The weights know the settings that they were trained with; none of these need be given.
+    The weights know the settings that they were trained with; none of these need be given. The process keeps some of
+    the memory that it frees from then on, see :func:`istn_monai.processors.keep_memory`.
 
     Args:
         model: folder of a training run or of a bundle, or a checkpoint; None for the shipped weights;
@@ -70,8 +71,7 @@ class Registration:
             as the weights say, or 25.
         config: JSON file with further settings.
         bundle_root: folder of the bundle whose configs are used; None for that of ``model``, or else the package's.
-        settings: overrides, by the names of the bundle's command line, such as ``initial_alignment``, ``spatial_size``
-            or ``device``.
+        settings: overrides, by the bundle's names, such as ``initial_alignment``, ``spatial_size`` or ``device``.
 
     Raises:
         FileNotFoundError: if there are no such weights.
@@ -118,6 +118,7 @@ class Registration:
         for step in ("preprocessing", "inferer"):  # made here, so that no pair waits for it
             self.content(step)
         warn_if_untrained(weights)
+        keep_memory()
 
     def __reduce__(self) -> tuple[Callable[..., Registration], tuple[Any, ...]]:
         """Copies and other processes load the weights again: a parsed configuration holds modules and functions."""
@@ -345,6 +346,5 @@ def represent_file(registration: Registration, image: str, output: str | Path) -
     if registration.representation.source in ("labels", "file"):
         raise ValueError(f"representation {registration.representation.source} is given, not made of an image")
     data: Any = registration.registered(pair_item(image, image))
-    representation = Representd(registration.network)(data)["fixed_representation"]
-    write_image(representation, path)
+    write_image(Representd(registration.network)(data)["fixed_representation"], path)
     return path

@@ -114,6 +114,51 @@ def test_a_single_image_is_convolved_as_a_batch_is(convolutions, monkeypatch):
     assert len(calls) == torch.backends.mkldnn.is_available()
 
 
+@pytest.fixture
+def narrow(monkeypatch):
+    """A convolution to 8 channels, on a processor with AVX-512; and how often it takes two voxels at once."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    calls, own = [], SteadyConv3d.in_twos
+    monkeypatch.setattr(SteadyConv3d, "in_twos", lambda *given: calls.append(1) or own(*given))
+    network = nn.Sequential(nn.Conv3d(11, 8, 3, padding=1))
+    steady_convolutions(network)
+    return network[0], calls
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_eight_channels_of_two_voxels_at_once_are_those_of_each(narrow, batch, bias):
+    convolution, calls = narrow
+    if not bias:
+        convolution.bias = None
+    image = rand(batch, 11, 5, 7, 6).contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        found = convolution(image)
+        expected = nn.Conv3d.forward(copy.deepcopy(convolution).double(), image.double())
+    assert calls and found.is_contiguous(memory_format=torch.channels_last_3d)
+    assert (found - expected).abs().max() < 1e-6
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        coarse = convolution(image)
+    assert len(calls) == 2 and coarse.dtype == torch.bfloat16
+    assert (coarse - expected).abs().max() < 0.02
+
+
+def test_two_voxels_at_once_where_it_is_the_same_and_pays(narrow, monkeypatch):
+    convolution, calls = narrow
+    even = rand(2, 11, 5, 7, 6).contiguous(memory_format=torch.channels_last_3d)
+    convolution(even)  # a gradient may be wanted
+    with torch.no_grad():
+        convolution(even[..., :5].contiguous(memory_format=torch.channels_last_3d))
+        convolution(even.contiguous())
+        for name, other in (("stride", (1, 1, 2)), ("padding", (0, 1, 1)), ("dilation", (1, 1, 2)), ("groups", 11)):
+            with monkeypatch.context() as changed:
+                changed.setattr(convolution, name, other)
+                assert not convolution.is_narrow(even)
+        assert not calls and convolution.is_narrow(even)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+        assert not convolution.is_narrow(even)
+
+
 @pytest.mark.parametrize("size, float32", [((4, 2, 5), True), ((3, 3, 3), False)])
 def test_features_narrower_than_the_kernel_are_float32_also_where_others_are_not(convolutions, size, float32):
     """The weights' gradients of oneDNN in bfloat16 are in part what the memory held before."""

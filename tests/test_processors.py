@@ -1,7 +1,9 @@
-"""Threads of a short command."""
+"""Threads of a short command, and memory."""
 
+import ctypes
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,3 +75,35 @@ def test_a_long_command_says_so_before_torch_is_loaded():
         subprocess.run([sys.executable, "-c", each], capture_output=True, text=True).stdout for each in (code, short)
     ]
     assert said == ["[True]\n", "[False]\n"]
+
+
+def test_freed_memory_is_kept_unless_the_user_says_how_much(monkeypatch):
+    told = []
+    library = SimpleNamespace(mallopt=lambda *given: told.append(given))
+    monkeypatch.setattr(processors.sys, "platform", "linux")
+    monkeypatch.setattr(processors.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(processors.os, "environ", {"MALLOC_TRIM_THRESHOLD_": "1000000"})
+    processors.keep_memory()
+    assert not told
+    monkeypatch.setattr(processors.os, "environ", {})
+    processors.keep_memory()
+    assert told == [(-1, 2**29), (-3, 2**25)]  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc")
+def test_the_c_library_takes_what_it_is_told(monkeypatch):
+    taken, own = [], ctypes.CDLL(None)
+    library = SimpleNamespace(mallopt=lambda *given: taken.append(own.mallopt(*given)))
+    monkeypatch.setattr(processors.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(processors.os, "environ", {})
+    processors.keep_memory()
+    assert taken == [1, 1]
+
+
+def test_other_systems_keep_their_ways(monkeypatch):
+    monkeypatch.setattr(processors.os, "environ", {})
+    monkeypatch.setattr(processors.ctypes, "CDLL", lambda name: object())  # a C library without mallopt
+    processors.keep_memory()
+    monkeypatch.setattr(processors.sys, "platform", "win32")
+    monkeypatch.setattr(processors.ctypes, "CDLL", lambda name: 1 / 0)
+    processors.keep_memory()

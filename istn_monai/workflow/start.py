@@ -21,6 +21,7 @@ from istn_monai.io.paths import check_apart, check_can_be_written, check_output_
 from istn_monai.moved_points import check_points as check_moved_points
 from istn_monai.network_definitions import own_networks
 from istn_monai.network_settings import NetworkSettings, none_or
+from istn_monai.processors import keep_memory
 from istn_monai.transforms.checks import check_soi_labels, reads_labels
 from istn_monai.transforms.keys import POINT_KEYS
 from istn_monai.transforms.landmarks import check_soi_points
@@ -129,6 +130,7 @@ def checked_training(value: Callable[[str], Any], writes: bool = True) -> list[s
     """Checks settings and data of a training; the lines that say what these are, which are printed first."""
     check_settings()
     calm()
+    keep_memory()
     check_started("multi_gpu_train.json")
     check_data_is_read(value)
     settings = value("settings")
@@ -171,6 +173,7 @@ def check_evaluation() -> None:
     with one_line():
         check_settings()
         calm()
+        keep_memory()
         check_started("multi_gpu_evaluate.json")
         value = resolver()
         check_data_is_read(value)
@@ -201,6 +204,7 @@ def check_inference() -> None:
     with one_line():
         check_settings()
         calm()
+        keep_memory()
         value = resolver()
         settings = value("settings")
         if not isinstance(settings, NetworkSettings):
