@@ -45,7 +45,7 @@ def test_pooling_is_pytorchs(size):
 
 
 @pytest.mark.parametrize("size", [(24, 31, 20), (16, 16, 16)])
-@pytest.mark.parametrize("window", [(99, 99, 99), (13, 16, 9)], ids=["whole", "middle"])
+@pytest.mark.parametrize("window", [(99, 99, 99), (13, 16, 9), (13, 15, 9)], ids=["whole", "middle", "odd"])
 @pytest.mark.parametrize("affine", [True, False])
 def test_channels_last_keep_their_layout_and_have_the_same_norm(size, window, affine, monkeypatch):
     monkeypatch.setattr(layout, "LEAST", 1)
