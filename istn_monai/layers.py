@@ -193,13 +193,51 @@ def with_central_statistics(network: nn.Module, in_channels: int, spatial_size: 
     return network
 
 
+def is_plain(convolution: nn.Conv3d) -> bool:
+    """Whether a convolution is of 3 x 3 x 3 voxels, keeps the size, and sees zeros beyond the border."""
+    own = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation
+    return own == ((3, 3, 3), *[(1, 1, 1)] * 3) and convolution.groups == 1 and convolution.padding_mode == "zeros"
+
+
+def narrow(image: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`in_twos` is for these: to 8 channels, which fill half of a register of AVX-512."""
+    return (
+        len(weight) == 8 <= weight.shape[1]
+        and image.shape[-1] % 2 == 0
+        and image.is_contiguous(memory_format=torch.channels_last_3d)
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and not (torch.is_grad_enabled() or is_recorded())
+    )
+
+
+def in_twos(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution, see :func:`is_plain`, of neighbors along the last axis at once, in two thirds of the time.
+
+    They are channels of every second voxel: with channels last in memory these lie as those of all voxels do. Four taps
+    take the place of three, in registers that are full.
+
+    Args:
+        image: ``(B, C, *S)``, channels last; the last axis is even.
+        weight: ``(O, C, 3, 3, 3)``.
+        bias: ``(O,)``, or None.
+
+    Returns:
+        ``(B, O, *S)``, channels last.
+    """
+    kernel = torch.cat([nn.functional.pad(weight, side) for side in ((0, 1), (1, 0))])
+    kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
+    bias = None if bias is None else bias.repeat(2)
+    twos = nn.functional.conv3d(image, kernel, bias, stride=(1, 1, 2), padding=1)
+    return twos.movedim(1, -1).unflatten(-1, (2, -1)).flatten(-3, -2).movedim(-1, 1)
+
+
 class SteadyConv3d(nn.Conv3d):
     """A 3-D convolution that oneDNN computes right, and some in a quarter or two thirds of the time.
 
     Of features narrower than the kernel, as the deepest ones of a small grid are, the weights' gradients in bfloat16
     are in part memory that nothing was written to (PyTorch 2.13 on processors with AVX512-BF16): those are computed in
     float32. PyTorch leaves batches and large images alone to oneDNN, and has a slower way for others. And 8 channels
-    are half as fast as 16, see :meth:`in_twos`.
+    are half as fast as 16, see :func:`in_twos`.
     """
 
     def forward(self, image: Tensor) -> Tensor:
@@ -208,35 +246,16 @@ class SteadyConv3d(nn.Conv3d):
             return super().forward(image)
         if torch.is_autocast_enabled("cpu"):
             if all(n >= k for n, k in zip(image.shape[2:], self.kernel_size, strict=True)):
-                return self.in_twos(image) if self.is_narrow(image) else super().forward(image)
+                return self.usual(image)
             with torch.autocast("cpu", enabled=False):
                 return super().forward(image.float())
-        if self.is_narrow(image):
-            return self.in_twos(image)
-        return self.alone(image) if self.is_alone(image) else super().forward(image)
+        return self.alone(image) if self.is_alone(image) else self.usual(image)
 
-    def is_narrow(self, image: Tensor) -> bool:
-        """Whether :meth:`in_twos` is for these: of 8 channels, which fill half of a register of AVX-512."""
-        own = self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode
-        return (
-            own == ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1, "zeros")
-            and self.out_channels == 8 <= self.in_channels
-            and image.shape[-1] % 2 == 0
-            and image.is_contiguous(memory_format=torch.channels_last_3d)
-            and torch.backends.cpu.get_cpu_capability() == "AVX512"
-            and not (torch.is_grad_enabled() or is_recorded())
-        )
-
-    def in_twos(self, image: Tensor) -> Tensor:
-        """Of neighbors along the last axis at once, as channels of every second voxel: with channels last in memory
-        they lie as those of all voxels do. Four taps in the place of three, in registers that are full: two thirds of
-        the time.
-        """
-        kernel = torch.cat([nn.functional.pad(self.weight, side) for side in ((0, 1), (1, 0))])
-        kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
-        bias = None if self.bias is None else self.bias.repeat(2)
-        twos = nn.functional.conv3d(image, kernel, bias, stride=(1, 1, 2), padding=1)
-        return twos.movedim(1, -1).unflatten(-1, (2, -1)).flatten(-3, -2).movedim(-1, 1)
+    def usual(self, image: Tensor) -> Tensor:
+        """Of a batch."""
+        if is_plain(self) and narrow(image, self.weight):
+            return in_twos(image, self.weight, self.bias)
+        return super().forward(image)
 
     def is_alone(self, image: Tensor) -> bool:
         """Whether :meth:`alone` is for these."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from istn_monai.geometry.sampling import is_recorded
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.layers import StructureSoftmax, centered, crop_to, middle_of, pad_to_multiple, steady_convolutions
+from istn_monai.up_convolution import JoinedUpCat
 
 UNET_DIVISOR = 16  # a BasicUNet halves an image four times
 AT_ONCE = 2**22  # voxels of images that a network gets together
@@ -102,6 +103,7 @@ def unet(spatial_dims: int, in_channels: int, out_channels: int, features: Seque
     for block in network.modules():
         if isinstance(block, UpCat):
             block.is_pad = False  # it would copy the features
+            block.__class__ = JoinedUpCat
     steady_convolutions(network)
     return network
 

@@ -1,0 +1,93 @@
+"""A U-Net's way up: the transposed convolution and the convolution behind it as one.
+
+Nothing but a concatenation lies between them, so together they are linear: the convolution's kernel for the encoder's
+features is applied to these alone, and the rest is one transposed convolution of 4 x 4 x 4 voxels. That takes half of
+the time of both, and less memory, as nothing is concatenated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets.basic_unet import UpCat
+from torch import Tensor, nn
+from torch.nn import functional
+
+from istn_monai.geometry.sampling import is_recorded
+from istn_monai.layers import in_twos, is_plain, narrow
+
+LEAST = 2**16  # voxels from which on it is faster: kernels are multiplied at each call
+
+
+class JoinedUpCat(UpCat):
+    """MONAI's block; where no gradient is wanted, its two first layers are one, with the same result."""
+
+    def forward(self, x: Tensor, x_e: Tensor | None) -> Tensor:
+        """``(B, C, *S)`` and the encoder's features ``(B, E, *T)``, to ``(B, O, *T)``."""
+        if not self.joins(x, x_e):
+            return super().forward(x, x_e)  # type: ignore[no-any-return]
+        first, convolution, up = self.convs.conv_0, self.convs.conv_0.conv, self.upsample.deconv
+        joined = up_and_convolved(x, x_e, up.weight, up.bias, convolution.weight, convolution.bias)
+        return self.convs.conv_1(first.adn(joined))  # type: ignore[no-any-return]
+
+    def joins(self, x: Tensor, x_e: Tensor | None) -> bool:
+        """Whether :func:`up_and_convolved` is for these."""
+        if torch.is_grad_enabled() or is_recorded() or x_e is None or x.ndim != 5 or x.device.type != "cpu":
+            return False
+        up, convolution = getattr(self.upsample, "deconv", None), self.convs.conv_0.conv
+        return (
+            isinstance(up, nn.ConvTranspose3d)
+            and (up.kernel_size, up.stride, up.padding, up.output_padding) == (*[(2, 2, 2)] * 2, *[(0, 0, 0)] * 2)
+            and up.groups == 1
+            and isinstance(convolution, nn.Conv3d)
+            and is_plain(convolution)
+            and all(2 * n == m for n, m in zip(x.shape[2:], x_e.shape[2:], strict=True))
+            and x_e[0, 0].numel() >= LEAST
+            and x_e.is_contiguous(memory_format=torch.channels_last_3d)
+        )
+
+
+def up_and_convolved(
+    x: Tensor, encoded: Tensor, up: Tensor, up_bias: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The convolution of encoded features and of a transposed convolution, without any gradient.
+
+    Args:
+        x: ``(B, C, *S)``.
+        encoded: ``(B, E, *T)``, T twice S.
+        up: kernel ``(C, M, 2, 2, 2)`` of the transposed convolution of stride 2.
+        up_bias: its bias ``(M,)``, or None.
+        weight: kernel ``(O, E + M, 3, 3, 3)`` of the convolution.
+        bias: its bias ``(O,)``, or None.
+
+    Returns:
+        ``(B, O, *T)``.
+    """
+    layout = torch.channels_last_3d
+    own, other = (part.contiguous(memory_format=layout) for part in weight.tensor_split([encoded.shape[1]], 1))
+    convolved = in_twos if narrow(encoded, own) else same_size
+    result = convolved(encoded, own, bias)
+    with torch.autocast("cpu", enabled=False):
+        kernel = functional.conv3d(up, other, padding=2).contiguous(memory_format=layout)
+        constant = None if up_bias is None else of_constant(up_bias, other, encoded.shape[2:])
+    result += functional.conv_transpose3d(x, kernel, stride=2, padding=1)
+    return result if constant is None else result.add_(constant)
+
+
+def same_size(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution, see :func:`istn_monai.layers.is_plain`."""
+    return functional.conv3d(image, weight, bias, padding=1)
+
+
+def of_constant(values: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
+    """The convolution of an image ``(1, M, *size)`` that is the same everywhere, ``(M,)``, and 0 beyond its border.
+
+    ``(1, O, *size)``, channels last: that of 3 x 3 x 3 voxels has all that there is, of corners, edges, faces and the
+    inside.
+    """
+    places = same_size(values.view(1, -1, 1, 1, 1).expand(1, -1, 3, 3, 3), weight, None).movedim(1, -1)
+    for axis, n in enumerate(size, 1):
+        voxels = torch.arange(n)
+        places = places.index_select(axis, (voxels > 0).int() + (voxels == n - 1).int())
+    return places.movedim(-1, 1)
