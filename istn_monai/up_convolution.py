@@ -69,10 +69,31 @@ def up_and_convolved(
     convolved = in_twos if narrow(encoded, own) else same_size
     result = convolved(encoded, own, bias)
     with torch.autocast("cpu", enabled=False):
-        kernel = functional.conv3d(up, other, padding=2).contiguous(memory_format=layout)
+        kernel = functional.conv3d(up, other, padding=2)
         constant = None if up_bias is None else of_constant(up_bias, other, encoded.shape[2:])
-    result += functional.conv_transpose3d(x, kernel, stride=2, padding=1)
+    result += doubled(x, kernel)
     return result if constant is None else result.add_(constant)
+
+
+def doubled(x: Tensor, kernel: Tensor) -> Tensor:
+    """``functional.conv_transpose3d(x, kernel, stride=2, padding=1)``, in half of the time.
+
+    Two voxels along an axis, the second of one place and the first of the next, see the same two places: so all eight
+    are channels of one convolution by 2 x 2 x 2, which are then put side by side.
+
+    Args:
+        x: ``(B, C, *S)``.
+        kernel: ``(C, O, 4, 4, 4)``.
+
+    Returns:
+        ``(B, O, *T)``, T twice S; channels last.
+    """
+    channels, outputs = kernel.shape[:2]
+    places = kernel.view(channels, outputs, *[2] * 6).flip(2, 4, 6).permute(3, 5, 7, 1, 0, 2, 4, 6)
+    places = places.reshape(8 * outputs, channels, 2, 2, 2).contiguous(memory_format=torch.channels_last_3d)
+    both = functional.conv3d(x, places, padding=1).movedim(1, -1).unflatten(-1, (2, 2, 2, outputs))
+    both = both.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+    return both[:, 1:-1, 1:-1, 1:-1].movedim(-1, 1)
 
 
 def same_size(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -205,6 +205,13 @@ def test_up_and_convolved_at_once_is_one_after_the_other(way_up, size, bias):
         assert (coarse - expected).abs().max() < 0.02 * expected.abs().max()
 
 
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 4, 3)])
+def test_twice_the_size_is_pytorchs_transposed_convolution(size):
+    x, kernel = rand(2, 3, *size).double(), rand(3, 5, 4, 4, 4, seed=1).double()
+    expected = F.conv_transpose3d(x, kernel, stride=2, padding=1)
+    assert (up_convolution.doubled(x, kernel) - expected).abs().max() < 1e-12
+
+
 def test_a_block_whose_layers_are_one_is_monais(way_up):
     plain, joined, calls = way_up
     images = features_for((4, 6, 5))
