@@ -246,6 +246,9 @@ def channels_last(network: nn.Module, images: Tensor) -> Tensor:
     if len(images) > 1 and images.numel() > AT_ONCE and not network.training:
         return torch.cat([channels_last(network, image) for image in images.split(1)])
     layout = torch.channels_last_3d
+    if images.shape[1] == 1:  # of a single channel both layouts are the same, and strides say which is meant
+        images = images.contiguous()
+        images = images.as_strided(images.shape, (images.stride(0), 1, *images.stride()[2:]))
     kernels = {name: w.contiguous(memory_format=layout) for name, w in network.named_parameters() if w.ndim == 5}
     return torch.func.functional_call(network, kernels, (images,))  # type: ignore[no-any-return]
 
