@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from istn_monai.geometry.separable import along_axes
+
 SCALES = 3  # finest is so many halvings before the level that reads them
 REACH = 2.0  # voxels of a scale beyond which a gradient tells nothing
 FLAT = 1e-3  # of the largest squared gradient, below which there is none
@@ -25,13 +27,22 @@ def neighbors(image: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return before, after
 
 
+def binomial_weights(size: int, stride: int, like: Tensor) -> Tensor:
+    """``(ceil(size / stride), size)``: the weights 1, 2, 1 about each ``stride``-th voxel; beyond the border it goes on.
+
+    Examples:
+        >>> binomial_weights(4, 2, torch.zeros(1)).tolist()
+        [[0.75, 0.25, 0.0, 0.0], [0.0, 0.25, 0.5, 0.25]]
+    """
+    every = torch.eye(size, device=like.device, dtype=like.dtype)
+    before, after = neighbors(every, 0)
+    return ((before + 2 * every + after) / 4)[::stride]
+
+
 def smooth(image: Tensor, stride: int = 1) -> Tensor:
-    """``(B, C, *S)`` with the binomial weights 1, 2, 1 along each axis, at each ``stride``-th voxel."""
-    for axis in range(2, image.ndim):
-        before, after = neighbors(image, axis)
-        image = (before + 2 * image + after) / 4
-        image = image[(slice(None),) * axis + (slice(None, None, stride),)]
-    return image
+    """``(B, C, *S)`` with :func:`binomial_weights` along each axis, at each ``stride``-th voxel."""
+    with torch.autocast(image.device.type, enabled=False):
+        return along_axes(image, [binomial_weights(size, stride, image) for size in image.shape[2:]])
 
 
 def gradient(image: Tensor) -> Tensor:

@@ -108,3 +108,11 @@ def test_it_has_gradients():
     assert gradcheck(
         lambda one, other: torch.cat([flow.flatten() for flow in optical_flow(one, other, 2)]), (moving, fixed)
     )
+
+
+def test_it_is_as_exact_where_networks_compute_in_bfloat16():
+    moving, fixed = rand(1, 2, 7, 9, 10), rand(1, 2, 7, 9, 10, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = optical_flow(moving, fixed, levels=2)
+    for one, other in zip(found, optical_flow(moving, fixed, levels=2), strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
