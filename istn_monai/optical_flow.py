@@ -28,7 +28,7 @@ def neighbors(image: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def binomial_weights(size: int, stride: int, like: Tensor) -> Tensor:
-    """``(ceil(size / stride), size)``: the weights 1, 2, 1 about each ``stride``-th voxel; beyond the border it goes on.
+    """``(ceil(size / stride), size)``: weights 1, 2, 1 about each ``stride``-th voxel; beyond the border it goes on.
 
     Examples:
         >>> binomial_weights(4, 2, torch.zeros(1)).tolist()

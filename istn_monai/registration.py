@@ -115,8 +115,7 @@ class Registration:
         self.weights_sha256 = weights_hash(self.network.state_dict())
         #: files that are read for each pair, by what errors call them
         self.read = {"checkpoint_file": self.content("checkpoint_file")} | ({"config": config} if config else {})
-        for step in ("preprocessing", "inferer"):  # made here, so that no pair waits for it
-            self.content(step)
+        self.content("preprocessing"), self.content("inferer")  # made here, so that no pair waits for them
         warn_if_untrained(weights)
         keep_memory()
 

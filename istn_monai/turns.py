@@ -15,7 +15,7 @@ from torch import Tensor
 
 from istn_monai.descent import BestIterates, Descent, Evaluate, no_idle_threads
 from istn_monai.directions import BothWays, OneWay
-from istn_monai.geometry.bending import bending_energy
+from istn_monai.geometry.bending import bending_gradient
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.sampling import compose
 from istn_monai.geometry.transformation import Transformation
@@ -108,10 +108,9 @@ class Turn:
         = E(u) + <E'(c), u> + E(c)``. By itself alone each component would bend the same way as the others for less.
         """
         blocks = [block if n != number else torch.zeros_like(block) for n, block in enumerate(self.blocks)]
-        with torch.enable_grad():
-            ddf = composite.total(blocks, stride).requires_grad_()
-            energy = bending_energy(ddf, composite.spacing, stride)
-            return energy.detach(), torch.autograd.grad(energy.sum(), ddf)[0]
+        ddf = composite.total(blocks, stride)
+        pull = bending_gradient(ddf, composite.spacing, stride)
+        return (pull * ddf).flatten(1).sum(1) / 2, pull
 
     def whole(self, theta: Tensor) -> Tensor:
         """The parameters of all, with those that moved."""

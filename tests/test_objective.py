@@ -11,6 +11,7 @@ from helpers import rand
 from scipy.ndimage import uniform_filter
 
 from istn_monai import AffineTransformation, BSplineTransformation, Refiner
+from istn_monai.geometry.bending import bending_gradient
 from istn_monai.geometry.sampling import warp
 from istn_monai.geometry.separable import along_axes
 from istn_monai.local_correlation import window_weights
@@ -67,6 +68,15 @@ def test_affine_fields_bend_nothing_and_grids_of_a_few_voxels_are_fine():
     ddf = AffineTransformation((9, 8, 7))(rand(1, 12))
     assert bending_energy(ddf, (1, 1, 1)).item() < 1e-9
     assert bending_energy(torch.ones(1, 2, 2, 2), (1, 1)).item() == 0
+
+
+@pytest.mark.parametrize("size, spacing", [((7, 6), (1.5, 0.8)), ((5, 4, 6), (1.0, 2.0, 0.7)), ((2, 4, 1), (1, 1, 1))])
+def test_the_gradient_of_bending_energy_is_autograds(size, spacing):
+    ddf = rand(2, len(size), *size).double().requires_grad_()
+    energy = bending_energy(ddf, spacing, 2)
+    found = bending_gradient(ddf.detach(), spacing, 2)
+    assert (found - torch.autograd.grad(energy.sum(), ddf)[0]).abs().max() < 1e-12
+    assert ((found * ddf).flatten(1).sum(1) / 2 - energy).abs().max() < 1e-12  # it is quadratic
 
 
 def test_the_objective_is_the_sum_of_its_weighted_terms():

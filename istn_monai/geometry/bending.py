@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def bending_energy(ddf: Tensor, spacing: Sequence[float], stride: int = 1) -> Tensor:
@@ -30,6 +32,29 @@ def bending_energy(ddf: Tensor, spacing: Sequence[float], stride: int = 1) -> Te
                     factor = factor * factor * (1.0 if i == j else 2.0)
                     total = total + factor * second.square().flatten(1).mean(1)
     return total
+
+
+def bending_gradient(ddf: Tensor, spacing: Sequence[float], stride: int = 1) -> Tensor:
+    """The gradient of :func:`bending_energy` by the ddf ``(B, D, *S)``: second differences of second differences.
+
+    The energy is quadratic, so it is half of the product of both.
+
+    Args:
+        ddf: see :func:`bending_energy`.
+        spacing: likewise.
+        stride: likewise.
+    """
+    dims = len(spacing)
+    mm = ddf.new_tensor(spacing).view(-1, *[1] * dims)
+    result = torch.zeros_like(ddf)
+    for i, j in combinations_with_replacement(range(dims), 2):
+        second = ddf.diff(dim=2 + i).diff(dim=2 + j)
+        if second.numel():
+            factor = (mm / (stride * stride * spacing[i] * spacing[j])).square() * (1.0 if i == j else 2.0)
+            ends = [int(axis == i) + int(axis == j) for axis in reversed(range(dims)) for _ in range(2)]
+            weighted = second * (2 * factor / second[0, 0].numel())
+            result += functional.pad(weighted, ends).diff(dim=2 + i).diff(dim=2 + j)
+    return result
 
 
 def lattice_bending_energy(lattice: Tensor, rules: Sequence[Tensor]) -> Tensor:
