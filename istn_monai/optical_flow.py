@@ -8,6 +8,8 @@ away.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,8 @@ def binomial_weights(size: int, stride: int, like: Tensor) -> Tensor:
 
 def smooth(image: Tensor, stride: int = 1) -> Tensor:
     """``(B, C, *S)`` with :func:`binomial_weights` along each axis, at each ``stride``-th voxel."""
-    with torch.autocast(image.device.type, enabled=False):
+    kind = image.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         return along_axes(image, [binomial_weights(size, stride, image) for size in image.shape[2:]])
 
 
