@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,9 +149,9 @@ def gradient_scale(gradient: Tensor) -> Tensor:
 
 def check_finite_step(step: int, values: Tensor, ddf: Tensor) -> None:
     """ValueError before gradients are taken of what is not finite, which ends the whole process in 2-D."""
-    what = "objective" if not torch.isfinite(values).all() else "displacement field"
-    if what == "displacement field" and torch.isfinite(ddf.sum()):
+    if math.isfinite(float(values.sum() + ddf.sum())):
         return
+    what = "displacement field" if torch.isfinite(values).all() else "objective"
     raise ValueError(
         f"refinement: the {what} is NaN or infinite at step {step}: check that images and weights are finite, or "
         "choose a lower refine_learning_rate or another similarity"
@@ -168,25 +169,25 @@ class BestIterates:
         self.last_step = last_step
 
     def update(self, step: int, theta: Tensor, values: Tensor) -> None:
-        """Takes in an iterate, theta ``(B, P)`` and objectives ``(B,)``."""
+        """Takes in an iterate, theta ``(B, P)`` and objectives ``(B,)``, one number of each pair: these on the CPU."""
+        values = values.cpu()
         if step == 0:
-            self.theta, self.start, self.best = theta.clone(), values.clone(), values.clone()
-            self.theta_start = theta.clone()
+            self.theta, self.theta_start = theta.clone(), theta.clone()
+            self.start = self.best = self.mark = values.clone()
             self.trace = values.new_full((len(values), self.last_step + 1), torch.nan)
             self.trace[:, 0] = values
             self.steps, self.marked, self.seen = torch.zeros(len(values)), torch.zeros(len(values)), 0
-            self.mark, self.active = values.clone(), torch.ones(len(values), dtype=torch.bool)
+            self.active = torch.ones(len(values), dtype=torch.bool)
             return
         self.seen += 1
-        self.trace[self.active, step] = values[self.active]
-        better = (values < self.best).cpu() & self.active
-        self.theta[better] = theta[better]
-        self.best[better] = values[better]
-        self.steps[better] = step
+        self.trace[:, step] = torch.where(self.active, values, torch.nan)
+        better = (values < self.best) & self.active
+        if better.any():
+            self.theta = torch.where(better.to(theta.device)[:, None], theta, self.theta)
+        self.best, self.steps = torch.where(better, values, self.best), torch.where(better, step, self.steps)
         # update the reference only on a relative improvement of `tolerance`, so slow drift still stops
-        moved = (values < self.mark - self.tolerance * self.mark.abs()).cpu()
-        self.mark[moved] = values[moved]
-        self.marked[moved] = self.seen
+        moved = values < self.mark - self.tolerance * self.mark.abs()
+        self.mark, self.marked = torch.where(moved, values, self.mark), torch.where(moved, self.seen, self.marked)
         self.active &= self.seen - self.marked < self.patience
 
     def reports(self, seconds: float) -> list[RefinementReport]:
