@@ -202,11 +202,11 @@ def is_plain(convolution: nn.Conv3d) -> bool:
 def narrow(image: Tensor, weight: Tensor) -> bool:
     """Whether :func:`in_twos` is for these: to 8 channels, which fill half of a register of AVX-512."""
     return (
-        len(weight) == 8 <= weight.shape[1]
+        not (torch.is_grad_enabled() or is_recorded())
+        and weight.shape[0] == 8 <= weight.shape[1]
         and image.shape[-1] % 2 == 0
         and image.is_contiguous(memory_format=torch.channels_last_3d)
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and not (torch.is_grad_enabled() or is_recorded())
     )
 
 
