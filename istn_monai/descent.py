@@ -151,7 +151,10 @@ def check_finite_step(step: int, values: Tensor, ddf: Tensor) -> None:
     """ValueError before gradients are taken of what is not finite, which ends the whole process in 2-D."""
     if math.isfinite(float(values.sum() + ddf.sum())):
         return
-    what = "displacement field" if torch.isfinite(values).all() else "objective"
+    finite = [bool(torch.isfinite(own).all()) for own in (values, ddf)]
+    if all(finite):  # only their sum is not
+        return
+    what = "displacement field" if finite[0] else "objective"
     raise ValueError(
         f"refinement: the {what} is NaN or infinite at step {step}: check that images and weights are finite, or "
         "choose a lower refine_learning_rate or another similarity"

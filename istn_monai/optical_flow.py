@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from istn_monai.geometry.sampling import at_least_float32
 from istn_monai.geometry.separable import along_axes
 
 SCALES = 3  # finest is so many halvings before the level that reads them
@@ -88,6 +89,7 @@ def optical_flow(moving: Tensor, fixed: Tensor, levels: int) -> list[Tensor]:
         >>> flow.shape, round(flow[0, 0, 4, 7].item())
         (torch.Size([1, 2, 16, 16]), 2)
     """
+    moving, fixed = at_least_float32(moving), at_least_float32(fixed)
     flows: list[Tensor] = []
     sums: list[tuple[int, Tensor]] = []
     for level in range(1, levels + 1):

@@ -96,6 +96,7 @@ def test_a_result_of_other_files_weights_or_options_is_named_and_left_alone(regi
         ("qa: False then, True now", other(qa=True), pair(images), {}),
         ("inferer: .*steps=0.* then, .*steps=2.* now", other(refine_steps=2), pair(images), {}),
         (r"spatial_size: \[24, 20\] then, \[28, 28\] now", other(spatial_size=[28, 28]), pair(images), {}),
+        ("itn_dtype: 'float32' then, 'bfloat16' now", other(itn_dtype="bfloat16"), pair(images), {}),
         ("weights: another one then", changed, pair(images), {}),
     ]
     for said, another, files, options in others:

@@ -116,3 +116,9 @@ def test_it_is_as_exact_where_networks_compute_in_bfloat16():
         found = optical_flow(moving, fixed, levels=2)
     for one, other in zip(found, optical_flow(moving, fixed, levels=2), strict=True):
         assert one.dtype == torch.float32 and torch.equal(one, other)
+
+
+def test_whole_numbers_are_numbers():
+    moving, fixed = torch.arange(400).view(1, 1, 20, 20), torch.arange(400).flip(0).view(1, 1, 20, 20)
+    for one, other in zip(optical_flow(moving, fixed, 2), optical_flow(moving.float(), fixed.float(), 2), strict=True):
+        assert torch.equal(one, other)

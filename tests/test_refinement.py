@@ -21,6 +21,7 @@ from istn_monai import (
     Warp,
     spatial_transformation,
 )
+from istn_monai.descent import check_finite_step
 from istn_monai.inferer import RefineInferer, refinement_of
 from istn_monai.refinement import Refiner
 from istn_monai.workflow.inferers import default_rate
@@ -295,3 +296,10 @@ def test_the_paper_s_objective_keeps_its_rates_and_labels_take_more_steps():
     assert default_rate("bspline", 25, weights="accurate") is None  # the refiner's own
     assert [steps_of(None, {"use_labels": use}) for use in (False, True)] == [25, 50]
     assert steps_of(7, {"use_labels": True}) == 7
+
+
+def test_what_is_finite_goes_on_though_its_sum_is_not():
+    check_finite_step(1, torch.tensor([3e38, 3e38]), torch.zeros(1))
+    for values, ddf, what in ((torch.inf, 0.0, "objective"), (0.0, torch.nan, "displacement field")):
+        with pytest.raises(ValueError, match=f"the {what} is NaN or infinite at step 1"):
+            check_finite_step(1, torch.tensor([values]), torch.tensor([ddf]))
