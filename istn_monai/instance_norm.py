@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from istn_monai.geometry.sampling import is_recorded
+from istn_monai.geometry.sampling import values_alone
 
 BLOCK = 128  # rows that are summed one after the other, in float32
 SLAB = 2**19  # numbers that are worked on together: they fit a processor's cache
@@ -27,7 +27,7 @@ def keeps_layout(features: Tensor) -> bool:
         and features.dtype in (torch.float32, torch.bfloat16)
         and features[0].numel() >= LEAST
         and features.is_contiguous(memory_format=torch.channels_last_3d)
-        and not (torch.is_grad_enabled() or is_recorded())
+        and values_alone()
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from istn_monai.geometry.sampling import is_recorded
+from istn_monai.geometry.sampling import values_alone
 from istn_monai.instance_norm import instance_norm, keeps_layout
 
 SMALL = 2**18  # voxels of an image
@@ -202,7 +202,7 @@ def is_plain(convolution: nn.Conv3d) -> bool:
 def narrow(image: Tensor, weight: Tensor) -> bool:
     """Whether :func:`in_twos` is for these: to 8 channels, which fill half of a register of AVX-512."""
     return (
-        not (torch.is_grad_enabled() or is_recorded())
+        values_alone()
         and weight.shape[0] == 8 <= weight.shape[1]
         and image.shape[-1] % 2 == 0
         and image.is_contiguous(memory_format=torch.channels_last_3d)
@@ -217,18 +217,21 @@ def in_twos(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     take the place of three, in registers that are full.
 
     Args:
-        image: ``(B, C, *S)``, channels last; the last axis is even.
+        image: ``(B, C, *S)``, channels last, as what comes, ``(B, O, *S)``; the last axis is even.
         weight: ``(O, C, 3, 3, 3)``.
         bias: ``(O,)``, or None.
-
-    Returns:
-        ``(B, O, *S)``, channels last.
     """
     kernel = torch.cat([nn.functional.pad(weight, side) for side in ((0, 1), (1, 0))])
     kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
     bias = None if bias is None else bias.repeat(2)
     twos = nn.functional.conv3d(image, kernel, bias, stride=(1, 1, 2), padding=1)
     return twos.movedim(1, -1).unflatten(-1, (2, -1)).flatten(-3, -2).movedim(-1, 1)
+
+
+def same_size(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution, see :func:`is_plain`, in the quicker way."""
+    conv3d = nn.functional.conv3d
+    return in_twos(image, weight, bias) if narrow(image, weight) else conv3d(image, weight, bias, padding=1)
 
 
 class SteadyConv3d(nn.Conv3d):
@@ -253,15 +256,13 @@ class SteadyConv3d(nn.Conv3d):
 
     def usual(self, image: Tensor) -> Tensor:
         """Of a batch."""
-        if is_plain(self) and narrow(image, self.weight):
-            return in_twos(image, self.weight, self.bias)
-        return super().forward(image)
+        return same_size(image, self.weight, self.bias) if is_plain(self) else super().forward(image)
 
     def is_alone(self, image: Tensor) -> bool:
         """Whether :meth:`alone` is for these."""
         plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         whole = image.dtype == self.weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-        return plain and whole and len(image) == 1 and not (torch.is_grad_enabled() or is_recorded())
+        return plain and whole and len(image) == 1 and values_alone()
 
     def alone(self, image: Tensor) -> Tensor:
         """Of one image ``(1, C, *S)``."""

@@ -13,7 +13,7 @@ from monai.networks.layers import Conv, get_act_layer
 from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 
-from istn_monai.geometry.sampling import is_recorded
+from istn_monai.geometry.sampling import values_alone
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.layers import StructureSoftmax, centered, crop_to, middle_of, pad_to_multiple, steady_convolutions
 from istn_monai.up_convolution import JoinedUpCat
@@ -220,7 +220,7 @@ class ISTN(nn.Module):
 
     def transformed(self, images: Tensor) -> Tensor:
         """What the ITN makes of ``(B, C, *S)``; where no gradient is wanted, as fast as the device can."""
-        if torch.is_grad_enabled() or is_recorded() or not self.has_itn:
+        if not (values_alone() and self.has_itn):
             return self.itn(images)  # type: ignore[no-any-return]
         quick = images.device.type == "cpu" and images.ndim == 5
         with torch.autocast(images.device.type, self.itn_dtype) if self.itn_dtype else nullcontext():

@@ -14,8 +14,8 @@ from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 from torch.nn import functional
 
-from istn_monai.geometry.sampling import is_recorded
-from istn_monai.layers import in_twos, is_plain, narrow
+from istn_monai.geometry.sampling import values_alone
+from istn_monai.layers import is_plain, same_size
 
 LEAST = 2**16  # voxels from which on it is faster: kernels are multiplied at each call
 
@@ -33,7 +33,7 @@ class JoinedUpCat(UpCat):
 
     def joins(self, x: Tensor, x_e: Tensor | None) -> bool:
         """Whether :func:`up_and_convolved` is for these."""
-        if torch.is_grad_enabled() or is_recorded() or x_e is None or x.ndim != 5 or x.device.type != "cpu":
+        if not values_alone() or x_e is None or x.ndim != 5 or x.device.type != "cpu":
             return False
         up, convolution = getattr(self.upsample, "deconv", None), self.convs.conv_0.conv
         passed = self.upsample, up, self.convs, self.convs.conv_0, convolution
@@ -69,8 +69,7 @@ def up_and_convolved(
     """
     layout = torch.channels_last_3d
     own, other = (part.contiguous(memory_format=layout) for part in weight.tensor_split([encoded.shape[1]], 1))
-    convolved = in_twos if narrow(encoded, own) else same_size
-    result = convolved(encoded, own, bias)
+    result = same_size(encoded, own, bias)
     with torch.autocast("cpu", enabled=False):
         kernel = functional.conv3d(up, other, padding=2)
         constant = None if up_bias is None else of_constant(up_bias, other, encoded.shape[2:])
@@ -97,11 +96,6 @@ def doubled(x: Tensor, kernel: Tensor) -> Tensor:
     both = functional.conv3d(x, places, padding=1).movedim(1, -1).unflatten(-1, (2, 2, 2, outputs))
     both = both.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
     return both[:, 1:-1, 1:-1, 1:-1].movedim(-1, 1)
-
-
-def same_size(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution, see :func:`istn_monai.layers.is_plain`."""
-    return functional.conv3d(image, weight, bias, padding=1)
 
 
 def of_constant(values: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:

@@ -116,6 +116,11 @@ def is_recorded() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
 
 
+def values_alone() -> bool:
+    """Whether nothing but values is wanted, no gradient and no record of operations: others may give the same."""
+    return not (torch.is_grad_enabled() or is_recorded())
+
+
 def cpu_chunks(grid: Tensor) -> int:
     """Into how many equal chunks to split the points ``(1, *T, D)`` of one image: threads on the CPU, 1 elsewhere.
 
