@@ -41,7 +41,7 @@ from peers import START, Run, evaluate, interpreters, measured
 
 from istn_monai.workflow import weights_name
 
-DEFAULT = ("SyN", "greedy_nmi", "convexAdam", "ours_intensities", "ours_smooth", "ours_mind")
+DEFAULT = ("SyN", "greedy_nmi", "convexAdam", "ours_intensities", "ours_smooth", "ours_smooth_2mm", "ours_mind")
 Judge = Callable[[Path | None, Path], Row]
 #: by table: what judges a field, and what a summary tells of its numbers
 TABLES: dict[str, tuple[Judge, tuple[str, ...]]] = {

@@ -38,6 +38,8 @@ SMOOTH = {
     "refine_levels": [[4, 60, 0], [2, 40, 0], [2, 60, 1], [1, 60, 2]],
     "refine_weights": {"image": 1.0, "bending": 2.0},
 }
+#: likewise, on a grid of 2 mm
+SMOOTH_2MM = SMOOTH | {"spacing": 2, "refine_levels": [[4, 60, 0], [2, 40, 0], [1, 60, 1], [1, 60, 2]]}
 
 
 class Method:
@@ -330,6 +332,7 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     "ours_intensities": ("istn-monai", lambda *a: Ours("intensities", None, *a)),
     "ours_mind": ("istn-monai", lambda *a: Ours("intensities", None, *a, representation="mind")),
     "ours_smooth": ("istn-monai", lambda *a: Ours("intensities", None, *a, **SMOOTH)),
+    "ours_smooth_2mm": ("istn-monai", lambda *a: Ours("intensities", None, *a, **SMOOTH_2MM)),
     "ours_checkpoint": ("istn-monai", lambda *a: Ours(os.environ[CHECKPOINT], None, *a)),
     "ours_one_pass": ("istn-monai", lambda *a: Ours(None, 0, *a)),
     "ours_refined": ("istn-monai", lambda *a: Ours(None, None, *a)),
