@@ -16,8 +16,8 @@ Where things are, in reading order: no module comes before one that it imports.
   :mod:`~istn_monai.geometry.cells` (which cell of a field holds a point),
   :mod:`~istn_monai.geometry.domains` (inside or outside, as ITK has it), :mod:`~istn_monai.geometry.components`,
   :mod:`~istn_monai.geometry.world_transform`
-- :mod:`istn_monai.instance_norm`, :mod:`istn_monai.layers`, :mod:`istn_monai.optical_flow`, :mod:`istn_monai.stn`,
-  :mod:`istn_monai.up_convolution`, :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
+- :mod:`istn_monai.instance_norm`, :mod:`istn_monai.convolutions`, :mod:`istn_monai.layers`,
+  :mod:`istn_monai.optical_flow`, :mod:`istn_monai.stn`, :mod:`istn_monai.networks`: STN, ITN, and both joined, ISTN;
   :mod:`~istn_monai.transforms.keys` (of a pair), :mod:`istn_monai.refine_weights`,
   :mod:`istn_monai.representations` (what is registered, by name),
   :mod:`istn_monai.guidance` (labels, landmarks and masks of the pair in hand),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from istn_monai.convolutions import is_plain, same_size
 from istn_monai.geometry.sampling import values_alone
 from istn_monai.instance_norm import instance_norm, keeps_layout
 
@@ -193,54 +194,13 @@ def with_central_statistics(network: nn.Module, in_channels: int, spatial_size: 
     return network
 
 
-def is_plain(convolution: nn.Conv3d) -> bool:
-    """Whether a convolution is of 3 x 3 x 3 voxels, keeps the size, and sees zeros beyond the border."""
-    own = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation
-    return own == ((3, 3, 3), *[(1, 1, 1)] * 3) and convolution.groups == 1 and convolution.padding_mode == "zeros"
-
-
-def narrow(image: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`in_twos` is for these: to 8 channels, which fill half of a register of AVX-512."""
-    return (
-        values_alone()
-        and weight.shape[0] == 8 <= weight.shape[1]
-        and image.shape[-1] % 2 == 0
-        and image.is_contiguous(memory_format=torch.channels_last_3d)
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    )
-
-
-def in_twos(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution, see :func:`is_plain`, of neighbors along the last axis at once, in two thirds of the time.
-
-    They are channels of every second voxel: with channels last in memory these lie as those of all voxels do. Four taps
-    take the place of three, in registers that are full.
-
-    Args:
-        image: ``(B, C, *S)``, channels last, as what comes, ``(B, O, *S)``; the last axis is even.
-        weight: ``(O, C, 3, 3, 3)``.
-        bias: ``(O,)``, or None.
-    """
-    kernel = torch.cat([nn.functional.pad(weight, side) for side in ((0, 1), (1, 0))])
-    kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
-    bias = None if bias is None else bias.repeat(2)
-    twos = nn.functional.conv3d(image, kernel, bias, stride=(1, 1, 2), padding=1)
-    return twos.movedim(1, -1).unflatten(-1, (2, -1)).flatten(-3, -2).movedim(-1, 1)
-
-
-def same_size(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution, see :func:`is_plain`, in the quicker way."""
-    conv3d = nn.functional.conv3d
-    return in_twos(image, weight, bias) if narrow(image, weight) else conv3d(image, weight, bias, padding=1)
-
-
 class SteadyConv3d(nn.Conv3d):
     """A 3-D convolution that oneDNN computes right, and some in a quarter or two thirds of the time.
 
     Of features narrower than the kernel, as the deepest ones of a small grid are, the weights' gradients in bfloat16
     are in part memory that nothing was written to (PyTorch 2.13 on processors with AVX512-BF16): those are computed in
     float32. PyTorch leaves batches and large images alone to oneDNN, and has a slower way for others. And 8 channels
-    are half as fast as 16, see :func:`in_twos`.
+    are half as fast as 16, see :func:`istn_monai.convolutions.in_twos`.
     """
 
     def forward(self, image: Tensor) -> Tensor:

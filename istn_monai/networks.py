@@ -13,10 +13,10 @@ from monai.networks.layers import Conv, get_act_layer
 from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 
+from istn_monai.convolutions import JoinedUpCat
 from istn_monai.geometry.sampling import values_alone
 from istn_monai.geometry.transformation import Transformation
 from istn_monai.layers import StructureSoftmax, centered, crop_to, middle_of, pad_to_multiple, steady_convolutions
-from istn_monai.up_convolution import JoinedUpCat
 
 UNET_DIVISOR = 16  # a BasicUNet halves an image four times
 AT_ONCE = 2**22  # voxels of images that a network gets together

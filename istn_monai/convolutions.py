@@ -1,8 +1,8 @@
-"""A U-Net's way up: the transposed convolution and the convolution behind it as one.
+"""Convolutions in less time than PyTorch takes, with the same results; those of a U-Net's way up without any gradient.
 
-Nothing but a concatenation lies between them, so together they are linear: the convolution's kernel for the encoder's
-features is applied to these alone, and the rest is one transposed convolution of 4 x 4 x 4 voxels. That takes half of
-the time of both, and less memory, as nothing is concatenated.
+Between a transposed convolution and the convolution behind it lies nothing but a concatenation, so together they are
+linear: the convolution's kernel for the encoder's features is applied to these alone, and the rest is one transposed
+convolution of 4 x 4 x 4 voxels. That takes half of the time of both, and less memory, as nothing is concatenated.
 """
 
 from __future__ import annotations
@@ -15,9 +15,49 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from istn_monai.geometry.sampling import values_alone
-from istn_monai.layers import is_plain, same_size
 
 LEAST = 2**16  # voxels from which on it is faster: kernels are multiplied at each call
+
+
+def is_plain(convolution: nn.Conv3d) -> bool:
+    """Whether a convolution is of 3 x 3 x 3 voxels, keeps the size, and sees zeros beyond the border."""
+    own = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation
+    return own == ((3, 3, 3), *[(1, 1, 1)] * 3) and convolution.groups == 1 and convolution.padding_mode == "zeros"
+
+
+def narrow(image: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`in_twos` is for these: to 8 channels, which fill half of a register of AVX-512."""
+    return (
+        values_alone()
+        and weight.shape[0] == 8 <= weight.shape[1]
+        and image.shape[-1] % 2 == 0
+        and image.is_contiguous(memory_format=torch.channels_last_3d)
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    )
+
+
+def in_twos(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution, see :func:`is_plain`, of neighbors along the last axis at once, in two thirds of the time.
+
+    They are channels of every second voxel: with channels last in memory these lie as those of all voxels do. Four taps
+    take the place of three, in registers that are full.
+
+    Args:
+        image: ``(B, C, *S)``, channels last, as what comes, ``(B, O, *S)``; the last axis is even.
+        weight: ``(O, C, 3, 3, 3)``.
+        bias: ``(O,)``, or None.
+    """
+    kernel = torch.cat([functional.pad(weight, side) for side in ((0, 1), (1, 0))])
+    kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
+    bias = None if bias is None else bias.repeat(2)
+    twos = functional.conv3d(image, kernel, bias, stride=(1, 1, 2), padding=1)
+    return twos.movedim(1, -1).unflatten(-1, (2, -1)).flatten(-3, -2).movedim(-1, 1)
+
+
+def same_size(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution, see :func:`is_plain`, in the quicker way."""
+    conv3d = functional.conv3d
+    return in_twos(image, weight, bias) if narrow(image, weight) else conv3d(image, weight, bias, padding=1)
 
 
 class JoinedUpCat(UpCat):
