@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from istn_monai.convolutions import is_plain, same_size
 from istn_monai.geometry.sampling import values_alone
+from istn_monai.geometry.separable import linear_weights
 from istn_monai.instance_norm import instance_norm, keeps_layout
 
 SMALL = 2**18  # voxels of an image
@@ -108,8 +109,7 @@ def stretched(features: Tensor, size: Sequence[int], ratios: Sequence[float]) ->
     for axis, (points, ratio) in enumerate(zip(size, ratios, strict=True), 2):
         last = features.shape[axis] - 1
         places = ratio * (torch.arange(points) - (points - 1) / 2) + last / 2
-        distances = places.clamp(0, last)[:, None] - torch.arange(last + 1)
-        weights = (1 - distances.abs()).clamp(min=0).to(features)
+        weights = linear_weights(places.clamp(0, last), last + 1).to(features)
         features = (features.movedim(axis, -1) @ weights.T).movedim(-1, axis)
     return features
 

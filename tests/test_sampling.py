@@ -8,6 +8,7 @@ from monai.networks.blocks import Warp as MonaiWarp
 from oracles import DIMS, SIZE, grid_points, max_abs, normal, smooth_image
 from scipy.ndimage import map_coordinates
 
+from istn_monai.geometry import sampling
 from istn_monai.geometry.sampling import Warp, affine_points, compose, resample, sample, voxel_grid, warp
 
 
@@ -216,6 +217,57 @@ def test_resample_by_hand(dims):
     for channel in range(2):
         expected = map_coordinates(image[0, channel].double().numpy(), points, order=1, mode="grid-constant")
         assert max_abs(result[0, channel], expected) < 1e-5
+
+
+def turned_over(axes, size):
+    """A map that exchanges axes, turns one round, stretches all, and begins outside of an image of a size."""
+    matrix = torch.zeros(len(axes) + 1, len(axes) + 1, dtype=torch.float64)
+    matrix[-1, -1] = 1
+    for axis, own in enumerate(axes):
+        step = (-1.3, 0.6, 1.7)[axis]
+        matrix[own, axis], matrix[own, -1] = step, -1.4 if step > 0 else size[own] + 0.3
+    return matrix
+
+
+@pytest.mark.parametrize("padding, mode", [("zeros", "grid-constant"), ("border", "nearest")])
+@pytest.mark.parametrize("axes", [(1, 0), (0, 1), (0, 1, 2), (2, 0, 1), (1, 0, 2)])
+def test_resample_along_axes_is_scipys_means_of_samples(axes, padding, mode):
+    """And with a hundredth of a degree more, where each point is sampled, about the same."""
+    own, size, samples = (5, 1, 7)[-len(axes) :], (6, 4, 9)[: len(axes)], (2, 1, 3)[: len(axes)]
+    image, matrix = normal(2, 3, *own), turned_over(axes, own)
+    result = resample(image, matrix, size, padding_mode=padding, samples=samples)
+    numbers = np.array(samples).reshape(-1, *[1] * len(axes))
+    fine = (grid_points([n * k for n, k in zip(size, samples, strict=True)]) + 0.5) / numbers - 0.5
+    points = np.tensordot(matrix[:-1, :-1].numpy(), fine, 1) + matrix[:-1, -1].numpy().reshape(numbers.shape)
+    points[np.array(own) == 1] = 0  # a single voxel goes on
+    blocks = [number for pair in zip(size, samples, strict=True) for number in pair]
+    for item, channel in np.ndindex(2, 3):
+        expected = map_coordinates(image[item, channel].double().numpy(), points, order=1, mode=mode)
+        expected = expected.reshape(blocks).mean(tuple(range(1, 2 * len(axes), 2)))
+        assert max_abs(result[item, channel], expected) < 1e-5
+    turned = matrix.clone()
+    turned[axes[0], 1] = turned[axes[0], 0] * 1.7e-4
+    others = resample(image, turned, size, padding_mode=padding, samples=samples)
+    assert 0 < max_abs(others, result) < 1e-2
+
+
+def test_resample_along_axes_where_it_is_the_same(monkeypatch):
+    """Neither for what a product would spread nor for a map that mixes axes; never in half precision."""
+    calls, along = [], sampling.resampled_along_axes
+    monkeypatch.setattr(sampling, "resampled_along_axes", lambda *given: calls.append(1) or along(*given))
+    image, matrix = normal(1, 1, 6, 7, 5), torch.eye(4, dtype=torch.float64)
+    matrix[0, -1] = 0.5
+    expected = resample(image, matrix, (6, 7, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(resample(image.double(), matrix, (6, 7, 5)), expected)
+    assert len(calls) == 2 and expected.dtype == torch.float32
+    holed = image.clone()
+    holed[0, 0, 3, 3, 2] = torch.nan
+    assert resample(holed, matrix, (6, 7, 5)).isnan().sum() <= 8  # that of its cell
+    matrix[0, 1] = 1e-5
+    assert max_abs(resample(image, matrix, (6, 7, 5)), expected) < 1e-3
+    assert max_abs(resample(image, torch.eye(4), (6, 7, 5), padding_mode="reflection"), image) < 1e-5
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("dims", DIMS)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from monai.networks.layers import Pool
 from torch import Tensor
 
 from istn_monai.geometry.exact import interpolated
@@ -32,12 +31,8 @@ def area_averaged(image: Tensor, own: Grid, target: Grid) -> Tensor:
     Returns:
         ``(B, C, *target.spatial_size)``.
     """
-    factors = samples_along(own, target)
-    to_voxel = torch.diag(torch.tensor([*(1.0 / f for f in factors), 1.0], dtype=torch.float64))
-    to_voxel[:-1, -1] = torch.tensor([(1.0 / f - 1.0) / 2.0 for f in factors], dtype=torch.float64)
-    fine_size = [size * f for size, f in zip(target.spatial_size, factors, strict=True)]
-    samples = resample(image, target.to(own) @ to_voxel, fine_size, padding_mode="border")
-    return samples if max(factors) == 1 else Pool[Pool.AVG, len(factors)](factors)(samples)
+    samples = samples_along(own, target)
+    return resample(image, target.to(own), target.spatial_size, padding_mode="border", samples=samples)
 
 
 def samples_along(own: Grid, target: Grid) -> list[int]:

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from monai.networks.layers import Pool
 from torch import Tensor, nn
+
+from istn_monai.geometry.separable import axes_of, resampled_along_axes
 
 MODES = ("bilinear", "nearest", "bicubic")
 PADDING_MODES = ("border", "zeros", "reflection")
@@ -175,6 +178,7 @@ def resample(
     spatial_size: Sequence[int],
     mode: str = "bilinear",
     padding_mode: str = "zeros",
+    samples: Sequence[int] | None = None,
 ) -> Tensor:
     """``image`` on another grid.
 
@@ -183,8 +187,28 @@ def resample(
         matrix: ``(D+1, D+1)``, voxel of the new grid to voxel of ``image``, for example
             ``inverse(image_affine) @ grid_affine``.
         spatial_size: size of the new grid.
+        mode: as in :func:`sample`.
+        padding_mode: likewise.
+        samples: along each axis, the mean of how many in a voxel of the new grid; None is 1.
     """
-    return sample(image, affine_points(matrix, spatial_size)[None].to(image.device), mode, padding_mode)
+    samples = samples or [1] * len(spatial_size)
+    linear = mode == "bilinear" and padding_mode != "reflection" and not is_recorded()
+    axes = axes_of(matrix, spatial_size) if linear and image.device.type == "cpu" else None
+    if axes is not None and bool(torch.isfinite(image).all()):
+        with torch.autocast("cpu", enabled=False):
+            border = padding_mode == "border"
+            return resampled_along_axes(image.float(), matrix, axes, spatial_size, border, samples)
+    fine = [size * number for size, number in zip(spatial_size, samples, strict=True)]
+    points = affine_points(matrix.double().cpu() @ centers_of(samples), fine).to(image.device)
+    values = sample(image, points.expand(len(image), *points.shape), mode, padding_mode)
+    return values if max(samples) == 1 else Pool[Pool.AVG, len(samples)](tuple(samples))(values)
+
+
+def centers_of(samples: Sequence[int]) -> Tensor:
+    """``(D+1, D+1)``: voxels of a grid that is so many times as fine to those of the grid, over the same places."""
+    matrix = torch.diag(torch.tensor([*(1.0 / number for number in samples), 1.0], dtype=torch.float64))
+    matrix[:-1, -1] = torch.tensor([(1.0 / number - 1.0) / 2.0 for number in samples], dtype=torch.float64)
+    return matrix
 
 
 def affine_points(
