@@ -15,7 +15,6 @@ from torch import Tensor
 from istn_monai.adam import Adam, cosine_to_zero
 
 SMALL = 2**16  # voxels below which threads wait for each other for longer than they work
-AT_BOUND = 2.65  # tanh(2.65) = 0.99: nearer to a parameter's bound than this, it wants to go further
 #: theta ``(B, P)`` and a stride to the ddf ``(B, D, *S)`` at each ``stride``-th voxel, and its objective ``(B,)``
 Evaluate = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
@@ -130,11 +129,24 @@ class Descent:
         return self(evaluate, lambda: theta, [theta], [stride] * steps, stride, factor)
 
 
+def check_stopping(patience: int, tolerance: float, max_seconds: float | None) -> None:
+    """ValueError, naming it, for what no descent could stop by."""
+    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+        raise ValueError(f"patience must be a whole number of steps, at least 1, got {patience!r}")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance must be a fraction of the objective, at least 0 and below 1, got {tolerance!r}")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds must be above 0, or None for no limit, got {max_seconds!r}")
+
+
 @contextmanager
 def no_idle_threads(voxels: int) -> Iterator[None]:
     """One thread for steps that compare so few voxels that several take longer, on a busy machine much longer."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(threads if voxels >= SMALL else 1)
+    if voxels >= SMALL or threads == 1:  # a thread of Python that began meanwhile has one, and must not give it to all
+        yield
+        return
+    torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -193,25 +205,26 @@ class BestIterates:
         self.mark, self.marked = torch.where(moved, values, self.mark), torch.where(moved, self.seen, self.marked)
         self.active &= self.seen - self.marked < self.patience
 
-    def reports(self, seconds: float) -> list[RefinementReport]:
-        """One for each pair."""
-        at_bound = (self.theta.abs() > AT_BOUND).float().mean(1)
+    def reports(self, at_bound: Tensor, seconds: float) -> list[RefinementReport]:
+        """One for each pair, of whose parameters fractions ``(B,)`` are near their bounds."""
         columns = (self.steps, self.start, self.best, at_bound, self.trace)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [RefinementReport(int(s), seconds, start, end, bound, tuple(t)) for s, start, end, bound, t in rows]
 
 
 def joined_reports(
-    tracks: Sequence[BestIterates], start: Tensor, end: Tensor, seconds: float
+    tracks: Sequence[BestIterates], start: Tensor, end: Tensor, at_bound: Tensor, seconds: float
 ) -> list[RefinementReport]:
-    """One for each pair, of several descents one after the other, with the objective ``(B,)`` before and after all."""
+    """One for each pair, of several descents one after the other, with the objective ``(B,)`` before and after all; a
+    start that nothing was better than is kept. ``at_bound`` as for :meth:`BestIterates.reports`."""
     reports = []
-    for number, (before, after) in enumerate(zip(start.tolist(), end.tolist(), strict=True)):
+    for number, (before, after, bound) in enumerate(
+        zip(*(own.tolist() for own in (start, end, at_bound)), strict=True)
+    ):
         traces = [track.trace[number].tolist() for track in tracks]
         trace = (before, *(value for own in traces for value in own[1:]))
-        steps = int(sum(track.steps[number] for track in tracks))
-        at_bound = torch.cat([(track.theta[number].abs() > AT_BOUND).float() for track in tracks]).mean().item()
-        reports.append(RefinementReport(steps, seconds, before, after, at_bound, trace))
+        steps = int(sum(track.steps[number] for track in tracks)) if after < before else 0
+        reports.append(RefinementReport(steps, seconds, before, after, bound, trace))
     return reports
 
 

@@ -5,7 +5,8 @@ The other tools, and how what they find is joined and applied, are in ``docs/eng
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ class Representing(Registration):
     ) -> None:
         super().__init__(model, 0, config, bundle_root, **settings)
         self.world, self.qa = world, False
+
+    def __reduce__(self) -> tuple[Callable[..., Registration], tuple[()]]:
+        """See :meth:`istn_monai.Registration.__reduce__`."""
+        model, _, config, bundle_root, settings = self.arguments
+        return partial(Representing, model, config, bundle_root, self.world, **settings), ()
 
     def __call__(self, pair: Mapping[str, Any]) -> dict[str, Any]:
         """The pair and its representations; of its files the images count, and what these are made of."""

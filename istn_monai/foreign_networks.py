@@ -1,6 +1,7 @@
 """Networks of somebody else, whose output is registered: TorchScript, ``torch.export``, MONAI bundles.
 
-Files of these kinds hold code: they are run because a user names them, and never because a checkpoint does.
+Files of these kinds hold code: they are run because a user names them. A checkpoint that was trained on such a network
+names it, too, with the hash of the file: trust both, or none.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 By the keys of a pair, all on the registration grid: ``moving_label`` and ``fixed_label`` ``(B, L, *S)`` in [0, 1],
 ``moving_points`` and ``fixed_points`` ``(B, D, N)`` in voxels, ``moving_mask`` and ``fixed_mask`` ``(B, 1, *S)`` of 0
-and 1; any of them may be missing. :class:`istn_monai.transforms.guidance.Guidanced` makes them from files.
+and 1; any of them may be missing, and labels and landmarks count by their weights alone.
+:class:`istn_monai.transforms.guidance.Guidanced` makes them from files.
 
 ``moving_maps`` and ``fixed_maps`` ``(B, K, *S)``, both or none, are registered in the place of an ITN's output, see
 :class:`istn_monai.transforms.representations.RepresentationMapsd`.

@@ -17,8 +17,8 @@ from istn_monai.levels import Levels
 from istn_monai.refinement import RefinementReport, Refiner
 
 logger = logging.getLogger(__name__)
-#: of a report: numbers, or a list of them
 STILL = 1e-6  # voxels, below which nothing has moved
+#: of a report: numbers, or a list of them
 NUMBERS = tuple(field.name for field in fields(RefinementReport) if field.name != "terms")
 
 
@@ -114,6 +114,8 @@ class RefineInferer(Inferer):
 
     def __init__(self, refiner: Refiner | None = None, both_ways: bool = False, **options: Any) -> None:
         super().__init__()
+        if refiner is not None and options:
+            raise ValueError(f"give a refiner, or the options of one, not both: got {', '.join(options)}")
         self.both_ways = both_ways
         self.refiner = Refiner(**options) if refiner is None else refiner
 

@@ -7,6 +7,7 @@ from collections.abc import Container, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+TARGETS = ("theta", "stn")  # what a refinement optimizes
 USUAL_STEPS = 25  # of a refinement whose number of steps nobody gave
 COARSE_STRIDE, MAX_STRIDE = 2, 8
 SMALL, MOST_COMPARED = 2**15, 2**21  # voxels of a grid of which all are compared; in a step of a large one
@@ -120,7 +121,7 @@ def levels_of_parts(levels: Sequence[Sequence[int]], own: Parts, other: Parts) -
     steps_of = [[level[:2] for level in levels if level[2] == number] for number in range(sum(own))]
     linear, local = sum(steps_of[: own.linear], []), steps_of[own.linear :]
     if other.local > own.local:
-        local = local[:-1] + local[-2:-1] * (other.local - own.local) + local[-1:]
+        local = local[:-1] + (local[-2:-1] or local) * (other.local - own.local) + local[-1:]
     elif other.local:
         local = [*local[: other.local - 1], sum(local[other.local - 1 :], [])]
     else:
@@ -227,6 +228,16 @@ def strides_of(levels: Levels) -> list[int]:
         [2, 2, 2, 1]
     """
     return [level.stride for level in levels for _ in range(level.steps)]
+
+
+def check_target(target: str, symmetric: bool, levels: Levels | None) -> None:
+    """ValueError unless there is such a target, and theta is what is refined both ways, or in turn."""
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
+    if symmetric and target != "theta":
+        raise ValueError("symmetric refines theta, got target 'stn': leave one of them out")
+    if target != "theta" and in_turn(levels or ()):
+        raise ValueError("levels of components are of theta, got target 'stn': leave out their third number")
 
 
 def check_steps(steps: Any, coarse_steps: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from istn_monai.geometry.sampling import at_least_float32
 from istn_monai.geometry.separable import along_axes
 
 WIDTH = 9  # voxels of a window of local correlation (VoxelMorph's)
@@ -59,12 +60,13 @@ class Moments(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, mean: Tensor, square: Tensor, product: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        """Of the moving image."""
+    def backward(ctx: Any, mean: Tensor, square: Tensor, product: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+        """Of both images."""
         moving, fixed = ctx.saved_tensors
         spread = along_axes(torch.cat([mean, square, product], 1), [window.T for window in ctx.windows])
         mean, square, product = spread.tensor_split(3, 1)
-        return torch.addcmul(mean, square, moving, value=2).addcmul_(product, fixed), None, None
+        of_fixed = product * moving if ctx.needs_input_grad[1] else None
+        return torch.addcmul(mean, square, moving, value=2).addcmul_(product, fixed), of_fixed, None
 
 
 class LocalCorrelation:
@@ -85,6 +87,7 @@ class LocalCorrelation:
     """
 
     def __init__(self, fixed: Tensor, width: int = WIDTH, every: int = 1) -> None:
+        fixed = at_least_float32(fixed)
         self.fixed, self.every = fixed, every
         self.windows = window_weights(fixed.shape[2:], width, fixed, every)
         self.mean, square = along_axes(torch.cat([fixed, fixed * fixed], 1), self.windows).chunk(2, 1)
@@ -92,6 +95,7 @@ class LocalCorrelation:
 
     def __call__(self, moving: Tensor, counts: Tensor | None = None) -> Tensor:
         """``(B, C, *S)`` to ``(B,)``; of the voxels alone that count, by ``(B, 1, *S)``, within windows too."""
+        moving = at_least_float32(moving)
         if counts is None:
             mean, square, product = Moments.apply(moving, self.fixed, self.windows)
             fixed_mean, fixed_variance = self.mean, self.variance

@@ -18,6 +18,7 @@ from istn_monai.objective import bending_energy, counted_mean, image_terms
 from istn_monai.refine_weights import LOSS_TERMS, term_weights
 
 VARIANTS = ("u", "s", "e", "i")
+READ = ("label", "mask")  # of a batch
 LEAST = 1e-6  # probability whose logarithm is taken
 WHOLE = 1 - 1e-4  # of an interpolated mask: all that a voxel is interpolated from counts
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -166,7 +167,7 @@ class ISTNLoss(nn.Module):
 
 def other_way(output: ISTNOutput, batch: Mapping[str, Tensor], ddf: Tensor) -> tuple[ISTNOutput, dict[str, Tensor]]:
     """What a network gave, and a batch, with moving and fixed in each other's place, and the ddf of that way."""
-    swapped = {name: torch.cat(both.chunk(2, dim=1)[::-1], dim=1) for name, both in batch.items()}
+    swapped = {name: torch.cat(both.chunk(2, dim=1)[::-1], dim=1) for name, both in batch.items() if name in READ}
     image = torch.cat(output.image.chunk(2, dim=1)[::-1], dim=1)
     return ISTNOutput(image, output.fixed_representation, output.moving_representation, output.theta, ddf), swapped
 

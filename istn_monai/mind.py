@@ -7,6 +7,8 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from istn_monai.geometry.sampling import at_least_float32
+
 RADIUS, DILATION = 2, 2  # of ConvexAdam, for voxels of 1 to 2 mm
 REGISTERED = (1, 2)  # radius and dilation of images that are registered on it: those of ConvexAdam's registration
 #: of the mean variance over an image: what a voxel's own is kept between
@@ -34,7 +36,7 @@ def mind_ssc(image: Tensor, radius: int = RADIUS, dilation: int = DILATION) -> T
         >>> torch.allclose(mind_ssc(image), mind_ssc(3 - 2 * image), atol=1e-3)
         True
     """
-    dims = image.ndim - 2
+    image, dims = at_least_float32(image), image.ndim - 2
     padded = nn.functional.pad(image, [dilation] * 2 * dims, mode="replicate")
 
     def neighbor(axis: int, step: int) -> Tensor:

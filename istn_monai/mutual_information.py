@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+
+from istn_monai.geometry.sampling import at_least_float32
+from istn_monai.geometry.separable import in_full_precision
 
 BINS = 32
 MOST = 2**17  # voxels that are looked at: more change the histogram little, and it takes 32 numbers for each
@@ -32,6 +38,19 @@ def bin_weights(values: Tensor, bins: int = BINS) -> Tensor:
     return torch.where(d < 1, near, (2 - d).clamp_min(0) ** 3 / 6)
 
 
+@lru_cache
+def every(spatial_size: tuple[int, ...]) -> int:
+    """Each so-and-so-many-th voxel is looked at: no divisor of a size, which would leave out whole planes.
+
+    Examples:
+        >>> every((64, 64)), every((128, 128, 128)), every((48, 64, 48))
+        (1, 15, 1)
+    """
+    step = -(-math.prod(spatial_size) // MOST)
+    coprime = (n for n in range(1, 2 * step) if all(math.gcd(n, size) == 1 for size in spatial_size))
+    return min(coprime, key=lambda n: abs(n - step))
+
+
 def entropy(fractions: Tensor) -> Tensor:
     """Of fractions ``(B, ...)`` that sum to 1, ``(B,)``, in nats."""
     return -(fractions * fractions.clamp_min(TINY).log()).flatten(1).sum(1)
@@ -56,14 +75,15 @@ def normalized_mutual_information(moving: Tensor, fixed: Tensor, counts: Tensor 
         >>> tells > 0.2 > 0.1 > normalized_mutual_information(torch.rand(1, 1, 64, 64), image).item()
         True
     """
+    moving, fixed = at_least_float32(moving), at_least_float32(fixed)
     batch, channels = moving.shape[:2]
-    voxels = moving[0, 0].numel()
-    step = -(-voxels // MOST)
+    voxels, step = moving[0, 0].numel(), every(tuple(moving.shape[2:]))
     weights = moving.new_ones(batch, 1, voxels) if counts is None else counts.flatten(2).to(moving)
     weights = weights.expand(-1, channels, -1).flatten(0, 1)[:, ::step]
     sides = (scaled(image.flatten(2).flatten(0, 1)[:, ::step], weights) for image in (moving, fixed))
     one, other = map(bin_weights, sides)
-    joint = (one * weights.unsqueeze(-1)).transpose(1, 2) @ other
+    with in_full_precision(one):
+        joint = (one * weights.unsqueeze(-1)).transpose(1, 2) @ other
     joint = joint / joint.sum((1, 2), keepdim=True).clamp_min(TINY)
     both = entropy(joint.sum(2)) + entropy(joint.sum(1))
     return ((both + TINY) / (entropy(joint) + TINY) - 1).view(batch, channels).mean(1)

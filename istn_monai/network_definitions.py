@@ -106,6 +106,7 @@ def check_definition(definition: Any, name: str) -> None:
     if isinstance(definition, Mapping):
         if "_target_" in definition:
             check_target(definition["_target_"], name)
+            check_hashed(definition, name)
         others = [key for key in definition if str(key).startswith("_") and key != "_target_"]
         if others:
             raise ValueError(f"{name} of the checkpoint has keys that are not used there: {others}")
@@ -115,6 +116,16 @@ def check_definition(definition: Any, name: str) -> None:
             check_definition(item, name)
     elif isinstance(definition, str) and definition[:1] in ("$", "%", "@") and definition != TRANSFORMATION_ID:
         raise ValueError(f"{name} of the checkpoint has an expression, {definition!r}, which is not run")
+
+
+def check_hashed(definition: Mapping[str, Any], name: str) -> None:
+    """ValueError if a file's frozen ITN names a network of somebody else, whose code would run, without its hash."""
+    frozen = str(definition["_target_"]).rpartition(".")[2] == FROZEN.rpartition(".")[2]
+    if frozen and Representation.of(definition.get("representation")).is_network and not definition.get("sha256"):
+        raise ValueError(
+            f"{name} of the checkpoint names a network's file, {definition['representation']!r}, without its sha256: "
+            f"give {name} yourself if you trust it"
+        )
 
 
 def check_target(target: Any, name: str) -> None:

@@ -246,7 +246,8 @@ class NetworkSettings:
 
     @classmethod
     def of_state_dict(cls, state: Mapping[str, Any]) -> NetworkSettings:
-        """What :meth:`state_dict` gave, from a file: names are checked, no definition may run code.
+        """What :meth:`state_dict` gave, from a file: names are checked, no definition may run code, and
+        a frozen ITN's file counts with the hash that it had in training alone.
 
         Raises:
             ValueError: for an unknown setting, or a definition that is not a network of MONAI, torch or this package.

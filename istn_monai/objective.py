@@ -22,6 +22,7 @@ from istn_monai.window import Window, boxes_of, window_of
 
 TINY = 1e-8
 WINDOWED = {"structures", "image", "bending", "landmarks"}  # terms that need nothing from beyond the fixed image
+UNMASKED = {"labels", "mask"}  # parts in which all counts
 WINDOW, EVERY = 5, 2  # voxels of a window of local correlation, at any resolution; there is one about every second
 Loss = Callable[..., Tensor]
 
@@ -123,8 +124,9 @@ class PairObjective:
     - ``labels``: :func:`label_difference` of labels of the pair; of one side alone, from the other's representation.
     - ``landmarks``: :func:`landmark_difference`.
 
-    Where a mask is 0, structures and image do not count; what lies there may have any finite value. Nor do they beyond
-    a box that holds all that the fixed image shows: nothing is known there, and it need not be sampled.
+    Where a mask is 0, structures and image do not count; what lies there may have any finite value, but for ``mind``,
+    whose patches reach across a mask's edge. Nor do they beyond a box that holds all that the fixed image shows:
+    nothing is known there, and it need not be sampled.
 
     Args:
         weights: see :func:`istn_monai.refine_weights.term_weights`.
@@ -184,7 +186,7 @@ class PairObjective:
         if stride not in self.resolutions:
             moving, fixed = (self.reduced(joined, stride) for joined in (self.moving, self.fixed))
             window = window_of(self.boxes, stride, EVERY, fixed)
-            parts = self.parts(fixed[(..., *window.slices)].contiguous())
+            parts = self.parts_that_count(fixed[(..., *window.slices)].contiguous())
             correlation = LocalCorrelation(parts["image"], WINDOW, EVERY) if "image" in self.weights else None
             self.resolutions[stride] = Resolution(moving, window, parts, correlation)
         return self.resolutions[stride]
@@ -199,12 +201,19 @@ class PairObjective:
         return other
 
     def reduced(self, joined: Tensor, stride: int) -> Tensor:
-        """One side, area-averaged at each ``stride``-th voxel: over what counts alone, where there is a mask."""
-        if "mask" not in self.names or stride == 1:
-            return block_means(joined, stride)
-        values, mask = joined[:, :-1], joined[:, -1:]
-        inside = block_means(mask, stride)
-        return torch.cat([block_means(values * mask, stride) / inside.clamp_min(TINY), inside], 1)
+        """One side, area-averaged at each ``stride``-th voxel; with zeros in the place of what a mask leaves out."""
+        parts = self.parts(joined)
+        if "mask" in parts:
+            joined = torch.cat([part if name in UNMASKED else part * parts["mask"] for name, part in parts.items()], 1)
+        return block_means(joined, stride)
+
+    def parts_that_count(self, joined: Tensor) -> dict[str, Tensor]:
+        """What was joined, averaged and warped, by name: as means over what a mask has, where there is one."""
+        parts = self.parts(joined)
+        if "mask" not in parts:
+            return parts
+        inside = parts["mask"].clamp_min(TINY)
+        return {name: part if name in UNMASKED else part / inside for name, part in parts.items()}
 
     def terms(self, ddf: Tensor, stride: int = 1, bending: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted terms by name, ``(B,)`` each, of a ddf ``(B, D, *S)`` known at each ``stride``-th voxel.
@@ -213,7 +222,7 @@ class PairObjective:
         """
         moving, window, fixed, correlation = self.at(stride)
         moved = ddf[(..., *window.slices)] / stride
-        warped = self.parts(warp_part(moving, moved, [axis.start for axis in window.slices]))
+        warped = self.parts_that_count(warp_part(moving, moved, [axis.start for axis in window.slices]))
         # which voxels count is no reason to move: the terms would fall if the masks were moved apart
         counts = warped["mask"].detach() * fixed["mask"] if "mask" in fixed else window.counts
         terms: dict[str, Tensor] = {}

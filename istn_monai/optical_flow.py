@@ -8,8 +8,6 @@ away.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
@@ -44,9 +42,7 @@ def binomial_weights(size: int, stride: int, like: Tensor) -> Tensor:
 
 def smooth(image: Tensor, stride: int = 1) -> Tensor:
     """``(B, C, *S)`` with :func:`binomial_weights` along each axis, at each ``stride``-th voxel."""
-    kind = image.device.type
-    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-        return along_axes(image, [binomial_weights(size, stride, image) for size in image.shape[2:]])
+    return along_axes(image, [binomial_weights(size, stride, image) for size in image.shape[2:]])
 
 
 def gradient(image: Tensor) -> Tensor:

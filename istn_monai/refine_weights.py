@@ -115,7 +115,9 @@ def check_guided(given: Container[Any], weights: Container[str]) -> None:
         raise ValueError(f"landmarks shall guide the refinement: give {' and '.join(missing)}")
 
 
-def check_objective(weights: Any, similarity: Any, regularization: Any) -> None:
-    """ValueError if an objective is given in both of its forms."""
+def check_objective(weights: Any, similarity: Any, regularization: Any, regularization_weight: float = 0) -> None:
+    """ValueError if an objective is given in both of its forms, or weighs something by what is no weight."""
+    if not 0 <= regularization_weight < math.inf:
+        raise ValueError(f"regularization_weight must be a finite number of at least 0, got {regularization_weight!r}")
     if weights is not None and (similarity is not None or regularization is not None):
         raise ValueError("give weights, or similarity and regularization, not both")

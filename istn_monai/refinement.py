@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from istn_monai.descent import Descent, RefinementReport, by_pair, joined_reports
+from istn_monai.descent import Descent, RefinementReport, by_pair, check_stopping, joined_reports
 from istn_monai.directions import BothWays, OneWay, one_of_both
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.svf import SVFTransformation
@@ -22,6 +22,7 @@ from istn_monai.levels import (
     Levels,
     check_components,
     check_steps,
+    check_target,
     checked_levels,
     default_levels,
     in_turn,
@@ -35,7 +36,6 @@ from istn_monai.objective import LossObjective, Objective, PairObjective
 from istn_monai.refine_weights import check_objective, damping_of, term_weights
 from istn_monai.turns import is_global, refine_in_turn
 
-TARGETS = ("theta", "stn")
 LEARNING_RATES = {"theta": 0.05, "stn": 1e-3}
 #: of Adam; of an objective with weights, larger: what hardly matters to it then stays where it is, not at its bound
 EPSILON, WEIGHTED_EPSILON = 1e-8, 1e-6
@@ -129,17 +129,18 @@ class Refiner:
         check_steps(steps, coarse_steps)
         if learning_rate is not None and not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a finite number above 0, or None, got {learning_rate!r}")
-        check_objective(weights, similarity, regularization)
-        check_target(target, symmetric)
+        check_objective(weights, similarity, regularization, regularization_weight)
+        check_stopping(patience, tolerance, max_seconds)
         self.symmetric = symmetric
         self.weights = None if weights is None else term_weights(weights)
         self.levels = None if levels is None else checked_levels(levels)
+        check_target(target, symmetric, self.levels)
         if levels is not None and not (coarse_steps is None and regularization is None):
             raise ValueError("levels go with neither coarse_steps nor a regularization, which depends on the stride")
-        #: stride of the voxels that each step compares
         coarse_steps = 0 if regularization is not None else coarse_steps
         #: whether the components of a composite transformation move one after the other
         self.by_components = target == "theta" and coarse_steps is None and "labels" not in (self.weights or {"labels"})
+        #: stride of the voxels that each step compares
         self.strides = strides_of(self.levels or default_levels(steps, coarse_steps, target, self.weights))
         self.steps = len(self.strides)
         self.target = target
@@ -167,7 +168,8 @@ class Refiner:
                 theta = network.stn(torch.cat([moving, fixed], dim=1))
                 if self.symmetric:
                     theta = one_of_both(theta, network.stn(torch.cat([fixed, moving], dim=1)))
-            transformation = network.transformation.resized(image.shape[2:])
+            with torch.inference_mode(False):  # its gradients are taken
+                transformation = network.transformation.resized(image.shape[2:])
             return self.register(transformation, moving, fixed, theta, image.chunk(2, 1), guidance)
         singles = [
             self.refine_stn(
@@ -209,6 +211,8 @@ class Refiner:
             )
         with torch.inference_mode(False), torch.enable_grad():
             start = moving.new_zeros(len(moving), transformation.num_parameters) if theta is None else theta
+            if len(transformation.checked(start)) != len(moving):
+                raise ValueError(f"theta must be of {len(moving)} pairs, as the images are, got {tuple(start.shape)}")
             parameter = start.detach().clone().float().requires_grad_()
             pair = moving.clone(), fixed.clone()
             evaluate = self.evaluate_of(transformation, pair, images, guidance)
@@ -247,7 +251,8 @@ class Refiner:
             starts = evaluate.terms(track.theta_start, ddf_start)
             ends = evaluate.terms(track.theta, ddf) if strides else starts
             terms = {name: (own, ends[name]) for name, own in starts.items()}
-        reports = track.reports(time.perf_counter() - begin)
+        at_bound = evaluate.transformation.near_bounds(track.theta)
+        reports = track.reports(at_bound, time.perf_counter() - begin)
         reports = [replace(report, terms=own) for report, own in zip(reports, by_pair(terms, len(ddf)), strict=True)]
         return Refinement(track.theta, ddf, reports, track.theta_start, *pair)
 
@@ -274,7 +279,8 @@ class Refiner:
             ends = {name: (own, torch.where(better, terms[1][name], own)) for name, own in terms[0].items()}
             chosen = torch.where(better.view(-1, *[1] * (ddfs[0].ndim - 1)), *ddfs[::-1])
             ddf = chosen if finest == 1 else transformation(theta)
-        reports = joined_reports(tracks, before, torch.minimum(before, after), time.perf_counter() - begin)
+        at_bound, ends_at = transformation.near_bounds(theta), torch.minimum(before, after)
+        reports = joined_reports(tracks, before, ends_at, at_bound, time.perf_counter() - begin)
         turns = tuple((level.stride, level.steps) for level in levels)
         each = zip(reports, by_pair(ends, len(ddf)), strict=True)
         reports = [replace(report, terms=own, levels=turns) for report, own in each]
@@ -331,7 +337,9 @@ class Refiner:
         images: tuple[Tensor, ...] | None,
         guidance: Guidance | None,
     ) -> Objective:
-        """What is minimized for pairs."""
+        """What is minimized for pairs, in float32."""
+        pair = pair[0].float(), pair[1].float()
+        images = None if images is None else tuple(image.float() for image in images)
         if self.weights is None:
             if guidance and self.steps:
                 raise ValueError(
@@ -340,11 +348,3 @@ class Refiner:
                 )
             return LossObjective(*pair, self.similarity, self.regularization, self.regularization_weight)
         return PairObjective(self.weights, *pair, spacing, images, guidance)
-
-
-def check_target(target: str, symmetric: bool) -> None:
-    """ValueError unless there is such a target, and both ways are refined by theta."""
-    if target not in TARGETS:
-        raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
-    if symmetric and target != "theta":
-        raise ValueError("symmetric refines theta, got target 'stn': leave one of them out")

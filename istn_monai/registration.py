@@ -254,10 +254,10 @@ class RegisterISTNd(MapTransform, NotInvertible):
         keys: Sequence[str] | None = None,
         **settings: Any,
     ) -> None:
+        if keys is not None and (isinstance(keys, str) or len(keys) not in (2, 3)):
+            raise ValueError(f"keys must be those of moving image, fixed image and moving label, got {keys!r}")
         keys = (moving, fixed, moving_label) if keys is None else (*keys, moving_label)[:3]
         super().__init__(keys, allow_missing_keys=True)
-        if len(self.keys) != 3:
-            raise ValueError(f"keys must be those of moving image, fixed image and moving label, got {self.keys}")
         self.names = dict(zip(PAIR_KEYS[:3], map(str, self.keys), strict=True))
         self.registration = Registration(model, refine_steps, **settings)
 

@@ -9,7 +9,7 @@ from helpers import rand
 from scipy.interpolate import BSpline
 from torch.autograd import gradcheck
 
-from istn_monai.mutual_information import BINS, MOST, bin_weights, normalized_mutual_information
+from istn_monai.mutual_information import BINS, MOST, bin_weights, every, normalized_mutual_information
 
 SIZES = [(14, 12), (9, 8, 7)]
 WINDOW = BSpline.basis_element([-2, -1, 0, 1, 2], extrapolate=False)
@@ -70,9 +70,28 @@ def test_what_does_not_count_changes_nothing():
 
 def test_of_many_voxels_some_are_looked_at():
     image = rand(1, 1, MOST // 64, 200, seed=7)
-    some = image.flatten(2)[..., ::4].unsqueeze(-1)
+    some = image.flatten(2)[..., ::3].unsqueeze(-1)
     expected = normalized_mutual_information(some, some)
     assert torch.allclose(normalized_mutual_information(image, image), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (128, 128, 128), (256, 256, 128), (160, 192, 224)])
+def test_no_plane_is_left_out(size):
+    image = torch.zeros(size)
+    image.view(-1)[:: every(size)] = 1
+    assert MOST / 2 < image.sum() < 2 * MOST
+    for axis in range(len(size)):
+        others = [other for other in range(len(size)) if other != axis]
+        looked = image.sum(others)
+        assert looked.min() > 0.9 * looked.mean()
+
+
+def test_half_precision_of_others_changes_nothing():
+    moving, fixed = rand(1, 1, 20, 18, seed=1), rand(1, 1, 20, 18, seed=2)
+    expected = normalized_mutual_information(moving, fixed)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(normalized_mutual_information(moving, fixed), expected)
+    assert (normalized_mutual_information(moving.bfloat16(), fixed.bfloat16()) - expected).abs() < 0.02
 
 
 def test_it_has_gradients():

@@ -106,6 +106,8 @@ def test_a_network_of_monai_as_itn():
         {"_target_": "istn_monai.ITN", "inner": {"_target_": "subprocess.run", "args": ["touch", "here"]}},
         {"_target_": "load", "name": "x"},
         {"_target_": 3},
+        {"_target_": "istn_monai.FrozenITN", "representation": "torchscript:network.ts"},
+        {"_target_": "istn_monai.frozen.FrozenITN", "representation": {"source": "export:network.pt2"}, "sha256": ""},
     ],
 )
 def test_a_definition_from_a_file_runs_no_code(definition, tmp_path, monkeypatch):

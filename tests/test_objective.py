@@ -268,3 +268,46 @@ def test_what_a_mask_leaves_out_changes_no_term_of_the_images(term):
     ]
     assert torch.equal(*values)
     assert not torch.equal(values[0], PairObjective({term: 1.0}, moving, fixed, (1.0, 1.0))(ddf))
+
+
+@pytest.mark.parametrize("side", ["moving", "fixed"])
+@pytest.mark.parametrize("term", ["structures", "image", "mse", "nmi"])
+def test_what_a_mask_leaves_out_changes_nothing_where_the_field_moves_by_parts_of_a_voxel(term, side):
+    moving, fixed = rand(1, 1, 20, 18, seed=1), rand(1, 1, 20, 18, seed=2)
+    mask = torch.ones_like(fixed)
+    mask[..., :6] = 0
+    values = []
+    for outside in (0.5, 1e3):
+        images = {"moving": moving, "fixed": fixed}
+        images[side] = torch.where(mask > 0, images[side], outside)
+        objective = PairObjective({term: 1.0}, **images, spacing=(1.0, 1.0), guidance={f"{side}_mask": mask})
+        values.append([objective(torch.full((1, 2, -(-20 // n), -(-18 // n)), 0.4), n).item() for n in (1, 2)])
+    assert values[0] == values[1]
+
+
+def test_labels_count_beyond_a_mask_too():
+    label = torch.zeros(1, 1, 20, 18)
+    label[..., 4:12, 3:9] = 1
+    mask = (label == 0).float()
+    guidance = {"moving_label": label, "fixed_label": label, "moving_mask": mask, "fixed_mask": mask}
+    objective = PairObjective({"labels": 1.0, "image": 1.0}, label, label, (1.0, 1.0), guidance=guidance)
+    for stride in (1, 2):
+        assert objective.terms(torch.zeros(1, 2, 20 // stride, 18 // stride), stride)["labels"].item() < 1e-6
+        assert objective.terms(torch.ones(1, 2, 20 // stride, 18 // stride), stride)["labels"].item() > 0.05
+
+
+@pytest.mark.parametrize("counts", [None, torch.ones(1, 1, 8, 9, dtype=torch.float64)])
+def test_local_correlation_has_the_gradients_of_both_images(counts):
+    pair = [rand(1, 1, 8, 9, seed=seed).double().requires_grad_() for seed in (1, 2)]
+    assert torch.autograd.gradcheck(lambda moving, fixed: LocalCorrelation(fixed, 5)(moving, counts), pair)
+
+
+def test_half_precision_of_others_changes_no_term():
+    """Autocast would make products of the windows bfloat16, and a variance what rounding leaves."""
+    moving, fixed = 5 + rand(1, 1, 20, 18, seed=1), 5 + rand(1, 1, 20, 18, seed=2)
+    weights = {"structures": 1, "image": 1, "mse": 1, "nmi": 1, "mind": 1, "bending": 1}
+    ddf = 0.3 * rand(1, 2, 20, 18, seed=3)
+    expected = PairObjective(weights, moving, fixed, (1.0, 1.0)).terms(ddf)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = PairObjective(weights, moving, fixed, (1.0, 1.0)).terms(ddf)
+    assert all(torch.equal(found[name], own) for name, own in expected.items())

@@ -22,6 +22,7 @@ from istn_monai import (
     spatial_transformation,
 )
 from istn_monai.descent import check_finite_step
+from istn_monai.geometry.sampling import sample
 from istn_monai.inferer import RefineInferer, refinement_of
 from istn_monai.refinement import Refiner
 from istn_monai.workflow.inferers import default_rate
@@ -303,3 +304,59 @@ def test_what_is_finite_goes_on_though_its_sum_is_not():
     for values, ddf, what in ((torch.inf, 0.0, "objective"), (0.0, torch.nan, "displacement field")):
         with pytest.raises(ValueError, match=f"the {what} is NaN or infinite at step 1"):
             check_finite_step(1, torch.tensor([values]), torch.tensor([ddf]))
+
+
+@pytest.mark.parametrize("weights", [None, "smooth"])
+def test_another_grid_works_in_inference_mode(network, weights):
+    pair = torch.rand(1, 2, 20, 24, 16)
+    expected = Refiner(steps=2, weights=weights)(network, pair).ddf
+    with torch.inference_mode():
+        assert torch.equal(Refiner(steps=2, weights=weights)(network, pair).ddf, expected)
+
+
+def test_a_start_that_nothing_is_better_than_took_no_steps_and_has_its_own_parameters():
+    composite = spatial_transformation("bspline", (24, 20), control_spacing=(12.0, 6.0))
+    image = blob(12, 10, size=(24, 20))
+    refiner = Refiner(levels=[[2, 3, 0], [1, 1, 1]], learning_rate=9.0, weights="smooth")
+    result = refiner.register(composite, image, image)
+    report = result.reports[0]
+    assert torch.equal(result.theta, result.theta_start)
+    assert (report.steps, report.at_bound, report.objective_end) == (0, 0.0, report.objective_start)
+
+
+def test_parameters_near_their_bounds_are_those_of_all_components_that_have_one():
+    theta = torch.zeros(2, 6 + 98)
+    theta[0, :3], theta[1] = 3, -3
+    affine = AffineTransformation((24, 20))
+    for bound, expected in ((0.4, [3 / 104, 1.0]), (None, [3 / 104, 6 / 104])):
+        bspline = BSplineTransformation((24, 20), 1.0, 6.0, bound)
+        found = CompositeTransformation([affine, bspline]).near_bounds(theta)
+        assert found.tolist() == pytest.approx(expected)
+        refined = Refiner(steps=0).register(bspline, *torch.rand(2, 2, 1, 24, 20), theta[:, 6:])
+        assert [report.at_bound for report in refined.reports] == [0.0, float(bound is not None)]
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"patience": 0}, "patience must be a whole number"),
+        ({"patience": 2.5}, "patience must be a whole number"),
+        ({"tolerance": -5}, "tolerance must be a fraction"),
+        ({"max_seconds": -1}, "max_seconds must be above 0"),
+        ({"regularization_weight": float("nan")}, "regularization_weight must be a finite number"),
+        ({"target": "stn", "levels": [[2, 3, 1], [2, 3, 0]]}, "levels of components are of theta"),
+        ({"refiner": Refiner(steps=3)}, "give a refiner, or the options of one"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        RefineInferer(**{"steps": 4} | options)
+
+
+def test_theta_of_another_batch_is_named():
+    images = torch.rand(2, 2, 1, 24, 20)
+    affine = AffineTransformation((24, 20))
+    with pytest.raises(ValueError, match=r"theta must be of 2 pairs.*\(1, 6\)"):
+        Refiner(steps=0).register(affine, *images, torch.zeros(1, 6))
+    with pytest.raises(ValueError, match="one batch, got 2 and 1"):
+        sample(images[0], torch.zeros(1, 2, 24, 20))

@@ -164,6 +164,10 @@ class BSplineTransformation(Transformation):
         lattice = theta.unflatten(1, self.parameter_shapes[0])
         return lattice if self.max_displacement is None else self.max_displacement * torch.tanh(lattice)
 
+    def near_bounds(self, theta: Tensor) -> Tensor:
+        """See :meth:`Transformation.near_bounds`; none are without ``max_displacement``."""
+        return super().near_bounds(theta) * (self.max_displacement is not None)
+
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``."""
         voxels_per_cell = self.voxels_per_cell.to(theta.dtype).view(-1, *[1] * self.spatial_dims)

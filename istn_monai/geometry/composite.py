@@ -54,6 +54,11 @@ class CompositeTransformation(Transformation):
         """``theta`` ``(B, P)`` to one ``(B, P_i)`` for each component."""
         return self.checked(theta).split([part.num_parameters for part in self.components], dim=1)
 
+    def near_bounds(self, theta: Tensor) -> Tensor:
+        """See :meth:`Transformation.near_bounds`: of all components."""
+        parts = zip(self.components, self.split(theta), strict=True)
+        return torch.stack([part.near_bounds(own) * own.shape[1] for part, own in parts]).sum(0) / self.num_parameters
+
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``; with a stride the fields of all components are known at those voxels alone,
         and are linear between them."""

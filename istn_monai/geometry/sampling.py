@@ -69,6 +69,8 @@ def sample_normalized(image: Tensor, grid: Tensor, mode: str = "bilinear", paddi
     """As :func:`sample`, at places ``(B, *T, D)`` in ``grid_sample``'s own frame: -1 to 1 over the size - 1 steps from
     the first to the last voxel, last tensor axis first."""
     image = image.to(grid.dtype)
+    if not is_recorded() and len(image) != len(grid):
+        raise ValueError(f"an image and the points in it must be of one batch, got {len(image)} and {len(grid)}")
     with torch.autocast(image.device.type, enabled=False):
         chunks = cpu_chunks(grid)
         if chunks > 1:

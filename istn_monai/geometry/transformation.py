@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from istn_monai.geometry.bending import bending_energy
 from istn_monai.geometry.sampling import at_least_float32
 
+NEAR_BOUND = 2.65  # tanh(2.65) = 0.99, of a bound
+
 
 def per_axis(name: str, value: float | Sequence[float], spatial_dims: int) -> tuple[float, ...]:
     """One positive number for each axis from a number or a sequence; errors name the argument."""
@@ -118,6 +120,10 @@ class Transformation(nn.Module):
         """Of ``theta`` ``(B, P)`` in 1/mm^2, ``(B,)``; by finite differences at each ``stride``-th voxel, unless a
         subclass knows it without its field."""
         return bending_energy(self(theta, stride), self.spacing, stride)
+
+    def near_bounds(self, theta: Tensor) -> Tensor:
+        """Fraction ``(B,)`` of the parameters ``(B, P)`` within 1 % of their bound: they want to go further."""
+        return (self.checked(theta).abs() > NEAR_BOUND).float().mean(1)
 
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``; what a subclass computes."""
