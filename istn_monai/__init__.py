@@ -3,8 +3,9 @@
 Where things are, in reading order: no module comes before one that it imports.
 
 - :mod:`istn_monai.geometry`: maps and sampling.
+  :mod:`~istn_monai.geometry.separable` (linear maps along each axis),
   :mod:`~istn_monai.geometry.sampling` (Warp, the only file that calls ``grid_sample``),
-  :mod:`~istn_monai.geometry.separable` (linear maps along each axis), :mod:`~istn_monai.geometry.bending`,
+  :mod:`~istn_monai.geometry.bending`,
   :mod:`~istn_monai.geometry.transformation` (theta to displacement field: what all transformations share),
   :mod:`~istn_monai.geometry.affine`, :mod:`~istn_monai.geometry.bspline`, :mod:`~istn_monai.geometry.dense`,
   :mod:`~istn_monai.geometry.svf` (velocity field), :mod:`~istn_monai.geometry.names` (of transformations),

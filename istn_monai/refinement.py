@@ -148,9 +148,7 @@ class Refiner:
         self.learning_rate = learning_rate
         self.similarity = nn.MSELoss() if similarity is None else similarity
         self.regularization, self.regularization_weight = regularization, regularization_weight
-        self.patience = patience
-        self.tolerance = tolerance
-        self.max_seconds = max_seconds
+        self.patience, self.tolerance, self.max_seconds = patience, tolerance, max_seconds
 
     def __call__(self, network: ISTN, image: Tensor, guidance: Guidance | None = None) -> Refinement:
         """Refines a network's prediction for ``image`` ``(B, 2C, *S)``; the ITN runs once.

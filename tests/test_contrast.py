@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import meta, rand
+from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from istn_monai import RandContrastMapd, RandImageFromLabelsd
@@ -157,9 +158,23 @@ def test_structures_of_a_label_map_and_of_maps():
 
 def test_an_image_without_its_label_stays():
     data = {"image": image_of(6, 6)}
-    assert torch.equal(always(RandImageFromLabelsd, "image", "label")(data)["image"], data["image"])
-    with pytest.raises(KeyError):
-        always(RandContrastMapd, "other")(data)
+    draw = always(RandImageFromLabelsd, "image", "label", allow_missing_keys=True)
+    assert torch.equal(draw(data)["image"], data["image"])
+    for strict in (always(RandContrastMapd, "other"), always(RandImageFromLabelsd, "image", "label")):
+        with pytest.raises(KeyError):
+            strict(data)
+
+
+def test_maps_of_landmarks_are_not_drawn():
+    image, label = image_of(20, 20), MetaTensor(torch.zeros(2, 20, 20))
+    label[0, 2:9, 2:9], label[1, 12:18, 12:18] = 1, 1
+    drawn = [
+        always(RandImageFromLabelsd, "image", "label", noise=0.0, channels=channels)({"image": image, "label": own})[
+            "image"
+        ]
+        for channels, own in ((1, label), (None, label[:1]))
+    ]
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize(

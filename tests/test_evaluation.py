@@ -36,6 +36,7 @@ from istn_monai.workflow.evaluation import (
     summarize,
     table,
 )
+from istn_monai.workflow.pair_metrics import merged_soi
 from istn_monai.workflow.progress import Done, FieldSpread, Progress
 
 SHAPE = (20, 22, 18)
@@ -195,6 +196,8 @@ def test_small_functions():
     assert soi_values([[59, 2], [23]]) == [2, 23, 59] and soi_values(None) == [1]
     assert label_map(meta(4 * ball((6, 6), (3, 3), 2)), None).max() == 1
     assert label_map(meta(4 * ball((6, 6), (3, 3), 2)), [[4]]).max() == 4
+    large = torch.tensor([[[312782546, 312782550]]], dtype=torch.int32)
+    assert merged_soi(label_map(MetaTensor(large), [[312782550]]), [[312782550]]).tolist() == [[[[0.0, 1.0]]]]
     mask = torch.zeros(9, 9, dtype=torch.bool)
     mask[0, 4] = mask[3, 5] = True
     assert box_of(mask) == (slice(0, 6), slice(2, 8))

@@ -216,7 +216,22 @@ def test_an_image_is_not_registered_to_itself(studies):
 
 def test_a_request_brings_nothing_else_to_read(studies):
     secret = str(studies.parent / "secret.nii.gz")
-    smuggled = dict.fromkeys(["fixed_image", "fixed_label", "moving_label_original", "warped_label", "theta"], secret)
+    smuggled = dict.fromkeys(
+        [
+            "fixed_image",
+            "fixed_label",
+            "moving_label_original",
+            "warped_label",
+            "theta",
+            "maps",
+            "moving_maps",
+            "fixed_maps",
+            "initial_alignment",
+            "displacement",
+            "moving_representation",
+        ],
+        secret,
+    )
     found = RequestPaird()(request(studies, moving_image="b", **smuggled))
     assert secret not in map(str, found.values()) and found["fixed_image"] == str(studies / "a.nii.gz")
 

@@ -15,7 +15,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Lambdad
 from monai.utils import MetaKeys
 
-from istn_monai.workflow.datasets import cached_dataset
+from istn_monai.transforms.preprocessing import InitialAlignmentd
+from istn_monai.workflow.datasets import cached_dataset, hash_with_files, hash_with_named_files
 from istn_monai.workflow.item_cache import packed, read_entry, unpacked, write_entry
 
 MADE = []
@@ -129,3 +130,19 @@ def test_all_that_transforms_make_comes_back(tmp_path):
         assert back["image"].meta["pixdim"].tolist() == [1, 1, 1] and "text" not in back["image"].meta
         assert {key: back[key] for key in ("name", "none", "pair")} == {"name": "a", "none": None, "pair": item["pair"]}
         assert back["array"].dtype == np.int16 and back["array"].tolist() == [0, 1, 2]
+
+
+def test_a_change_of_any_file_that_an_item_is_made_of_is_seen(tmp_path):
+    """Of voxels that a header names, of further channels, and of a transform that all pairs begin with."""
+    voxels, maps, start = tmp_path / "a.raw", tmp_path / "m_0001.nii.gz", tmp_path / "start.tfm"
+    header = "ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\nElementDataFile = a.raw\n"
+    (tmp_path / "a.mhd").write_text(header, encoding="utf-8")
+    for file in (voxels, maps, tmp_path / "m_0000.nii.gz", start):
+        file.write_bytes(b"1234")
+    item = {"moving_image": str(tmp_path / "a.mhd"), "moving_maps": str(tmp_path / "m_0000.nii.gz")}
+    transforms = [InitialAlignmentd(str(start))]
+    seen = [(hash_with_files(item), hash_with_named_files(transforms))]
+    for file, changes in ((voxels, (True, False)), (maps, (True, False)), (start, (False, True))):
+        file.write_bytes(b"12345")
+        seen.append((hash_with_files(item), hash_with_named_files(transforms)))
+        assert tuple(one != other for one, other in zip(*seen[-2:], strict=True)) == changes

@@ -227,8 +227,9 @@ def test_of_many_subjects_some_are_read_each_once_and_it_says_so(tmp_path, monke
     shape = (8, 9, 8)
     label_folder(tmp_path / "mine", [ball(shape, (4, 4, 4), 2)] * number)
     files = []
-    read = subjects.read_or_explain
-    monkeypatch.setattr(subjects, "read_or_explain", lambda file, *more: files.append(str(file)) or read(file, *more))
+    for name in ("read_or_explain", "read_exactly"):
+        read = getattr(subjects, name)
+        monkeypatch.setattr(subjects, name, lambda file, *more, read=read: files.append(str(file)) or read(file, *more))
     found = measure(tmp_path / "mine")
     assert len(files) == len(set(files)) == 2 * MOST_SUBJECTS
     assert len(found.subjects) == MOST_SUBJECTS

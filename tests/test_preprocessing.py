@@ -418,3 +418,21 @@ def test_concat_joins_masks_of_ones_where_there_are_none():
 def test_concat_without_both_labels_makes_no_label(missing):
     result = ConcatPaird()({k: v for k, v in pair_data().items() if k not in missing})
     assert "image" in result and "label" not in result
+
+
+@pytest.mark.parametrize("spacing", [0.05, 0.1, 1.0])
+def test_random_deformations_leave_structures_of_any_size_in_the_picture(spacing):
+    size = (48, 64)
+    label = torch.zeros(1, *size)
+    label[:, 16:32, 20:44] = 1
+    data = {key: MetaTensor(label.clone()) for key in KEYS}
+    deform = RandDeformd(KEYS, size, spacing, prob=1.0).set_random_state(seed=1)
+    left = [deform(data)["moving_image"].sum().item() / label.sum().item() for _ in range(40)]
+    assert min(left) > 0.5
+    affine, bspline = deform.transformation.components
+    assert bspline.control_spacing[0] == pytest.approx(min(16, 16 * spacing))
+
+
+@pytest.mark.parametrize("make", [InitialAlignmentd, lambda keys: RegistrationGridd((8, 8), keys=keys)])
+def test_one_key_may_be_a_word(make):
+    assert make(keys="fixed_image").keys == ("fixed_image",)

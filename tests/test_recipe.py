@@ -204,6 +204,17 @@ def test_the_average_by_hand():
     assert trained.weight.item() == 3 and not average.network.weight.requires_grad
 
 
+def test_statistics_of_batch_norm_are_those_of_the_trained_network():
+    trained = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    average, engine = WeightAverage(trained, decay=0.5), Engine(lambda *_: None)
+    trained(torch.rand(4, 1, 5, 5) + 3)
+    engine.state.iteration = 1
+    average.update(engine)
+    own, other = (network[1].state_dict() for network in (trained, average.network))
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(own[name], other[name]) and other[name].abs().sum() > 0
+
+
 def test_no_average_is_the_network_itself():
     network = nn.Linear(1, 1)
     average = WeightAverage(network)

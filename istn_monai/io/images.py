@@ -14,6 +14,7 @@ from monai.transforms.io.array import switch_endianness
 from monai.utils import ImageMetaKey, get_equivalent_dtype
 from torch import Tensor
 
+from istn_monai.geometry.exact import EXACT, largest
 from istn_monai.geometry.grids import square
 from istn_monai.geometry.meta import affine_of
 from istn_monai.io.dicom import is_dicom, read_series
@@ -86,6 +87,12 @@ def read_or_explain(
     if is_nifti(path) and image.ndim == 4 and len(image) > 1:
         image.meta[TIME] = time_step(path)
     return image
+
+
+def read_exactly(file: str | Path, key: str, nifti_frame: str | None = None, dtype: Dtype = np.float32) -> MetaTensor:
+    """A label map in a dtype, unless that would round its values."""
+    label = read_or_explain(file, key, nifti_frame, dtype=None)
+    return label if largest(label.as_tensor()) >= EXACT else in_dtype(label, dtype)
 
 
 def loaded(file: Path, reader: ImageReader) -> MetaTensor:

@@ -254,6 +254,8 @@ def thinnest(found: Fingerprint, keys: Sequence[Key]) -> float | None:
     return min((value for value in known if value > 0), default=None)
 
 
-def points_width(spacing: Sequence[float]) -> float:
-    """Half width in mm of a landmark's map: the default, or two voxels."""
-    return max(4, 2 * max(spacing))
+def points_width(grid: RegistrationGrid) -> float:
+    """Half width in mm of a landmark's map: the default, on small grids a twelfth of their shortest axis; or two
+    voxels."""
+    shortest = min(size * step for size, step in zip(grid.size, grid.spacing, strict=True))
+    return max(min(4, shortest / 12), 2 * max(grid.spacing))

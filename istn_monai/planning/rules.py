@@ -84,7 +84,7 @@ def choices(found: Fingerprint) -> tuple[Choice, ...]:
         alignment,
         Choice("spacing", plain(grid.spacing), grid.reasons[0]),
         Choice("spatial_size", list(grid.size), grid.reasons[1]),
-        *([Choice("points_width", points_width(grid.spacing), "half width of a landmark's map: two voxels or more")]
+        *([Choice("points_width", points_width(grid), "half width of a landmark's map: two voxels or more")]
           if soi.points else []),
         *transformation,
         choose_loss(soi),
@@ -116,7 +116,7 @@ def choose_levels(found: Fingerprint, soi: Structures, alignment: str, grid: Reg
     centroids, and the coarsest is half as wide as the structures are long, so that it moves them as a whole.
     """
     thin = thinnest(found, soi.keys)
-    width = 2 * points_width(grid.spacing) if thin is None else thin
+    width = 2 * points_width(grid) if thin is None else thin
     finest_level = rounded(max(width, VOXELS_THICK * max(grid.spacing)))
     apart, length = found.apart(alignment, soi.keys, 90), found.length(soi.keys)
     levels = [finest_level]

@@ -23,7 +23,7 @@ from istn_monai.alignment import center_of_mass
 from istn_monai.geometry.filling import filled
 from istn_monai.geometry.grids import Grid, map_points, registration_grid
 from istn_monai.geometry.meta import affine_of, with_affine
-from istn_monai.io.images import read_or_explain
+from istn_monai.io.images import read_exactly, read_or_explain
 from istn_monai.io.landmarks import is_points, read_points
 from istn_monai.transforms.checks import check_image, check_label, check_mask, counting, plain
 from istn_monai.transforms.registration_grid import content_grid
@@ -141,7 +141,7 @@ def measured(
     structures: dict[Key, Structure] = {}
     labels, is_map = None, False
     if files.label is not None:
-        label = read_or_explain(files.label, "label", nifti_frame)
+        label = read_exactly(files.label, "label", nifti_frame)
         check_label(label, "label", image, None)
         is_map = as_map or is_real_valued(plain(label).numpy()[0])
         labels, own = label_structures(label, is_map)
@@ -201,7 +201,7 @@ def label_structures(label: MetaTensor, is_map: bool) -> tuple[tuple[np.ndarray,
     steps = [1 + (n - 1) // COARSE for n in numbers.shape]
     coarse = numbers[tuple(slice(None, None, step) for step in steps)]
     affine = grid.affine @ torch.diag(torch.tensor([*steps, 1.0], dtype=torch.float64))
-    return (coarse.astype(np.int32), Grid(coarse.shape, affine)), found
+    return (coarse, Grid(coarse.shape, affine)), found
 
 
 def structure(mask: np.ndarray, box: Sequence[slice], grid: Grid) -> Structure:

@@ -14,6 +14,7 @@ from istn_monai.geometry.bspline import BSplineTransformation
 from istn_monai.geometry.composite import CompositeTransformation
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.sampling import warp
+from istn_monai.geometry.transformation import per_axis
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import Pair
 
@@ -34,8 +35,10 @@ class RandDeformd(RandomizableTransform, MapTransform, NotInvertible):
         spacing: voxel size of the grid in mm.
         prob: probability of a deformation.
         strength: standard deviation of the parameters; at 0.4 most stay below 0.4 of their bounds.
-        max_translation: bound in mm; likewise, in their units, ``max_rotation``, ``max_log_scale``, ``max_shear``.
-        control_spacing: distance of the B-spline's control points in mm.
+        max_translation: bound in mm; None is 6, on small grids an eighth of their shortest axis. Likewise, in their
+            units, ``max_rotation``, ``max_log_scale``, ``max_shear``.
+        control_spacing: distance of the B-spline's control points in mm; None is 16, on small grids a third of their
+            shortest axis.
         allow_missing_keys: whether a pair may lack some of the keys, as masks.
 
     Examples:
@@ -54,16 +57,20 @@ class RandDeformd(RandomizableTransform, MapTransform, NotInvertible):
         spacing: float | Sequence[float] = 1.0,
         prob: float = 0.8,
         strength: float = 0.4,
-        max_translation: float = 6.0,
+        max_translation: float | None = None,
         max_rotation: float = 0.25,
         max_log_scale: float = 0.2,
         max_shear: float = 0.3,
-        control_spacing: float | Sequence[float] = 16.0,
+        control_spacing: float | Sequence[float] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
         self.strength = strength
+        steps = per_axis("spacing", spacing, len(spatial_size))
+        shortest = min(size * step for size, step in zip(spatial_size, steps, strict=True))
+        max_translation = min(6.0, shortest / 8) if max_translation is None else max_translation
+        control_spacing = min(16.0, shortest / 3) if control_spacing is None else control_spacing
         affine = AffineTransformation(spatial_size, spacing, max_translation, max_rotation, max_log_scale, max_shear)
         bspline = BSplineTransformation(spatial_size, spacing, control_spacing)
         self.transformation = CompositeTransformation([affine, bspline])

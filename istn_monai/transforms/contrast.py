@@ -104,6 +104,8 @@ class RandImageFromLabelsd(RandomizableTransform, MapTransform):
         classes: smallest and largest number of classes of what no label covers.
         noise: largest standard deviation within a structure; means lie from 0 to 1.
         allow_missing_keys: whether a pair may lack some of the keys; an image without its label stays as it is.
+        channels: how many channels of a label map are structures, the first ones; None for all. Maps of landmarks
+            behind them are nothing that an image shows.
 
     Raises:
         ValueError: if the numbers of keys differ, or ``classes`` are not two whole numbers from 1 on.
@@ -126,9 +128,11 @@ class RandImageFromLabelsd(RandomizableTransform, MapTransform):
         classes: Sequence[int] = (3, 8),
         noise: float = 0.1,
         allow_missing_keys: bool = False,
+        channels: int | None = None,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
+        self.channels = channels
         self.label_keys = (label_keys,) if isinstance(label_keys, str) else tuple(label_keys)
         if len(self.label_keys) != len(self.keys):
             raise ValueError(f"label_keys must name one label for each of keys {self.keys}, got {self.label_keys}")
@@ -141,8 +145,8 @@ class RandImageFromLabelsd(RandomizableTransform, MapTransform):
         self.randomize(None)
         if self._do_transform:
             for key, label_key in self.key_iterator(data, self.label_keys):
-                if label_key in data:
-                    image, label = data[key].as_tensor(), structures(data[label_key].as_tensor())
+                if label_key in data or not self.allow_missing_keys:
+                    image, label = data[key].as_tensor(), structures(data[label_key].as_tensor()[: self.channels])
                     drawn = torch.stack([self.drawn(channel, label) for channel in image])
                     result[key] = with_affine(drawn, affine_of(data[key]), data[key])
         return result

@@ -1,8 +1,8 @@
 """MONAI dictionary transforms for pairs of images: usable in any ``Compose``.
 
 Keys of a pair: ``moving_image``, ``fixed_image`` and, where there are any, ``moving_label``, ``fixed_label``; each
-channel-first MetaTensors on grids of their own. The order that the bundle uses: :class:`CheckPaird`,
-``ScaleIntensityRangePercentilesd``, :class:`SoIGroupsd`, :class:`InitialAlignmentd`,
+channel-first MetaTensors on grids of their own. The order that the bundle uses: :class:`LoadPaird`,
+:class:`CheckPaird`, :class:`InitialAlignmentd`, :class:`NormalizeIntensityRanged`, :class:`SoIGroupsd`,
 :class:`istn_monai.RegistrationGridd`, :class:`istn_monai.AddLandmarkChannelsd`, :class:`ConcatPaird`.
 """
 
@@ -15,15 +15,17 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
-from istn_monai.alignment import check_start
-from istn_monai.geometry.exact import EXACT, largest, working
+from istn_monai.alignment import INITIAL_ALIGNMENTS, check_start
+from istn_monai.geometry.exact import working
 from istn_monai.geometry.filling import filled
 from istn_monai.geometry.grids import Grid, overlap_in_world
 from istn_monai.geometry.meta import affine_of, with_affine
 from istn_monai.geometry.resampling import unit_range
-from istn_monai.io.images import Dtype, in_dtype, read_or_explain
+from istn_monai.io.any_transform import file_of
+from istn_monai.io.images import Dtype, read_exactly, read_or_explain
 from istn_monai.io.nifti_frames import check_nifti_frame
 from istn_monai.linear_registration import SIMILARITIES
 from istn_monai.transforms.checks import (
@@ -95,12 +97,6 @@ class LoadPaird(MapTransform):
         result = MetaTensor(values, meta={"original_affine": image.affine.clone()} | dict(image.meta))
         result.affine = image.affine
         return result
-
-
-def read_exactly(file: str | Path, key: str, nifti_frame: str | None, dtype: Dtype) -> MetaTensor:
-    """A label map in a dtype, unless that would round its values."""
-    label = read_or_explain(file, key, nifti_frame, dtype=None)
-    return label if largest(label.as_tensor()) >= EXACT else in_dtype(label, dtype)
 
 
 def mask_of(data: Mapping[Hashable, Any], image_key: Hashable) -> Tensor | None:
@@ -272,8 +268,13 @@ class InitialAlignmentd(NotInvertible):
         check_start(name)
         check_choice("similarity", similarity, tuple(SIMILARITIES))
         self.name = name
-        self.keys = tuple(keys)
+        self.keys = ensure_tuple(keys)
         self.similarity, self.network = similarity, network
+
+    @property
+    def files(self) -> list[str]:
+        """What it reads besides a pair: a transform's file, if that is where it begins."""
+        return [] if self.name in INITIAL_ALIGNMENTS else [str(file_of(self.name))]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)

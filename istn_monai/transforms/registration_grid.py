@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
+from monai.utils import ensure_tuple
 
 from istn_monai.geometry.grids import Grid, map_points, registration_grid
 from istn_monai.geometry.meta import affine_of, with_affine
@@ -65,7 +66,7 @@ class RegistrationGridd(NotInvertible):
         if math.prod(self.at_least) > LIMIT:
             raise ValueError(f"spatial_size {list(self.at_least)} has more than {LIMIT:,} voxels: memory would not do")
         self.spacing = per_axis("spacing", spacing, len(self.at_least))
-        self.keys = tuple(keys)
+        self.keys = ensure_tuple(keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)

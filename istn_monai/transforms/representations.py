@@ -77,6 +77,11 @@ class RepresentationMapsd(Transform):
         found = {key: with_affine(maps, affine, data.get(key, MetaTensor(maps))) for key, maps in sides.items()}
         return dict(data) | found | {MAPS: SHOWN_AS.get(self.representation.source, "map")}
 
+    @property
+    def files(self) -> list[str]:
+        """What it reads besides a pair: the network of somebody else."""
+        return [str(self.representation.path)] if self.representation.is_network else []
+
     def of_side(self, data: Mapping[Hashable, Any], side: str) -> MetaTensor:
         """All channels ``(K, *S)`` of one side, on whatever grid they are made, where the pair is aligned."""
         kind, image = self.representation.kind, data[f"{side}_image"]

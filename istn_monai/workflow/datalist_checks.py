@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from istn_monai.io.images import read_or_explain
+from istn_monai.io.images import read_exactly, read_or_explain
 from istn_monai.io.landmarks import is_points, warn_unmatched
 from istn_monai.transforms.checks import check_image, check_label, check_mask, check_soi_labels, plain
 from istn_monai.transforms.keys import IMAGE_KEYS, POINT_KEYS, SIDES
@@ -68,7 +68,7 @@ def check_datalist(
             check_mask(counted, place, loaded)
         check_image(loaded, place, spatial_dims, in_channels, counted)
         if label is not None:
-            loaded_label = read_or_explain(label, place, nifti_frame)
+            loaded_label = read_exactly(label, place, nifti_frame)
             check_label(loaded_label, place, loaded, soi_labels)
             if soi_labels is not None:
                 present.update(int(value) for value in plain(loaded_label).round().unique().tolist())

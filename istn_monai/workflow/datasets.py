@@ -7,7 +7,6 @@ the order of items, or on how often a training was interrupted.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from typing import Any
 import numpy as np
 from monai.data import CacheDataset, Dataset
 from monai.data.utils import pickle_hashing
-from monai.transforms import Compose, Randomizable
+from monai.transforms import Compose, Randomizable, Transform
 from torch.utils.data import DistributedSampler
 
 from istn_monai.io.datalist import Item, existing, read_datalist
+from istn_monai.io.hashes import file_state
 from istn_monai.transforms.keys import IMAGE_KEYS, MASK_KEYS
+from istn_monai.transforms.map_files import with_channels
 from istn_monai.workflow.console import bars, say
 from istn_monai.workflow.distributed import first_process_first, rank, world_size
 from istn_monai.workflow.item_cache import ItemCache
@@ -98,9 +99,14 @@ def is_hosted(data: Sequence[Item]) -> bool:
 
 
 def hash_with_files(item: Mapping[str, Any]) -> bytes:
-    """Hash of a datalist's item that changes with its files."""
-    states = [os.stat(file) for _, file in sorted(item.items())]
-    return pickle_hashing({**item, "files": [(state.st_mtime_ns, state.st_size) for state in states]})
+    """Hash of a datalist's item that changes with all files that it is read from."""
+    return pickle_hashing({**item, "files": [file_state(file) for _, file in sorted(with_channels(item).items())]})
+
+
+def hash_with_named_files(transforms: Sequence[Transform]) -> bytes:
+    """Hash of transforms that changes with the files that they read besides a pair's."""
+    named = [str(file) for transform in transforms for file in getattr(transform, "files", ())]
+    return pickle_hashing([*transforms, [(file, file_state(file)) for file in named]])
 
 
 def cached_dataset(
@@ -134,7 +140,7 @@ def cached_dataset(
         return SeededDataset(cached, seed)
     folder = Path(cache_dir).expanduser()
     return SeededDataset(
-        ItemCache(data, transform, folder, hash_func=hash_with_files, hash_transform=pickle_hashing), seed
+        ItemCache(data, transform, folder, hash_func=hash_with_files, hash_transform=hash_with_named_files), seed
     )
 
 

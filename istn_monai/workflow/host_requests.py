@@ -29,7 +29,17 @@ from istn_monai.io.datalist import IMAGE_SUFFIXES
 from istn_monai.metrics import Metrics, field_metrics, without_nan
 from istn_monai.qa.measures import measure, refinement_metrics, registered_pair
 from istn_monai.qa.rules import traffic_light
-from istn_monai.transforms.keys import GUIDANCE, MASK_KEYS, ORIGINAL_KEYS, PAIR_KEYS, POINT_KEYS, Pair
+from istn_monai.transforms.keys import (
+    GUIDANCE,
+    MAP_KEYS,
+    MAPS,
+    MASK_KEYS,
+    ORIGINAL_KEYS,
+    PAIR_KEYS,
+    POINT_KEYS,
+    SIDES,
+    Pair,
+)
 
 STUDIES = "MONAI_LABEL_STUDIES"  # MONAI Label's server sets it to its studies folder
 CACHES = ("MONAI_LABEL_SESSION_PATH", "MONAI_LABEL_DICOMWEB_CACHE_PATH")  # where it keeps images from elsewhere, or in
@@ -40,7 +50,8 @@ MAX_STEPS, MAX_ID = 1000, 250
 INTEGERS = ("uint8", "int16", "uint16", "int32")  # types of a result that wrap around
 #: what a request may not bring along: keys whose values the bundle's transforms read as files or take as results
 OWN_KEYS = {
-    "label", *PAIR_KEYS, *MASK_KEYS, *POINT_KEYS, *ORIGINAL_KEYS, GUIDANCE, "theta", "warped", "warped_label",
+    "label", *PAIR_KEYS, *MASK_KEYS, *POINT_KEYS, *MAP_KEYS, MAPS, *ORIGINAL_KEYS, GUIDANCE, "initial_alignment",
+    "theta", "displacement", "warped", "warped_label", *(f"{side}_representation" for side in SIDES),
 }  # fmt: skip
 BAD_REQUEST, FORBIDDEN, NOT_FOUND = 400, 403, 404
 

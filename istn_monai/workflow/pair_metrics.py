@@ -46,8 +46,10 @@ def soi_values(soi_labels: Sequence[Sequence[int]] | None) -> list[int]:
 
 def label_map(label: MetaTensor, soi_labels: Sequence[Sequence[int]] | None) -> Tensor:
     """``(1, 1, *S)``: label values as they are, a real-valued map scaled to a maximum of 1."""
-    values = label.as_tensor()[None].float()
-    return values / values.max() if soi_labels is None else values.round()
+    values = label.as_tensor()[None]
+    if soi_labels is None:
+        return values.float() / values.max()
+    return values.round() if values.is_floating_point() else values
 
 
 def merged_soi(labels: Tensor, soi_labels: Sequence[Sequence[int]] | None) -> Tensor:

@@ -127,6 +127,8 @@ class WeightAverage:
         decay = min(self.decay, engine.state.iteration / (engine.state.iteration + WARM_UP))
         for average, weight in zip(self.network.parameters(), self.trained.parameters(), strict=True):
             average.lerp_(weight, 1 - decay)
+        for own, buffer in zip(self.network.buffers(), self.trained.buffers(), strict=True):
+            own.copy_(buffer)  # statistics of batch norm are an average already
 
     def state_dict(self) -> Mapping[str, Any]:
         """What ``last.pt`` holds of it; nothing if there is no average."""
@@ -236,11 +238,13 @@ def contrasts(name: str, settings: NetworkSettings, prob: float = 0.3) -> list[T
     drawn, mapped = name in ("synthetic", "any"), name in ("random", "any")
     if drawn and not settings.soi_labels:
         raise ValueError(f"contrast {name} draws images from label maps: give soi_labels, or contrast random")
+    structures = len(settings.soi_labels or [])
+    drawing: dict[str, Any] = {"prob": prob, "allow_missing_keys": True, "channels": structures}
     transforms: list[Transform] = []
     for image, label in zip(IMAGE_KEYS, LABEL_KEYS, strict=True):
         transforms += [
             *([RandContrastMapd(image, prob=prob)] if mapped else []),
-            *([RandImageFromLabelsd(image, label, prob=prob, allow_missing_keys=True)] if drawn else []),
+            *([RandImageFromLabelsd(image, label, **drawing)] if drawn else []),
             RandBiasFieldd(image, prob=0.3, coeff_range=(0.0, 0.2)),
             RandGaussianSmoothd(image, prob=0.2, sigma_x=(0.25, 1.0), sigma_y=(0.25, 1.0), sigma_z=(0.25, 1.0)),
             RandSimulateLowResolutiond(image, prob=0.2, zoom_range=(0.5, 1.0)),
