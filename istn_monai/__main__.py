@@ -110,7 +110,7 @@ def evaluate(
         model: folder of a training run or of a bundle, or a checkpoint; by default the latest run in runs/, or, with
             data, the shipped weights.
         refine_steps: number of steps of test-time refinement; 0 for none; by default as many as the weights
-            say, or 50.
+            say, or 25.
         config: JSON file with further settings.
         bundle_root: folder of the bundle; the package's own by default.
     """
@@ -161,7 +161,7 @@ def register(
         model: folder of a run or a bundle, a checkpoint, any_contrast, intensities or intensities_2d; the shipped
             weights by default.
         refine_steps: number of steps of test-time refinement; 0 takes the network's prediction; by default as
-            many as the weights say, or 50.
+            many as the weights say, or 25.
         inverse: also write inverse_transform.h5, moving to fixed points.
         split: of a datalist.
         config: JSON file with further settings.
@@ -216,7 +216,7 @@ def carried_out(
     return f"written: {folder}"
 
 
-@command("register")
+@command("represent")
 def represent(
     image: str,
     output: str,

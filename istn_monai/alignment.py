@@ -7,7 +7,6 @@ Convention:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 from monai.data import MetaTensor
@@ -17,7 +16,6 @@ from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.names import INITIAL_ALIGNMENTS, is_file_name
 from istn_monai.geometry.resampling import unit_range
 from istn_monai.linear_registration import (
-    LEVELS,
     Side,
     about,
     best_start,
@@ -29,7 +27,6 @@ from istn_monai.linear_registration import (
 
 BY_INTENSITIES = ("moments", "principal_axes", "rigid", "affine")
 #: voxels along the longest axis of the fixed image, and steps, coarse to fine
-RIGID_LEVELS = LEVELS
 
 
 def check_start(name: object) -> None:
@@ -97,8 +94,8 @@ def initial_alignment(name: str, moving: MetaTensor, fixed: MetaTensor, similari
 
 
 def in_unit_range(image: MetaTensor) -> Side:
-    """An image, intensities in [0, 1]."""
-    return Side(unit_range(image.as_tensor().float()), Grid.of(image))
+    """An image, intensities of each channel in [0, 1]."""
+    return Side(torch.stack([unit_range(channel.float()) for channel in image.as_tensor()]), Grid.of(image))
 
 
 def principal_alignment(moving: MetaTensor, fixed: MetaTensor, start: Tensor, similarity: str = "mse") -> Tensor:
@@ -114,20 +111,3 @@ def principal_alignment(moving: MetaTensor, fixed: MetaTensor, start: Tensor, si
         if torch.linalg.det(linear) > 0:
             starts.append(start @ about(center, linear))
     return best_start(in_unit_range(moving), in_unit_range(fixed), starts, similarity)
-
-
-def rigid_alignment(
-    moving: MetaTensor, fixed: MetaTensor, start: Tensor, levels: Sequence[tuple[int, int]] = RIGID_LEVELS
-) -> Tensor:
-    """``T0`` of a rigid registration of the intensities from one start, from coarse to fine; no network.
-
-    Least squares of intensities scaled to [0, 1]: for images of one modality. Bounds are 45 degrees in each plane and a
-    quarter of the fixed image's extent from the start.
-
-    Args:
-        moving: ``(C, *S)``.
-        fixed: ``(C, *S)``.
-        start: ``T0`` to start from.
-        levels: voxels along the longest axis, and steps of Adam, for each level.
-    """
-    return linear_registration(in_unit_range(moving), in_unit_range(fixed), [start], levels=levels)[0]

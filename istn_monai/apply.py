@@ -19,7 +19,7 @@ from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import with_affine
 from istn_monai.geometry.resampling import intensities, on_grid_in_slabs, whole_labels
 from istn_monai.geometry.world_transform import WorldTransform
-from istn_monai.io.any_transform import file_of, needs_grids, read_any_transform
+from istn_monai.io.any_transform import file_of, needs_grids, parts_of, read_any_transform
 from istn_monai.io.images import TIME, load_image, source, write_image
 from istn_monai.io.landmarks import (
     FRAMES,
@@ -187,6 +187,17 @@ def check_files(output: Path, transform: str, input: str, reference: str | None)
         check_written_suffix(output)
 
 
+def transform_of_points(name: str) -> tuple[WorldTransform, bool]:
+    """A transform by its name, and whether its inverse is meant: points need no grid on which to know that."""
+    prefix, file, inverse = parts_of(name)
+    if prefix == "fsl:":
+        raise ValueError(
+            f"{name}: a matrix of flirt's is of two images, which landmarks do not name: write it as a transform, "
+            "compose fsl:... --reference ... --moving ... -o a.h5, and give a.h5"
+        )
+    return (read_any_transform(prefix + file), True) if inverse else (read_any_transform(name), False)
+
+
 def apply_transform(
     transform: str,
     input: str,
@@ -222,15 +233,16 @@ def apply_transform(
     check_options(input, reference, interpolation, frame)
     path = new_file(output, overwrite=overwrite)
     check_files(path, transform, input, reference)
-    loaded = None if reference is not None and needs_grids(transform) else read_any_transform(transform)
     if is_points(input):
-        loaded = loaded or read_any_transform(transform)
+        own, turned = transform_of_points(transform)
+        inverse = inverse != turned
         points, own_frame = read_in_frame(input, frame)
-        check_dims(points, input, loaded.dims, "the transform")
+        check_dims(points, input, own.dims, "the transform")
         check_shape(points, input, path)
-        return write_points(move_points(points, loaded, inverse), path, own_frame)
+        return write_points(move_points(points, own, inverse), path, own_frame)
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
+    loaded = None if needs_grids(transform) else read_any_transform(transform)
     named = ((input, "input", series), (reference, "reference", series_reference))
     dims = None if loaded is None else loaded.dims
     images = [load_image(file, name, dims, nifti_frame, uid) for file, name, uid in named]

@@ -74,6 +74,11 @@ def composed_transforms(
         reference: grid of the fixed image.
         moving: grid of the moving one.
     """
+    if late := [name for name in names[:-1] if parts_of(name)[0] == "fsl:"]:
+        raise ValueError(
+            f"{late[0]} does not act first (the last one does), so reference and moving are not its own images: write "
+            "it with its own ones first, compose fsl:... --reference ... --moving ... -o a.h5, and give a.h5 here"
+        )
     whole: WorldTransform | None = None
     for name in reversed(names):  # the one that acts first says where the next one is needed
         prefix, _, inverse = parts_of(name)

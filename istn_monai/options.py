@@ -126,13 +126,13 @@ KINDS: dict[str, Kind] = {
         ("dataset_dir", "cache_dir", "initial_weights", *LABEL_KEYS, *MASK_KEYS, *POINT_KEYS, *MAP_KEYS),
         none_or(kinds.path),
     ),
-    **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), none_or(kinds.text)),
+    **dict.fromkeys(("moving_series", "fixed_series", "series", "series_reference"), kinds.text),
     **dict.fromkeys(("augment", "qa", "overwrite", "inverse", "both_ways", "dry_run"), kinds.switch),
     **dict.fromkeys(("symmetric", "jacobian", "learn2reg"), kinds.switch),
     **dict.fromkeys(("use_labels", "use_points"), kinds.switch),
     **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "in_channels"), whole(1)),
     **dict.fromkeys(("num_workers", "train", "val", "test"), whole(0)),
-    "refine_steps": none_or(whole(0)),
+    "refine_steps": whole(0),
     **dict.fromkeys(("val_refine_steps", "itn_epochs"), whole(0)),
     **dict.fromkeys(("similarity", "regularization"), none_or(kinds.definition)),
     "stn_def": none_or(kinds.stn_definition),
@@ -195,8 +195,11 @@ OF_COMMAND = {
         "fixed_series", "use_labels", "use_points", "itn_dtype", "representation", "transformation", "spacing",
         "control_spacing", "max_displacement", "affine_bounds",
     },
+    "represent": {"device", "spatial_size", "nifti_frame", "itn_dtype", "representation", "spacing", "overwrite"},
 }  # fmt: skip
-CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",)}
+CONFIGS = {
+    "train": ("train",), "evaluate": ("train", "evaluate"), "register": ("inference",), "represent": ("inference",),
+}  # fmt: skip
 
 
 #: what a network was trained with, and where things are: given to other commands, it is compared with the weights

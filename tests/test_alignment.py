@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import rand
 from monai.data import MetaTensor
 
-from istn_monai.alignment import initial_alignment
+from istn_monai.alignment import in_unit_range, initial_alignment
 from istn_monai.geometry.grids import map_points
 
 
@@ -60,3 +61,8 @@ def test_rigid_finds_a_known_motion_across_oblique_grids(dims, flip):
     points = torch.tensor(np.random.default_rng(0).uniform(-15, 15, (dims, 50)))
     error = map_points(found, points) - map_points(torch.as_tensor(truth), points)
     assert error.norm(dim=0).max() < 0.5
+
+
+def test_a_channel_of_larger_numbers_does_not_decide_alone():
+    image = MetaTensor(torch.stack([rand(8, 9), 3000 * rand(8, 9, seed=1)]))
+    assert [channel.max().item() for channel in in_unit_range(image).values] == [1.0, 1.0]

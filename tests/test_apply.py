@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from oracles import rng
 
 from istn_monai.apply import apply_transform
+from istn_monai.geometry.resampling import warp_intensities
 
 ROTATED = sitk.Euler3DTransform((8, 7, 6), 0.2, -0.3, 0.4, (1.3, 0.7, -1.1))
 SIZE = (12, 14, 16)
@@ -99,6 +101,22 @@ def test_curves_lines_and_angles_of_slicer_stay_what_they_are(tmp_path, markup, 
     (found,) = json.loads(file.read_text())["markups"]
     assert found["type"] == shape
     assert [point["position"] for point in found["controlPoints"]] == [[place - 6, 2, 3] for place in range(3)]
+
+
+def test_landmarks_take_an_inverse_by_ants_notation_without_any_image(tmp_path, markup):
+    name, places = f"[{tmp_path / 't.h5'},1]", []
+    for number, options in enumerate(({}, {"inverse": True})):
+        file = apply_transform(name, markup("Line"), str(tmp_path / f"{number}.mrk.json"), **options)
+        places.append([point["position"][0] for point in json.loads(file.read_text())["markups"][0]["controlPoints"]])
+    assert places == [[6, 7, 8], [-6, -5, -4]]
+    with pytest.raises(ValueError, match="two images, which landmarks do not name: write it as a transform"):
+        apply_transform(f"fsl:{tmp_path / 't.h5'}", markup("Line"), str(tmp_path / "f.mrk.json"))
+
+
+def test_outside_of_each_channel_is_its_own_darkest_value():
+    image = torch.stack([torch.linspace(-1000, 500, 64).view(8, 8), torch.linspace(0, 1, 64).view(8, 8)])
+    outside = warp_intensities(image, torch.full((1, 2, 1, 1), 20.0))
+    assert outside.flatten().tolist() == [-1000, 0]
 
 
 def test_a_curve_is_not_written_to_a_file_of_landmarks_alone(tmp_path, markup):

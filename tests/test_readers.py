@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import os
 import struct
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from dicom_files import straight, write_stack
-from helpers import ball
+from helpers import ball, rand
+from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from PIL import Image
 
 from istn_monai.geometry.frames import lps
-from istn_monai.io.hashes import file_hash, files_of
-from istn_monai.io.images import read_image
+from istn_monai.io.hashes import file_hash, file_state, files_of
+from istn_monai.io.images import read_image, read_or_explain, write_image
 from istn_monai.io.readers import SimpleITKReader
 
 SIZE = (7, 6, 5)
@@ -349,3 +352,32 @@ def test_slices_behind_a_link_to_a_folder_are_read_and_hashed(tmp_path):
     (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "series")  # a ring
     assert read_image(tmp_path / "series").shape[-1] == 4
     assert len(files_of(tmp_path / "series")) == 4
+
+
+def test_a_slice_that_is_replaced_by_an_older_one_of_its_size_is_seen(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"1234")
+    before = file_state(tmp_path)
+    (tmp_path / "b").write_bytes(b"5678")
+    os.utime(tmp_path / "b", (1, 1))
+    assert file_state(tmp_path)[:3] == before[:3] and file_state(tmp_path) != before
+    assert len(file_state(tmp_path / "a")) == 3
+
+
+def test_a_written_2d_image_of_several_channels_is_read_again(tmp_path):
+    affine = torch.tensor([[-1.5, 0, 4], [0, 1, -3], [0, 0, 1]], dtype=torch.float64)
+    image = MetaTensor(rand(3, 6, 5), affine=affine)
+    write_image(image, tmp_path / "rgb.nii.gz")
+    found = read_or_explain(tmp_path / "rgb.nii.gz", "image")
+    assert torch.equal(found.as_tensor(), image.as_tensor()) and torch.equal(found.affine, affine)
+
+
+@pytest.mark.parametrize("form", ["sform", "qform"])
+def test_a_2d_image_out_of_its_plane_is_refused_whichever_form_is_chosen(tmp_path, form):
+    affine = np.eye(4)
+    affine[:3, [0, 2]] = [[0.7, -0.7], [0, 0], [0.7, 0.7]]
+    image = nib.Nifti1Image(np.ones((6, 5), np.float32), None)
+    image.set_sform(affine, 1), image.set_qform(affine, 1)
+    nib.save(image, tmp_path / "i.nii.gz")
+    with pytest.raises(ValueError, match="does not lie in the plane of the first two axes"):
+        read_or_explain(tmp_path / "i.nii.gz", "image", form)

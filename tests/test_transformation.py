@@ -694,3 +694,9 @@ def test_the_bending_energy_of_a_lattice_is_about_that_of_differences_of_its_fie
     dense = DenseTransformation((9, 8))
     ddf = torch.rand(1, dense.num_parameters)
     torch.testing.assert_close(dense.bending_energy(ddf), bending_energy(dense(ddf), (1.0, 1.0)))
+
+
+def test_numbers_of_numpy_are_numbers():
+    affine = AffineTransformation(np.array([24, 20]), np.array([1.5, 1]))
+    assert (affine.spatial_size, affine.spacing) == ((24, 20), (1.5, 1.0))
+    assert BSplineTransformation(tuple(np.array([24, 20])), np.float32(2)).spacing == (2.0, 2.0)

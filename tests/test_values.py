@@ -96,6 +96,11 @@ def test_labels_and_intensities_are_told_apart():
     assert interpolation_of(atlas.T[None].contiguous()) == "label"
     few = torch.randint(0, 9, (1, 20, 20))
     assert interpolation_of(few) is None
+    for axis in range(3):  # slices that are there twice are no labels
+        assert interpolation_of((smooth + noise).short().repeat_interleave(2, axis)[None]) == "linear"
+        assert interpolation_of(discs.repeat_interleave(2, axis)[None]) == "label"
+    thick = discs.repeat_interleave(3, 0).repeat_interleave(3, 1)  # of slices that are three times as thick
+    assert interpolation_of(thick[None]) == "label"
     with pytest.raises(ValueError, match="give interpolation label or linear"):
         chosen_interpolation(meta(few))
 

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from istn_monai.io.itk_transforms import read_transform
+from istn_monai.io.paths import replacing
 from istn_monai.io.transform_kinds import KINDS
 from istn_monai.io.whole_transforms import (
     LATTICES,
@@ -105,3 +106,13 @@ def test_what_itk_says_of_a_file_that_it_cannot_read_is_in_the_error(tmp_path):
     (tmp_path / "t.tfm").write_text("#Insight Transform File V1.0\nnonsense\n")
     with pytest.raises(ValueError, match=r"t\.tfm is not a transform that ITK can read \(.*delimited.*\)"):
         read_transform(tmp_path / "t.tfm")
+
+
+def test_a_text_file_that_is_not_whole_does_not_count_as_written(tmp_path):
+    """ITK's writer does not say that the disk was full."""
+    file = tmp_path / "t.tfm"
+    file.write_text("before", encoding="utf-8")
+    with pytest.raises(OSError, match="t.tfm"), replacing(file) as part:
+        sitk.WriteTransform(AFFINE, str(part))
+        part.write_bytes(part.read_bytes()[:-9])
+    assert file.read_text(encoding="utf-8") == "before"

@@ -99,10 +99,13 @@ def warp_intensities(image: Tensor, points: Tensor, mode: str = "bilinear") -> T
 def intensities(image: Tensor, mode: str = "bilinear", outside: float | None = None) -> Sampler:
     """An image as :func:`warp_intensities` samples it, prepared once for points that come slab by slab.
 
-    What lies outside becomes ``outside``, by default the darkest value: dark is not 0 in CT.
+    What lies outside becomes ``outside``, by default the darkest value of each channel: dark is not 0 in CT.
     """
     values = interpolated(image[None])
-    fill = darkest(values) if outside is None else values.new_tensor(outside)
+    if outside is None:
+        fill = torch.stack([darkest(channel) for channel in values[0]]).view(-1, *[1] * (values.ndim - 2))
+    else:
+        fill = values.new_tensor(outside)
 
     def at(points: Tensor) -> Tensor:
         """``(1, D, *T)`` to ``(C, *T)``."""

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ NEAR_BOUND = 2.65  # tanh(2.65) = 0.99, of a bound
 def per_axis(name: str, value: float | Sequence[float], spatial_dims: int) -> tuple[float, ...]:
     """One positive number for each axis from a number or a sequence; errors name the argument."""
     try:
-        values = tuple(map(float, value)) if isinstance(value, (list, tuple)) else (float(value),) * spatial_dims  # type: ignore[arg-type]
+        values = tuple(map(float, value)) if np.ndim(value) else (float(value),) * spatial_dims  # type: ignore[arg-type]
     except (TypeError, ValueError):
         values = ()
     if len(values) != spatial_dims or not all(math.isfinite(v) and v > 0 for v in values):
@@ -35,7 +37,8 @@ def per_axis(name: str, value: float | Sequence[float], spatial_dims: int) -> tu
 
 def checked_size(spatial_size: Sequence[int]) -> tuple[int, ...]:
     """A registration grid's size: 2 or 3 whole numbers, at least 2 each."""
-    if not isinstance(spatial_size, Sequence) or not all(isinstance(s, (int, float)) for s in spatial_size):
+    numbers = isinstance(spatial_size, (Sequence, np.ndarray)) and all(isinstance(s, Real) for s in spatial_size)
+    if not numbers:
         raise ValueError(f"spatial_size must be 2 or 3 whole numbers of at least 2, got {spatial_size!r}")
     size = tuple(int(s) for s in spatial_size)
     if len(size) not in (2, 3) or min(size) < 2 or any(n != s for n, s in zip(size, spatial_size, strict=True)):

@@ -139,7 +139,7 @@ def one_series(headers: Sequence[Header], series: str | None, place: str) -> lis
     if series is None and len(found) > 1:
         raise ValueError(
             f"{place} holds {len(found)} series, one is expected: choose by UID with the option whose name "
-            f"ends in series, or hand over one alone; there are: {there}"
+            f"ends in series, where there is one, or hand over one alone; there are: {there}"
         )
     return next(iter(found.values())) if series is None else found[series]
 

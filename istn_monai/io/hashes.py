@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -30,9 +31,14 @@ def files_of(path: Path) -> list[Path]:
 
 
 def file_state(path: str | Path) -> list[int]:
-    """Number of files, bytes, and the time of the latest change in ns: as long as they stay, so does the content."""
-    states = [file.stat() for file in files_of(absolute(path))]
-    return [len(states), sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)]
+    """Number of files, bytes, and the time of the latest change in ns: as long as they stay, so does the content.
+
+    Of several files a checksum of all names, sizes and times comes behind them: one may be replaced by an older one.
+    """
+    states = [(file.name, file.stat()) for file in files_of(absolute(path))]
+    state = [len(states), sum(s.st_size for _, s in states), max((s.st_mtime_ns for _, s in states), default=0)]
+    each = repr([(name, s.st_size, s.st_mtime_ns) for name, s in states])
+    return state if len(states) < 2 else [*state, zlib.crc32(each.encode())]
 
 
 def file_hash(file: str | Path) -> str | None:

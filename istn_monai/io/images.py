@@ -99,7 +99,16 @@ def loaded(file: Path, reader: ImageReader) -> MetaTensor:
     """As MONAI's ``LoadImage`` hands an image over, channel-first, by this reader alone."""
     values, meta = reader.get_data(reader.read(str(file)))
     meta = switch_endianness(meta, "<") | {ImageMetaKey.FILENAME_OR_OBJ: str(file)}
-    return EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(values, meta))
+    return folded(EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(values, meta)))
+
+
+def folded(image: MetaTensor) -> MetaTensor:
+    """A 2-D image of several channels ``(C, X, Y, 1)``, which NIfTI has behind a third axis, as ``(C, X, Y)``."""
+    if image.ndim != 4 or len(image) == 1 or image.shape[-1] > 1:
+        return image
+    result = MetaTensor(image.as_tensor()[..., 0], meta=dict(image.meta))
+    result.affine = square(image.affine, 2)
+    return result
 
 
 def in_dtype(image: MetaTensor, dtype: Dtype) -> MetaTensor:

@@ -52,7 +52,10 @@ def nifti_affine(file: Path, place: str, nifti_frame: str | None = None) -> np.n
     image = nib.load(file)
     header, millimeters = image.header, unit_of(image.header)
     if nifti_frame in ("sform", "qform"):
-        return scaled(coded(header, nifti_frame, file, place), millimeters)
+        affine = scaled(coded(header, nifti_frame, file, place), millimeters)
+        if len(header.get_data_shape()) == 2:
+            check_in_plane(affine, file, place)
+        return affine
     usual = scaled(image.affine, millimeters)
     try:
         by_itk = affine_by_itk(file, usual)
@@ -160,6 +163,14 @@ def refusal(header: Header, error: str) -> str:
         "cannot read; resample it onto a grid with axes at right angles, or choose its qform, if that is right, with "
         "nifti_frame qform"
     )
+
+
+def check_in_plane(affine: np.ndarray, file: Path, place: str) -> None:
+    """ValueError unless the axes of a 2-D image, the first two of an affine ``(4, 4)``, lie in their plane."""
+    if np.abs(affine[2, :2]).max() > ORTHONORMAL * np.linalg.norm(affine[:3, :2], axis=0).min():
+        raise ValueError(
+            f"{place}: {file} is a 2-D image that does not lie in the plane of the first two axes; write it there"
+        )
 
 
 def check_right_angles(affine: np.ndarray, file: Path, place: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
@@ -59,10 +61,11 @@ def check_whole(label: Tensor, name: str, what: str = "label map") -> None:
 def interpolation_of(image: Tensor) -> str | None:
     """How an image is interpolated, by its values: "label", "linear", or None if they do not say.
 
-    Fractions are intensities; two values are labels. Of whole numbers, neighbors are compared along rows, where one of
-    them at least is not background (the most frequent value). Labels are equal to half of their neighbors or more, and
-    steps between more than 8 of them are not by one gray level alone. Intensities take more than 64 values, and either
-    fewer than a quarter are equal to their neighbor or they change by single levels.
+    Fractions are intensities; two values are labels. Of whole numbers, neighbors are compared along each axis, where
+    one of them at least is not background (the most frequent value). Labels are equal to half of their neighbors or
+    more along one axis, to a quarter along all (slices may be doubled, or thick), and steps between more than 8 of them
+    are not by one gray level alone. Intensities take more than 64 values, and either fewer than a quarter are equal to
+    their neighbors along an axis or they change by single levels.
 
     Args:
         image: ``(C, *S)``.
@@ -77,19 +80,39 @@ def interpolation_of(image: Tensor) -> str | None:
         return LABEL
     if values.is_floating_point() and bool((values != values.round()).any()):
         return LINEAR
+    along = [changes(values.movedim(axis, -1)) for axis in range(1, values.ndim) if values.shape[axis] > 1]
+    number = max((own.values for own in along), default=0)
+    if number <= 2:
+        return LABEL
+    equal, gradual = [own.equal for own in along], along[-1].gradual
+    if max(equal) >= 0.5 and min(equal) >= 0.25 and (number <= FEW or gradual < 0.5):
+        return LABEL
+    return LINEAR if number > MANY and (min(equal) < 0.25 or gradual >= 0.5) else None
+
+
+class Changes(NamedTuple):
+    """How whole numbers change along rows.
+
+    Attributes:
+        values: how many there are.
+        equal: fraction of the neighbors that are equal, of those that are not both background.
+        gradual: of the others, the fraction of those whose values are next to each other among all that there are.
+    """
+
+    values: int
+    equal: float
+    gradual: float
+
+
+def changes(values: Tensor) -> Changes:
+    """Of some rows, along the last axis."""
     rows = values.reshape(-1, values.shape[-1])
     rows = rows[:: max(1, len(rows) // ROWS)]
     present, ranks, counts = rows.unique(return_inverse=True, return_counts=True)
-    if len(present) <= 2:
-        return LABEL
     steps, background = ranks.diff().abs(), counts.argmax()
-    foreground = (ranks[:, 1:] != background) | (ranks[:, :-1] != background)
-    steps = steps[foreground]
-    equal = (steps == 0).double().mean().item()
-    gradual = (steps[steps > 0] == 1).double().mean().item()
-    if equal >= 0.5 and (len(present) <= FEW or gradual < 0.5):
-        return LABEL
-    return LINEAR if len(present) > MANY and (equal < 0.25 or gradual >= 0.5) else None
+    steps = steps[(ranks[:, 1:] != background) | (ranks[:, :-1] != background)]
+    parts = steps == 0, steps[steps > 0] == 1
+    return Changes(len(present), *(part.double().mean().nan_to_num(1.0).item() for part in parts))
 
 
 def check_labels(label: Tensor, name: str, what: str = "label map") -> None:

@@ -105,10 +105,18 @@ def check_json(file: Path) -> None:
     json.loads(file.read_text(encoding="utf-8"))
 
 
+def check_tfm(file: Path) -> None:
+    """A transform in ITK's text format."""
+    from istn_monai.io.whole_transforms import check_text  # which imports this module
+
+    check_text(file)
+
+
 EXPECTED = {
     ".nii.gz": check_nifti,
     ".nii": check_nifti,
     ".h5": check_hdf5,
+    ".tfm": check_tfm,
     ".json": check_json,
     ".png": lambda file: check_end(file, PNG_END),
     ".html": lambda file: check_end(file, b"</html>\n"),

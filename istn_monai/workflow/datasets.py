@@ -19,6 +19,7 @@ from torch.utils.data import DistributedSampler
 
 from istn_monai.io.datalist import Item, existing, read_datalist
 from istn_monai.io.hashes import file_state
+from istn_monai.network_settings import none_or
 from istn_monai.transforms.keys import IMAGE_KEYS, MASK_KEYS
 from istn_monai.transforms.map_files import with_channels
 from istn_monai.workflow.console import bars, say
@@ -60,6 +61,7 @@ def read_pairs(dataset_dir: str | None, data_list_file: str, split: str, synthet
 
     Without a ``dataset_dir``, ``data_list_file`` is a whole path; or the embedded set is made first.
     """
+    dataset_dir = none_or(dataset_dir)
     if dataset_dir is None and not is_whole(data_list_file):
         from istn_monai.synthetic.pairs import synthesize
 
@@ -132,7 +134,7 @@ def cached_dataset(
         others: see :func:`as_pairs`.
         seed: of the random transforms, see :class:`SeededDataset`.
     """
-    data = as_pairs(data, others)
+    data, cache_dir = as_pairs(data, others), none_or(cache_dir)
     if cache_dir is None:
         if not bars() and len(data) > 1:
             say(f"preparing {len(data)} pairs")

@@ -18,6 +18,7 @@ from monai.utils import set_determinism
 from istn_monai.folders import write_run
 from istn_monai.io.datalist import Item
 from istn_monai.io.paths import check_apart, check_can_be_written, check_output_dir
+from istn_monai.levels import USUAL_STEPS
 from istn_monai.moved_points import check_points as check_moved_points
 from istn_monai.network_definitions import own_networks
 from istn_monai.network_settings import NetworkSettings, none_or
@@ -41,7 +42,6 @@ from istn_monai.workflow.results import SavePairHandler, already, check_pair_fil
 from istn_monai.workflow.run_lock import hold, released_on_error
 from istn_monai.workflow.settings import (
     check_guides_count,
-    check_refining,
     check_settings,
     given,
     guided_weights,
@@ -217,9 +217,21 @@ def check_inference() -> None:
         refiner = getattr(value("inferer"), "refiner", None)
         steps = getattr(refiner, "steps", 0)
         check_guides_count(steps, value("term_weights"))
-        check_refining(value("refine_steps") and steps, {"refine_levels": none_or(given("refine_levels"))})
+        if not steps:
+            check_one_pass()
         check_apart(pair_folder(value("output_dir")).files, [("checkpoint_file", value("checkpoint_file"))])
         value("evaluator")
+
+
+def check_one_pass() -> None:
+    """ValueError if the config under evaluation, of no refinement, says more of one than the bundle's own defaults."""
+    asked = {name: given(name) for name in ("refine_levels", "symmetric", "refine_steps", "refine_learning_rate")}
+    defaults = (None, False, 0, USUAL_STEPS)
+    if idle := [name for name, own in asked.items() if own not in defaults and not str(own).startswith("$")]:
+        raise ValueError(
+            f"{idle[0]} counts in a refinement alone, and inference is one pass: run refinement, refine.json after "
+            "inference.json, or leave it out"
+        )
 
 
 def infer(evaluator: Engine, saver: SavePairHandler, pair: Mapping[str, str], checkpoint_file: str) -> None:
@@ -245,7 +257,7 @@ def infer(evaluator: Engine, saver: SavePairHandler, pair: Mapping[str, str], ch
 def check_data_is_read(value: Callable[[str], Any]) -> None:
     """ValueError if a datalist is named that is not read: without a dataset_dir the synthetic set is made."""
     name = value("data_list_file")
-    if value("dataset_dir") is None and name != DEFAULT_DATALIST and not is_whole(name):
+    if none_or(value("dataset_dir")) is None and name != DEFAULT_DATALIST and not is_whole(name):
         raise ValueError(
             f"data_list_file is {name!r} but dataset_dir is not set, so the synthetic set would be made: give "
             "dataset_dir, or the datalist's whole path, or the overlay that sets it after train.json"
