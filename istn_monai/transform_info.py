@@ -53,6 +53,7 @@ class Figures:
         least: smallest Jacobian determinant.
         greatest: likewise, largest.
         folded: fraction of the points whose determinant is 0 or less.
+        jumps: number of points whose determinant does not count, see :func:`beside_borders`.
     """
 
     largest: float
@@ -60,20 +61,20 @@ class Figures:
     least: float
     greatest: float
     folded: float
+    jumps: int = 0
 
     def text(self) -> list[str]:
         """In words, a line each."""
         moved = f"displacement {self.mean:.3g} mm on average, {self.largest:.3g} mm at most"
         determinant = f"Jacobian determinant {self.least:.3g} to {self.greatest:.3g}, {self.folded:.2%} folded"
-        if self.folded == 0:
-            return [moved, f"{determinant}: invertible there"]
-        mirrors = self.greatest < 0
-        return [moved, f"{determinant}: {'it mirrors' if mirrors else 'not invertible'} there"]
+        means = "invertible" if self.folded == 0 else "it mirrors" if self.greatest < 0 else "not invertible"
+        left_out = f"without {self.jumps} points beside a border beyond which a member moves nothing"
+        return [moved, f"{determinant}: {means} there", *([left_out] if self.jumps else [])]
 
 
 def figures_on(transform: WorldTransform, grid: Grid) -> Figures:
     """The figures of a transform on a grid of fixed points, two or more along each axis."""
-    count, total, folded = 0, 0.0, 0
+    count, total, folded, jumps = 0, 0.0, 0, 0
     largest, least, greatest = 0.0, math.inf, -math.inf
     last = grid.spatial_size[0]
     for slab in grid.slabs(AT_ONCE):
@@ -82,13 +83,31 @@ def figures_on(transform: WorldTransform, grid: Grid) -> Figures:
         moved = transform.on_grid(grid, slab=slice(start, stop))
         own = slice(slab.start - start, slab.stop - start)
         ddf = torch.tensordot(torch.linalg.inv(grid.affine[:-1, :-1]), moved - points, dims=1)
-        determinant = jacobian_determinant(ddf[None])[0, own]
+        beside = beside_borders(transform, points)[own]
+        determinant = torch.where(beside, 1.0, jacobian_determinant(ddf[None])[0, own])
         lengths = (moved - points)[:, own].norm(dim=0)
         count, total = count + lengths.numel(), total + float(lengths.sum())
-        folded += int((determinant <= 0).sum())
+        folded, jumps = folded + int((determinant <= 0).sum()), jumps + int(beside.sum())
         largest = max(largest, float(lengths.max()))
         least, greatest = min(least, float(determinant.min())), max(greatest, float(determinant.max()))
-    return Figures(largest, total / count, least, greatest, folded / count)
+    return Figures(largest, total / count, least, greatest, folded / max(count - jumps, 1), jumps)
+
+
+def beside_borders(transform: WorldTransform, points: torch.Tensor) -> torch.Tensor:
+    """``(*S)``: which of points ``(D, *S)`` of a grid have one beside them that is, when it comes to a member, on the
+    other side of its domain's border: what moves nothing beyond it jumps there, which is no fold."""
+    places, held = points.flatten(1), torch.zeros(points[0].numel(), dtype=torch.int64)
+    for number, part in enumerate(transform.components[::-1]):
+        if isinstance(part, WorldDisplacement):
+            held += part.inside(places, part.index(places)).long() << number
+        places = WorldTransform([part], transform.dims).transform_points(places)
+    held = held.view(points.shape[1:])
+    beside = torch.zeros(held.shape, dtype=torch.bool)
+    for axis, n in enumerate(held.shape):
+        differs = held.diff(dim=axis) != 0
+        for start in (0, 1):
+            beside.narrow(axis, start, n - 1).logical_or_(differs)
+    return beside
 
 
 def domain_grid(part: WorldDisplacement) -> Grid:

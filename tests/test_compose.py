@@ -278,6 +278,20 @@ def test_info_of_a_field_whose_inverse_lacks_points_at_the_border_promises_none(
     assert "0.00% folded: invertible there" in said and "at its border an inverse may lack points" in said
 
 
+def test_a_jump_at_the_border_of_a_domain_is_no_fold(tmp_path, monkeypatch, capsys):
+    """The field that acts first leads some points out of the domain of the other one, which moves all by 3 mm."""
+    shift, moves = np.zeros((3, 12, 11, 10)), np.zeros((3, 12, 11, 10))
+    shift[0], moves[0, 3:] = 3.0, 2.0
+    fields = [WorldField(torch.as_tensor(values), torch.eye(4)) for values in (shift, moves)]
+    said = information(monkeypatch, capsys, write_transform(WorldTransform(fields, 3), tmp_path / "t.h5"))
+    whole = said[said.index("whole") :]
+    assert "0.00% folded: invertible there" in whole and "without 220 points beside a border" in whole
+    moves[0, 3], moves[0, 4:] = 3.0, 0.0  # a plane that overtakes the next one
+    fields[1] = WorldField(torch.as_tensor(moves), torch.eye(4))
+    said = information(monkeypatch, capsys, write_transform(WorldTransform(fields, 3), tmp_path / "f.h5"))
+    assert "not invertible there" in said[said.index("whole") :]
+
+
 def test_figures_do_not_depend_on_how_a_grid_is_cut(monkeypatch):
     from istn_monai import transform_info
     from istn_monai.geometry.grids import Grid

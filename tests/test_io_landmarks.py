@@ -61,7 +61,7 @@ def test_files_as_slicer_writes_them(tmp_path):
 def test_csv_needs_a_frame_and_takes_it_from_the_caller_or_a_column(tmp_path):
     file = tmp_path / "p.csv"
     file.write_text("name,x,y,z\nAC,-1.5,2.0,3.0\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="p.csv does not say its frame: give frame RAS or LPS"):
+    with pytest.raises(ValueError, match="p.csv does not say its frame: give a column .frame., or the option frame"):
         read_points(file)
     assert max_abs(read_points(file, "LPS").positions, RAS[:1]) < 1e-12
     assert max_abs(read_points(file, "RAS").positions, torch.tensor(LPS[:1])) < 1e-12
@@ -86,7 +86,7 @@ def test_csv_needs_a_frame_and_takes_it_from_the_caller_or_a_column(tmp_path):
         ("p.csv", 'x,y,frame\n1,"2,RAS\n', "unexpected end of data"),
         ("p.csv", "x,y,frame\n1,1_0,RAS\n", "must be a number of mm, got '1_0'"),
         ("p.fcsv", "1,2,3\n", "landmark 1 has 3 cells"),
-        ("p.fcsv", "1,1,2,3\n", "give frame RAS or LPS, or a line '# CoordinateSystem = LPS'"),
+        ("p.fcsv", "1,1,2,3\n", "give a line '# CoordinateSystem = LPS', or the option frame"),
         ("p.mrk.json", "{}", "markups"),
         ("p.mrk.json", '{"markups": [{"coordinateSystem": "LPS", "controlPoints": []}]}', "has no landmark"),
     ],
@@ -436,7 +436,7 @@ def test_fcsv_of_slicer_3_name_their_columns_and_take_their_frame_from_the_calle
     text = (
         "# Fiducial List file /a/F.fcsv\n# version = 2\n# name = F\n# numPoints = 1\n# columns = label,x,y,z,sel,vis\n"
     )
-    with pytest.raises(ValueError, match="does not say its frame: give frame RAS or LPS"):
+    with pytest.raises(ValueError, match="does not say its frame: give"):
         read_text(tmp_path, text + "AC,1.5,-2,3,1,1\n", "p.fcsv")
     points = read_text(tmp_path, text + "AC,1.5,-2,3,1,1\n", "p.fcsv", frame)
     sign = -1 if frame == "LPS" else 1

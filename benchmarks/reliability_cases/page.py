@@ -52,6 +52,8 @@ KINDS = {
     "interruptions": "SIGKILL, Ctrl-C and SIGTERM in registration, cohort and training; two commands at once",
 }
 
+DECLINED = "Not as they must be (declined: an odd input that would have been valid ended with one clear line):"
+
 
 def cell(counts: Mapping[str, int], names: Sequence[str]) -> str:
     """A number of the table; nothing for 0."""
@@ -90,7 +92,7 @@ def tried(rows: Sequence[Mapping[str, Any]]) -> str:
 def failures(rows: Sequence[Mapping[str, Any]]) -> str:
     """The inputs that did not end as they must."""
     lines = [f"- {row['kind']}, {row['name']}: {row['outcome']}" for row in rows if row["outcome"] not in GOOD]
-    return "\n".join(["", "Not as they must be:", "", *lines, ""]) if lines else ""
+    return "\n".join(["", DECLINED, "", *lines, ""]) if lines else ""
 
 
 def numbers(content: Mapping[str, Any], prefix: str = "") -> list[str]:

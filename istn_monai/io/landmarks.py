@@ -228,7 +228,8 @@ def read_in_frame(file: str | Path, frame: str | None = None) -> tuple[Points, s
     if parsed.frame is None and frame is None:
         where = {".csv": "a column 'frame'", ".fcsv": "a line '# CoordinateSystem = LPS'"}
         raise ValueError(
-            f"{path} does not say its frame: give frame RAS or LPS, or {where.get(suffix, 'a coordinateSystem')}"
+            f"{path} does not say its frame: give {where.get(suffix, 'a coordinateSystem')}, or the option frame, RAS "
+            "or LPS, where there is one (apply)"
         )
     if None not in (parsed.frame, frame) and parsed.frame != frame:
         raise ValueError(f"{path} says that it is in {parsed.frame}, frame is {frame}")
