@@ -328,10 +328,11 @@ def test_parameters_near_their_bounds_are_those_of_all_components_that_have_one(
     theta = torch.zeros(2, 6 + 98)
     theta[0, :3], theta[1] = 3, -3
     affine = AffineTransformation((24, 20))
-    for bound, expected in ((0.4, [3 / 104, 1.0]), (None, [3 / 104, 6 / 104])):
+    for bound, expected in ((0.4, [3 / 6, 1.0]), (None, [3 / 6, 6 / 104])):
         bspline = BSplineTransformation((24, 20), 1.0, 6.0, bound)
         found = CompositeTransformation([affine, bspline]).near_bounds(theta)
         assert found.tolist() == pytest.approx(expected)
+        assert CompositeTransformation([affine, bspline]).near_bounds(torch.zeros(1, 104)).tolist() == [0]
         refined = Refiner(steps=0).register(bspline, *torch.rand(2, 2, 1, 24, 20), theta[:, 6:])
         assert [report.at_bound for report in refined.reports] == [0.0, float(bound is not None)]
 

@@ -55,9 +55,11 @@ class CompositeTransformation(Transformation):
         return self.checked(theta).split([part.num_parameters for part in self.components], dim=1)
 
     def near_bounds(self, theta: Tensor) -> Tensor:
-        """See :meth:`Transformation.near_bounds`: of all components."""
-        parts = zip(self.components, self.split(theta), strict=True)
-        return torch.stack([part.near_bounds(own) * own.shape[1] for part, own in parts]).sum(0) / self.num_parameters
+        """See :meth:`Transformation.near_bounds`: of the components that move anything."""
+        blocks = self.split(theta)
+        numbers = torch.stack([block.any(1) * block.shape[1] for block in blocks])
+        near = torch.stack([part.near_bounds(own) for part, own in zip(self.components, blocks, strict=True)])
+        return (near * numbers).sum(0) / numbers.sum(0).clamp_min(1)
 
     def displacement(self, theta: Tensor, stride: int = 1) -> Tensor:
         """The ddf of a checked ``theta``; with a stride the fields of all components are known at those voxels alone,
