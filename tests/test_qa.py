@@ -356,6 +356,16 @@ def test_cohort_is_self_contained_and_worst_first(tmp_path):
     assert "a → &lt;b&gt;" in text and "<b>" not in text and text.count("data:image/jpeg;base64,") == 3
 
 
+def test_a_cohort_has_the_columns_that_some_pair_has(tmp_path):
+    intensities = {"correlation": 0.61, "objective_images": 0.8, "sdlogj": 0.2}
+    reports = [traffic_light(metrics).report() for metrics in (intensities, {"sdlogj": 0.3})]
+    entries = [Entry(str(number), "", report) for number, report in enumerate(reports)]
+    text = write_cohort([*entries, Entry("2", "", None)], tmp_path / "qa.html").read_text(encoding="utf-8")
+    heads = re.findall("<th>(.*?)</th>", text)
+    assert len(heads) == 3 + len(intensities) and "ambiguity in M′ and F′" not in heads
+    assert text.count("<td>–</td>") == 2 + 3 and "0.610" in text
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 

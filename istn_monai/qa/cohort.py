@@ -29,13 +29,17 @@ TITLE = "Registration QA"
 PICTURE = re.compile(r'data-page="([0-9a-f]{64})" src="data:image/jpeg;base64,([^"]*)"')
 COLORS = STATUS_COLORS | {FAILED: "#4a5462"}
 ON_COLORS = {GREEN: "#06120e", AMBER: "#1a1200"}  # text, elsewhere white
-#: columns of the table: what tells most in a cohort
+#: columns of the table: what tells most in a cohort, with an ITN and without; those that some pair has
 COHORT_METRICS = (
     "overlap_one_pass",
     "overlap",
     "ambiguity",
     "coverage",
+    "correlation",
     "objective",
+    "objective_images",
+    "lncc_change",
+    "at_bound",
     "displacement_mm",
     "sdlogj",
     "folding",
@@ -85,6 +89,11 @@ class Entry:
     def status(self) -> str:
         """One of ``STATUSES``, or ``FAILED``."""
         return FAILED if self.report is None else self.report["status"]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """What the rules judge; nothing of a pair that failed."""
+        return {} if self.report is None else self.report["metrics"]
 
     @property
     def reasons(self) -> list[str]:
@@ -160,8 +169,10 @@ def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = TITLE)
         for status in (FAILED, *reversed(STATUSES))
         if (number := sum(entry.status == status for entry in ordered))
     )
-    titles = ("pair", "status", "files", *(TITLES[name] for name in COHORT_METRICS))
+    columns = [name for name in COHORT_METRICS if any(name in entry.metrics for entry in ordered)]
+    titles = ("pair", "status", "files", *(TITLES[name] for name in columns))
     head = "".join(f"<th>{html.escape(text)}</th>" for text in titles)
+    rows = "".join(row(entry, columns) for entry in ordered)
     page = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">{GENERATOR}<title>{html.escape(title)}</title>',
         POLICY,
@@ -171,7 +182,7 @@ def write_cohort(entries: Iterable[Entry], file: str | Path, title: str = TITLE)
         "<p>The worst first. The status is that of the worst rule; each page states its rules and their limits. It "
         "warns of what looks unlike a good registration and proves nothing: look at the pictures.</p>",
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>',
-        f"<tbody>{''.join(map(row, ordered))}</tbody></table></div>",
+        f"<tbody>{rows}</tbody></table></div>",
         *(section(entry, entry.name in shown) for entry in ordered),
         f"{script() if shown else ''}</body></html>\n",
     ]
@@ -194,10 +205,10 @@ def badge(status: str, text: str | None = None) -> str:
     return f'<span class="status" style="{colors}">{html.escape(text or status)}</span>'
 
 
-def row(entry: Entry) -> str:
+def row(entry: Entry, columns: Iterable[str]) -> str:
     """One pair's line of the table."""
-    metrics = entry.report["metrics"] if entry.report else {}
-    cells = "".join(f"<td>{metrics[c]:.3f}</td>" if c in metrics else "<td>–</td>" for c in COHORT_METRICS)
+    own = entry.metrics
+    cells = "".join(f"<td>{own[name]:.3f}</td>" if name in own else "<td>–</td>" for name in columns)
     name = html.escape(entry.name)
     link = f'<a href="#{name}">{name}</a>'
     return f"<tr><td>{link}</td><td>{badge(entry.status)}</td><td>{html.escape(entry.files)}</td>{cells}</tr>"
