@@ -436,3 +436,8 @@ def test_random_deformations_leave_structures_of_any_size_in_the_picture(spacing
 @pytest.mark.parametrize("make", [InitialAlignmentd, lambda keys: RegistrationGridd((8, 8), keys=keys)])
 def test_one_key_may_be_a_word(make):
     assert make(keys="fixed_image").keys == ("fixed_image",)
+
+
+def test_an_empty_map_is_an_error_not_nan():
+    with pytest.raises(ValueError, match="map of structures of interest is empty"):
+        SoIGroupsd(soi_labels=None)({"moving_label": MetaTensor(torch.zeros(1, 4, 4))})

@@ -138,6 +138,14 @@ def check_label(
             raise ValueError(f"{name} has an empty SoI: none of soi_labels {wanted} is in it, only {present}")
 
 
+def scaled_to_one(values: Tensor, name: str) -> Tensor:
+    """A real-valued map as float32 with a maximum of 1, or a ValueError that names it if it has none above 0."""
+    largest = values.max()
+    if not largest > 0:
+        raise ValueError(f"{name} is empty: a map needs values above 0")
+    return values.float() / largest
+
+
 def check_soi_labels(soi_labels: Any, soi_points: Any = None, name: str = "soi_labels") -> None:
     """ValueError that calls them ``name`` unless they are None or groups of whole numbers, e.g. [[1, 2]] or [[1], [2]].
 

@@ -28,7 +28,7 @@ from istn_monai.geometry.meta import with_affine
 from istn_monai.geometry.sampling import column
 from istn_monai.io.images import read_or_explain
 from istn_monai.io.landmarks import Points, check_dims, is_points, matched, same_name
-from istn_monai.transforms.checks import check_choice
+from istn_monai.transforms.checks import check_choice, scaled_to_one
 from istn_monai.transforms.keys import IMAGE_KEYS, LABEL_KEYS, POINT_KEYS, Pair
 from istn_monai.transforms.registration_grid import check_kept, kept, on_grid
 
@@ -144,7 +144,7 @@ class AddLandmarkChannelsd(Transform):
             loaded = read_or_explain(file, key, self.nifti_frame)
             own = Grid.of(loaded)
             placed = own.aligned(start) if key == POINT_KEYS[0] else own
-            whole = with_affine(loaded.as_tensor().float() / loaded.max(), placed.affine, loaded)
+            whole = with_affine(scaled_to_one(loaded.as_tensor(), file), placed.affine, loaded)
             resampled = on_grid(whole, grid)
             check_kept(kept(whole, resampled), file, grid)
             maps.append(resampled.as_tensor())

@@ -35,6 +35,7 @@ from istn_monai.transforms.checks import (
     check_label,
     check_mask,
     counting,
+    scaled_to_one,
     source,
 )
 from istn_monai.transforms.inverses import NotInvertible
@@ -231,7 +232,7 @@ class SoIGroupsd(MapTransform):
     def channels(self, label: Tensor) -> Tensor:
         """``(1, *S)`` to ``(K, *S)``."""
         if self.soi_labels is None:
-            return label.float() / label.max()
+            return scaled_to_one(label, "a map of structures of interest")
         whole = label.round().long()
         return torch.cat([torch.isin(whole, whole.new_tensor(list(group))) for group in self.soi_labels]).float()
 

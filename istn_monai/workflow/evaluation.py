@@ -238,7 +238,7 @@ class Evaluation:
                 raise ValueError(f"{pair[key]} is no landmark file: give evaluated_labels, for it has no TRE")
         warn_of_landmarks(pair, number)
         image, guidance = pair["image"].as_tensor()[None].to(self.device), batched(pair)
-        files = {side: str(pair[f"{side}_image"].meta["filename_or_obj"]) for side in ("moving", "fixed")}
+        files = {side: str(pair[f"{side}_image"].meta.get("filename_or_obj", "memory")) for side in ("moving", "fixed")}
         nothing = torch.zeros(1, image.ndim - 2, *image.shape[2:])
         fields, results, seconds = {IDENTITY: nothing}, {IDENTITY: dict(pair)}, {IDENTITY: 0.0}
         for method, inferer in self.inferers.items():
