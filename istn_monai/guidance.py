@@ -117,4 +117,6 @@ def checked_guidance(guidance: Guidance, weights: Mapping[str, float], like: Ten
     for name, value in guidance.items():
         if tuple(value.shape) != shapes.get(name, tuple(value.shape)):
             raise ValueError(f"{name} must be {shapes[name]}, got {tuple(value.shape)}")
+        if not value.numel():
+            raise ValueError(f"{name} holds nothing, its shape is {tuple(value.shape)}: leave it out")
     return {name: torch.as_tensor(value).to(like) for name, value in guidance.items()}

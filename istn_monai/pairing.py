@@ -38,9 +38,9 @@ def split_subjects(names: Sequence[str], counts: Mapping[str, int], rng: np.rand
         )
     # a split gets more subjects than its fewest if there are many: 2 pairs of each subject are variety enough
     wanted = {split: max(needed[split], min(number, len(names) // 5)) for split, number in counts.items() if number}
-    largest = next(iter(wanted))
-    rest = {split: number for split, number in wanted.items() if split != largest}
-    while sum(rest.values()) + needed[largest] > len(names):
+    first = next(iter(wanted))
+    rest = {split: number for split, number in wanted.items() if split != first}
+    while sum(rest.values()) + needed[first] > len(names):
         widest = max(rest, key=lambda split: rest[split] - needed[split])
         rest[widest] -= 1
     order = [names[i] for i in rng.permutation(len(names))]
@@ -48,7 +48,7 @@ def split_subjects(names: Sequence[str], counts: Mapping[str, int], rng: np.rand
     for split, number in rest.items():
         subjects_of[split] = order[start : start + number]
         start += number
-    subjects_of[largest] = order[start:]
+    subjects_of[first] = order[start:]
     return subjects_of
 
 

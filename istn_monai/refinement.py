@@ -88,7 +88,7 @@ class Refiner:
             most, of theta up to 25 without weights, and 0 for the STN.
         patience: a pair stops after as many full steps without an improvement of at least ``tolerance``, relative.
         tolerance: see ``patience``.
-        max_seconds: stop after so long; None for no limit.
+        max_seconds: stop after so long, of the STN for each pair; None for no limit.
         levels: from coarse to fine the stride and the steps of each level, ``[[4, 10], [2, 25], [1, 15]]``: steps that
             compare every fourth, every second and every voxel. With a third number a level is of that component of a
             composite transformation alone, see :mod:`istn_monai.turns`; start and best iterate are then compared at the

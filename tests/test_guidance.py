@@ -518,3 +518,9 @@ def test_the_other_way_round_all_of_a_pair_changes_places():
     assert swapped.flatten().tolist() == [2, 3, 0, 1]
     assert others == {"fixed_label": "a", "moving_label": "b", "moving_points": "c", "fixed_mask": "d"}
     assert other_way(swapped, others)[1] == guides
+
+
+def test_no_landmarks_at_all_are_said():
+    nothing = {name: torch.zeros(1, 2, 0) for name in ("moving_points", "fixed_points")}
+    with pytest.raises(ValueError, match="moving_points holds nothing"):
+        PairObjective({"landmarks": 1.0}, rand(1, 1, 8, 9), rand(1, 1, 8, 9), (1.0, 1.0), guidance=nothing)
