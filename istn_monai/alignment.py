@@ -14,7 +14,7 @@ from torch import Tensor
 
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.names import INITIAL_ALIGNMENTS, is_file_name
-from istn_monai.geometry.resampling import unit_range
+from istn_monai.geometry.resampling import unit_ranges
 from istn_monai.linear_registration import (
     Side,
     about,
@@ -95,7 +95,7 @@ def initial_alignment(name: str, moving: MetaTensor, fixed: MetaTensor, similari
 
 def in_unit_range(image: MetaTensor) -> Side:
     """An image, intensities of each channel in [0, 1]."""
-    return Side(torch.stack([unit_range(channel.float()) for channel in image.as_tensor()]), Grid.of(image))
+    return Side(unit_ranges(image.as_tensor()), Grid.of(image))
 
 
 def principal_alignment(moving: MetaTensor, fixed: MetaTensor, start: Tensor, similarity: str = "mse") -> Tensor:

@@ -246,6 +246,11 @@ def largest_label(label: Tensor, points: Tensor) -> Tensor:
     return torch.where(votes < votes.amax(dim=0), found.amax(dim=0), found).amin(dim=0)
 
 
+def unit_ranges(image: Tensor) -> Tensor:
+    """Each channel of ``(C, *S)`` by itself in :func:`unit_range`, float32."""
+    return torch.stack([unit_range(channel.float()) for channel in image])
+
+
 def unit_range(image: Tensor, lower: float = 0.5, upper: float = 99.5) -> Tensor:
     """Intensities between two percentiles, scaled to [0, 1] and clipped; between the extremes if those coincide."""
     low, high = (float(value) for value in np.percentile(image.numpy(force=True), [lower, upper]))  # no sort

@@ -14,7 +14,7 @@ from torch import Tensor
 from istn_monai.foreign_networks import bundle_maps, maps_of
 from istn_monai.geometry.grids import Grid, overlap_in_world, registration_grid
 from istn_monai.geometry.meta import affine_of, with_affine
-from istn_monai.geometry.resampling import area_averaged, unit_range
+from istn_monai.geometry.resampling import area_averaged, unit_ranges
 from istn_monai.geometry.transformation import per_axis
 from istn_monai.io.images import check_affine, check_dims
 from istn_monai.io.values import check_finite, plain
@@ -145,7 +145,7 @@ class RepresentationMapsd(Transform):
         if self.representation.normalization == "none":
             return image.float()
         if self.representation.normalization == "range":
-            return torch.stack([unit_range(channel.float()) for channel in image])
+            return unit_ranges(image)
         axes = tuple(range(1, image.ndim))
         deviation = image.float().std(axes, keepdim=True).clamp_min(1e-8)
         return (image.float() - image.float().mean(axes, keepdim=True)) / deviation

@@ -10,7 +10,7 @@ from istn_monai.alignment import INITIAL_ALIGNMENTS, initial_alignment
 from istn_monai.geometry.components import WorldAffine
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.meta import with_affine
-from istn_monai.geometry.resampling import unit_range
+from istn_monai.geometry.resampling import unit_ranges
 from istn_monai.io.any_transform import read_any_transform
 from istn_monai.linear_registration import Side
 from istn_monai.networks import ISTN
@@ -88,6 +88,6 @@ def by_structures(moving: MetaTensor, fixed: MetaTensor, network: nn.Module | No
 def on_grid_of_network(image: MetaTensor, istn: ISTN) -> Side:
     """An image, intensities in [0, 1], on a grid that covers it, of the voxels that a network was trained on."""
     spacing, size = istn.transformation.spacing, istn.transformation.spatial_size
-    values = torch.stack([unit_range(channel.float()) for channel in image.as_tensor()])
+    values = unit_ranges(image.as_tensor())
     grid = covering_grid(image, spacing, size)
     return Side(on_grid(with_affine(values, Grid.of(image).affine, image), grid).as_tensor(), grid)
