@@ -240,9 +240,9 @@ def apply_transform(
         check_dims(points, input, own.dims, "the transform")
         check_shape(points, input, path)
         return write_points(move_points(points, own, inverse), path, own_frame)
+    loaded = None if reference is not None and needs_grids(transform) else read_any_transform(transform)
     if reference is None:
         raise ValueError("reference is not set: give the image whose grid the result is to have")
-    loaded = None if needs_grids(transform) else read_any_transform(transform)
     named = ((input, "input", series), (reference, "reference", series_reference))
     dims = None if loaded is None else loaded.dims
     images = [load_image(file, name, dims, nifti_frame, uid) for file, name, uid in named]

@@ -85,7 +85,7 @@ def test_training_and_evaluation_of_the_bundle(toy, tmp_path, special):
 
 
 def by_inference(files: dict[str, str], device: str, folder: Path) -> None:
-    settings = {"output_dir": str(folder), "device": device, "refine_steps": 2}
+    settings = {"output_dir": str(folder), "device": device}
     run(run_id="run", config_file=config("inference"), **settings, **files)
 
 

@@ -217,7 +217,7 @@ def check_inference() -> None:
         refiner = getattr(value("inferer"), "refiner", None)
         steps = getattr(refiner, "steps", 0)
         check_guides_count(steps, value("term_weights"))
-        if not steps:
+        if not (value("refine_steps") and steps):
             check_one_pass()
         check_apart(pair_folder(value("output_dir")).files, [("checkpoint_file", value("checkpoint_file"))])
         value("evaluator")
