@@ -372,7 +372,7 @@ def test_the_bundle_refuses_before_any_work_what_would_not_count(masked, tmp_pat
         (chosen(files) | {"moving_points": files["moving_mask"]}, {}, "moving_points: .* is no landmark file"),
         (chosen(files), {"refine_steps": 0, "refine_levels": [[1, 2]]}, "refine_levels counts in a refinement alone"),
         (chosen(files), {"refine_levels": [[1, 2]], "run_id": "inference"}, "refine_levels counts in a refinement"),
-        (chosen(files), {"refine_steps": 30, "run_id": "inference"}, "refine_steps counts in a refinement alone, and inf"),
+        (chosen(files), {"refine_steps": 30, "run_id": "inference"}, "refine_steps counts in a refinement alone"),
     ):
         names = ["inference"] if options.get("run_id") else ["inference", "refine"]
         with pytest.raises((ValueError, RuntimeError)) as error:
