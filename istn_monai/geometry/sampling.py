@@ -197,9 +197,7 @@ def resample(
     linear = mode == "bilinear" and padding_mode != "reflection" and not is_recorded()
     axes = axes_of(matrix, spatial_size) if linear and image.device.type == "cpu" else None
     if axes is not None and bool(torch.isfinite(image).all()):
-        with torch.autocast("cpu", enabled=False):
-            border = padding_mode == "border"
-            return resampled_along_axes(image.float(), matrix, axes, spatial_size, border, samples)
+        return resampled_along_axes(image.float(), matrix, axes, spatial_size, padding_mode == "border", samples)
     fine = [size * number for size, number in zip(spatial_size, samples, strict=True)]
     points = affine_points(matrix.double().cpu() @ centers_of(samples), fine).to(image.device)
     values = sample(image, points.expand(len(image), *points.shape), mode, padding_mode)

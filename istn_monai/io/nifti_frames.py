@@ -25,6 +25,7 @@ AGREE = 0.1
 ROUNDING = 5e-5
 #: of the products of an image's axes, of length 1: beyond this ITK raises an error
 ORTHONORMAL = 1e-4
+OUT_OF_PLANE = "is a 2-D image that does not lie in the plane of the first two axes; write it there"
 UNITS = {"meter": 1000.0, "micron": 0.001}
 Header = Any  # nibabel's, of NIfTI or Analyze
 
@@ -168,9 +169,7 @@ def refusal(header: Header, error: str) -> str:
 def check_in_plane(affine: np.ndarray, file: Path, place: str) -> None:
     """ValueError unless the axes of a 2-D image, the first two of an affine ``(4, 4)``, lie in their plane."""
     if np.abs(affine[2, :2]).max() > ORTHONORMAL * np.linalg.norm(affine[:3, :2], axis=0).min():
-        raise ValueError(
-            f"{place}: {file} is a 2-D image that does not lie in the plane of the first two axes; write it there"
-        )
+        raise ValueError(f"{place}: {file} {OUT_OF_PLANE}")
 
 
 def check_right_angles(affine: np.ndarray, file: Path, place: str) -> None:
@@ -179,9 +178,7 @@ def check_right_angles(affine: np.ndarray, file: Path, place: str) -> None:
     with np.errstate(invalid="ignore", divide="ignore"):
         axes = axes / np.linalg.norm(axes, axis=0)
     if len(axes) == 2 and not np.isfinite(axes).all():
-        raise ValueError(
-            f"{place}: {file} is a 2-D image that does not lie in the plane of the first two axes; write it there"
-        )
+        raise ValueError(f"{place}: {file} {OUT_OF_PLANE}")
     if not np.abs(axes.T @ axes - np.eye(len(axes))).max() <= ORTHONORMAL:
         raise ValueError(
             f"{place}: {file} has axes that are not at right angles, {np.round(axes.T, 5).tolist()}, which an image "

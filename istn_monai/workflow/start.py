@@ -81,6 +81,13 @@ def run_evaluation(evaluation: Evaluation) -> None:
         evaluation.run()
 
 
+def begin() -> None:
+    """Checks the settings; then what other libraries say, and memory, are as a command wants them."""
+    check_settings()
+    calm()
+    keep_memory()
+
+
 def check_training() -> None:
     """Raises an error, before any work, for a training that would go wrong; its folder is then this process's alone."""
     with one_line(), released_on_error():
@@ -128,9 +135,7 @@ def there(value: Callable[[str], Any]) -> Checkpoints:
 
 def checked_training(value: Callable[[str], Any], writes: bool = True) -> list[str]:
     """Checks settings and data of a training; the lines that say what these are, which are printed first."""
-    check_settings()
-    calm()
-    keep_memory()
+    begin()
     check_started("multi_gpu_train.json")
     check_data_is_read(value)
     settings = value("settings")
@@ -171,9 +176,7 @@ def check_objects(value: Callable[[str], Any], names: Sequence[str]) -> None:
 def check_evaluation() -> None:
     """Raises an error, before any work, for an evaluation that would go wrong."""
     with one_line():
-        check_settings()
-        calm()
-        keep_memory()
+        begin()
         check_started("multi_gpu_evaluate.json")
         value = resolver()
         check_data_is_read(value)
@@ -202,9 +205,7 @@ def compared() -> str:
 def check_inference() -> None:
     """Raises an error, before any work, for an inference that would go wrong."""
     with one_line():
-        check_settings()
-        calm()
-        keep_memory()
+        begin()
         value = resolver()
         settings = value("settings")
         if not isinstance(settings, NetworkSettings):
