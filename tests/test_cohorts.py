@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from dicom_files import straight, write_stack
 from helpers import ball, random_checkpoint, write_json, write_nifti
 from nibabel.filebasedimages import ImageFileError
 
@@ -102,6 +103,28 @@ def test_a_result_of_other_files_weights_or_options_is_named_and_left_alone(regi
     for said, another, files, options in others:
         with pytest.raises(FileExistsError, match=f"{said}.*--overwrite"):
             register_files(another, tmp_path / "out", **options, **files)
+    assert contents(tmp_path / "out") == before
+
+
+def test_another_series_of_the_same_folder_is_another_pair(tmp_path):
+    """A folder's content does not say which of its series was read."""
+    settings = SETTINGS | {"spatial_size": [16, 16, 16]}
+    weights = random_checkpoint(tmp_path / "weights", settings)
+    for number, uid in enumerate(("1.2.3", "1.2.4")):
+        stack = write_stack(tmp_path / uid, straight(8, origin=(-20.0, 30.0, 7.0 + 3 * number)), series=uid)
+        for file in stack.iterdir():
+            (tmp_path / "both").mkdir(exist_ok=True)
+            shutil.copy(file, tmp_path / "both" / f"{uid}_{file.name}")
+    files = {"moving_image": str(tmp_path / "both"), "fixed_image": str(tmp_path / "1.2.3")}
+
+    def of(uid: str) -> Registration:
+        return Registration(refine_steps=0, qa=False, moving_series=uid, **weights)
+
+    assert register_files(of("1.2.3"), tmp_path / "out", **files)
+    assert not register_files(of("1.2.3"), tmp_path / "out", **files)
+    before = contents(tmp_path / "out")
+    with pytest.raises(FileExistsError, match="moving_series: '1.2.3' then, '1.2.4' now"):
+        register_files(of("1.2.4"), tmp_path / "out", **files)
     assert contents(tmp_path / "out") == before
 
 

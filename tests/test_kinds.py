@@ -11,6 +11,7 @@ import pytest
 from istn_monai import kinds
 from istn_monai.__main__ import COMMANDS
 from istn_monai.arguments import checked_arguments, options_of
+from istn_monai.network_settings import none_or
 from istn_monai.options import KINDS, OF_COMMAND, SETTINGS, typed, typed_settings
 
 SWITCHES = sorted(name for name, kind in KINDS.items() if kind is kinds.switch)
@@ -90,6 +91,19 @@ def test_an_empty_list_is_told_how_many_numbers_there_must_be(name, some):
 )  # fmt: skip
 def test_what_is_typed_becomes_what_is_meant(name, value, meant):
     assert typed(name, value) == meant
+
+
+@pytest.mark.parametrize("word", ["None", "none", "null", "NULL"])
+@pytest.mark.parametrize(
+    "name", ["dataset_dir", "cache_dir", "initial_weights", "similarity", "regularization", "stn_def"]
+)
+def test_a_word_for_none_is_none_and_no_file_or_definition(name, word):
+    assert none_or(typed(name, word)) is None
+
+
+@pytest.mark.parametrize("name, value", [("dataset_dir", "none/of"), ("cache_dir", "nullable")])
+def test_what_begins_like_a_word_for_none_is_itself(name, value):
+    assert none_or(typed(name, value)) == value
 
 
 def test_every_setting_has_a_kind_or_is_text():
