@@ -17,8 +17,8 @@ from istn_monai.workflow.result_folders import INVERSE
 MARGIN = 4  # steps of the inverse's field around the moving image, beyond which it would be truncated
 
 
-def covering_grid(image: Grid, spacing: float) -> Grid:
-    """A grid of at least ``spacing`` mm that covers an image and ``MARGIN`` steps around it."""
+def grid_around(image: Grid, spacing: float) -> Grid:
+    """A grid of at least ``spacing`` mm over an image and ``MARGIN`` steps around it."""
     factors = [max(1.0, spacing / step) for step in image.spacing]
     steps = [math.ceil((n - 1) / factor - 1e-6) for n, factor in zip(image.spatial_size, factors, strict=True)]
     to_voxel = torch.diag(torch.tensor([*factors, 1.0], dtype=torch.float64))
@@ -52,7 +52,7 @@ def inverse_of_pair(
     limit = min(fixed.spacing) / 2
     inverse, residual = known, {} if known is None else way_back(known, moved, points)
     if inverse is None or residual.get("max", 0.0) > limit:
-        inverse = transform.inverse(covering_grid(moving, spacing))
+        inverse = transform.inverse(grid_around(moving, spacing))
         residual = way_back(inverse, moved, points)
     if residual.get("max", 0.0) > limit:
         told = f"{INVERSE} is off by up to {residual['max']:.2g} mm (mean {residual['mean']:.2g} mm)"
