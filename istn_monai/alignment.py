@@ -26,7 +26,6 @@ from istn_monai.linear_registration import (
 )
 
 BY_INTENSITIES = ("moments", "principal_axes", "rigid", "affine")
-#: voxels along the longest axis of the fixed image, and steps, coarse to fine
 
 
 def check_start(name: object) -> None:

@@ -164,7 +164,7 @@ def check_options(input: str, reference: str | None, interpolation: str, frame: 
         raise FileNotFoundError(f"reference: no such file: {reference}")
     if frame is not None and not is_points(input):
         raise ValueError(f"frame is of landmarks, and input is an image ({input}): leave it out")
-    if input.lower().endswith(TRANSFORMS):
+    if str(input).lower().endswith(TRANSFORMS):
         raise ValueError(f"input: {input} is a transform: give the transform first, then the input and the output")
 
 

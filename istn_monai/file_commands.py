@@ -70,7 +70,7 @@ def compose(
         output: .h5 or .tfm to write; an existing one is left alone.
         reference: image whose points the result maps (fixed; of an inverse alone, the moving one): needed for fsl:FILE,
             and for inverses of what is not linear, which become displacement fields that cover it.
-        moving: image that flirt moved, for fsl:FILE.
+        moving: image that flirt moved, for fsl:FILE; of "[fsl:FILE,1]" the one that it was moved to.
         overwrite: replace an existing output.
         nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
     """
@@ -93,7 +93,7 @@ def info(
         model: checkpoint, or folder of a training run or of a bundle; the shipped weights by default. Or a transform,
             by its suffix (.h5, .tfm, .txt, .mat, .nii.gz ...), in any form that compose takes.
         reference: of a transform: image on whose grid displacements and folding are measured (fixed).
-        moving: image that flirt moved, for fsl:FILE.
+        moving: image that flirt moved, for fsl:FILE; of "[fsl:FILE,1]" the one that it was moved to.
         nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
     """
     load_libraries()

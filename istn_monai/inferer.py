@@ -138,6 +138,7 @@ class RefineInferer(Inferer):
         :mod:`istn_monai.guidance`.
         """
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        network = getattr(network, "module", network)  # of DistributedDataParallel
         istn = getattr(network, "istn", network)
         result = self.refiner(istn, image, guidance)
         reports = [asdict(report) for report in result.reports]
@@ -150,7 +151,10 @@ class RefineInferer(Inferer):
             }
         # a batch's metadata is split along its first axis, also the affine that a MetaTensor must have
         affine = torch.eye(4, dtype=torch.float64).expand(len(image), 4, 4)
-        meta = {
+        known: dict[str, Any] = {}
+        if isinstance(inputs, MetaTensor) and inputs.is_batch:
+            affine, known = inputs.affine, dict(inputs.meta)
+        meta = known | {
             "theta": result.theta,
             "theta_start": result.theta_start,
             "refinement": columns,

@@ -19,7 +19,6 @@ from istn_monai.representations import FROZEN, SOURCES, Representation
 
 Kind = Callable[[str, Any], Any]
 
-STARTS = INITIAL_ALIGNMENTS
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none")
 DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
@@ -122,10 +121,10 @@ def transformation(name: str, value: Any) -> Any:
 
 def start(name: str, value: Any) -> Any:
     """An initial alignment by its name, or a transform's file."""
-    if value is None or (isinstance(value, str) and value in STARTS):
+    if value is None or (isinstance(value, str) and value in INITIAL_ALIGNMENTS):
         return value
     if not isinstance(value, str) or not is_file_name(value):
-        raise wrong(name, value, f"one of {', '.join(STARTS)}, or a transform's file")
+        raise wrong(name, value, f"one of {', '.join(INITIAL_ALIGNMENTS)}, or a transform's file")
     return value
 
 

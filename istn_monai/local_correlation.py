@@ -59,7 +59,6 @@ class Moments(torch.autograd.Function):
         return along_axes(parts, windows).tensor_split(3, 1)  # type: ignore[return-value]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, mean: Tensor, square: Tensor, product: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
         """Of both images."""
         moving, fixed = ctx.saved_tensors

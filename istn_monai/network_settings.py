@@ -41,7 +41,9 @@ from istn_monai.transforms.landmarks import check_soi_points
 SAME_PARAMETERS = {"bspline", "svf"}  # either may be refined from what the other's network predicts
 FREE = ("initial_alignment", "initial_similarity")
 #: likewise where no network has learned anything
-FREE_OF_NETWORK = ("transformation", "spacing", "control_spacing", "max_displacement", "affine_bounds")
+FREE_OF_NETWORK = (
+    "transformation", "spacing", "control_spacing", "max_displacement", "affine_bounds", "soi_labels",
+)  # fmt: skip
 UNET_CHANNELS = (8, 16, 32, 64, 128, 8)
 
 
@@ -209,7 +211,7 @@ class NetworkSettings:
         stn = self.built(self.stn_def, transformation) if self.stn_def else None
         stn = PyramidSTN(dims, self.stn_channels, transformation) if stn is None else stn
         stn = with_central_statistics(stn, self.stn_channels, self.spatial_size)
-        return DisplacementNetwork(ISTN(itn, stn, transformation, itn_dtype), self.in_channels)
+        return DisplacementNetwork(ISTN(itn, stn, transformation, itn_dtype), self.in_channels, self)
 
     def built(self, definition: Mapping[str, Any], transformation: Transformation) -> nn.Module:
         """The network that a resolved definition describes."""

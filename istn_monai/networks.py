@@ -1,11 +1,12 @@
-"""Networks: the image transformer (ITN), the spatial transformer (STN), and the two joined (ISTN)."""
+"""Networks: the image transformer (ITN), and the ISTN that joins it with a spatial transformer."""
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from monai.networks import nets
@@ -20,6 +21,8 @@ from istn_monai.layers import StructureSoftmax, centered, crop_to, middle_of, pa
 
 UNET_DIVISOR = 16  # a BasicUNet halves an image four times
 AT_ONCE = 2**22  # voxels of images that a network gets together
+KEY = "istn_monai"  # of a state dictionary's ``_metadata``: the description of a checkpoint, as JSON
+LOADED = "what is loaded into this network (name its file as checkpoint_file, too: the network is made of it)"
 
 
 class ITN(nn.Module):
@@ -259,6 +262,8 @@ class DisplacementNetwork(nn.Module):
     Args:
         istn: the network; shared, not copied.
         in_channels: C, of one image.
+        settings: that it was made of, :class:`istn_monai.network_settings.NetworkSettings`: weights that say what they
+            are must be of these, also where others fit. None takes all that fit.
 
     Examples:
         >>> from istn_monai import STN, AffineTransformation
@@ -267,10 +272,19 @@ class DisplacementNetwork(nn.Module):
         torch.Size([1, 2, 24, 30])
     """
 
-    def __init__(self, istn: ISTN, in_channels: int = 1) -> None:
+    def __init__(self, istn: ISTN, in_channels: int = 1, settings: Any = None) -> None:
         super().__init__()
         self.istn = istn
         self.in_channels = in_channels
+        self.settings = settings
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As PyTorch; ValueError if the weights say, see :mod:`istn_monai.weights`, that they are of other settings."""
+        trained = json.loads(getattr(state_dict, "_metadata", {}).get(KEY, "{}")).get("settings")
+        if trained is not None and self.settings is not None and not self.settings.network_free:
+            own = {name: value for name, value in self.settings.state_dict().items() if name != "spatial_size"}
+            type(self.settings).of_state_dict(trained).overridden(own, LOADED)
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` compiles instead, and so MONAI's ``ckpt_export``: a trace of this network.

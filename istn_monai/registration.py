@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
 from istn_monai.directions import check_invertible
-from istn_monai.folders import bundle_folder, find_weights, is_bundle
+from istn_monai.folders import bundle_folder, is_bundle
 from istn_monai.geometry.grids import Grid
 from istn_monai.inferer import guided_arguments, kept_start
 from istn_monai.io.images import write_image
@@ -24,7 +25,7 @@ from istn_monai.moved_points import check_points
 from istn_monai.network_settings import NetworkSettings, finest
 from istn_monai.options import typed_settings
 from istn_monai.processors import keep_memory
-from istn_monai.runs import overlay, settings_of_weights
+from istn_monai.runs import checkpoint_of, overlay, settings_of_weights
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.inverses import NotInvertible
 from istn_monai.transforms.keys import PAIR_KEYS, POINT_KEYS
@@ -88,9 +89,9 @@ class Registration:
     ) -> None:
         settings = typed_settings("register", settings | {"refine_steps": refine_steps})
         refine_steps = settings.pop("refine_steps")
-        if model is not None:
-            settings = settings_of_weights(find_weights(model), refine_steps, config, settings) | settings
-            bundle_root = model if bundle_root is None and is_bundle(model) else bundle_root
+        file = checkpoint_of(model, config, bundle_root, settings)
+        settings = settings_of_weights(file, refine_steps, config, settings) | settings
+        bundle_root = model if bundle_root is None and model is not None and is_bundle(model) else bundle_root
         steps = steps_of(refine_steps, settings)
         self.arguments = (model, refine_steps, config, bundle_root, settings)
         folder = bundle_folder(bundle_root)
@@ -119,9 +120,10 @@ class Registration:
         warn_if_untrained(weights)
         keep_memory()
 
-    def __reduce__(self) -> tuple[Callable[..., Registration], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., Registration], tuple[()]]:
         """Copies and other processes load the weights again: a parsed configuration holds modules and functions."""
-        return loaded, self.arguments
+        model, steps, config, bundle_root, settings = self.arguments
+        return partial(Registration, model, steps, config, bundle_root, **settings), ()
 
     def network_of(self, weights: Weights) -> Any:
         """The configuration's network, with weights."""
@@ -202,17 +204,6 @@ class Registration:
     def save(self, result: dict[str, Any], output_dir: str | Path, inverse: bool = False) -> None:
         """Writes what :meth:`__call__` gave, as the bundle does."""
         self.saver(output_dir, inverse).save(result, convert_to_tensor(result["pred"], track_meta=False))
-
-
-def loaded(
-    model: str | Path | None,
-    refine_steps: int | None,
-    config: str | Path | None,
-    bundle_root: str | Path | None,
-    settings: Mapping[str, Any],
-) -> Registration:
-    """A registration from the arguments that another one was made of."""
-    return Registration(model, refine_steps, config, bundle_root, **settings)
 
 
 class RegisterISTNd(MapTransform, NotInvertible):

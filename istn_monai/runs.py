@@ -11,6 +11,7 @@ from typing import Any
 
 from monai.bundle import run
 
+from istn_monai.folders import BEST, bundle_folder, find_weights
 from istn_monai.io.datalist import existing, read_json
 from istn_monai.io.paths import absolute
 from istn_monai.pace import OUTPUT
@@ -40,17 +41,32 @@ def settings_in(config: str | Path | None) -> dict[str, Any]:
     return read_json(path, "config", "a JSON object of settings") if path.suffix == ".json" else {}
 
 
+def checkpoint_of(
+    model: str | Path | None, config: str | Path | None, bundle_root: str | Path | None, settings: Mapping[str, Any]
+) -> Path | None:
+    """The checkpoint that a registration takes, where this is known before the bundle's configs are; else None."""
+    given = settings_in(config) | dict(settings)
+    if model is not None and "checkpoint_file" not in settings:
+        return find_weights(model)
+    folder = given.get("ckpt_dir") or bundle_folder(bundle_root) / "models"
+    file = str(given.get("checkpoint_file") or Path(folder) / BEST)
+    known = not file.startswith(("$", "@")) and Path(file).expanduser().is_file()
+    return Path(file).expanduser() if known else None
+
+
 def settings_of_weights(
-    file: str | Path, refine_steps: int | None, config: str | Path | None, settings: Mapping[str, Any]
+    file: str | Path | None, refine_steps: int | None, config: str | Path | None, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The checkpoint's file, and how its weights say that they are used where neither a config nor a user says.
 
     Args:
-        file: the checkpoint.
+        file: the checkpoint; None for nothing.
         refine_steps: of the refinement; a number takes the place of the weights' own levels.
         config: JSON file with further settings; of one in another format nothing is known here.
         settings: of the user.
     """
+    if file is None:
+        return {}
     given = settings_in(config) | dict(settings)
     known = {name: value for name, value in given.items() if not str(value).startswith(("$", "@"))}
     others = given if refine_steps is None else {*given, "refine_levels"}

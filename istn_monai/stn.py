@@ -161,7 +161,8 @@ class PyramidSTN(nn.Module):
             exact = image if image.dtype == torch.float64 else image.float()  # differences of what is nearly alike
             moving, fixed = exact.chunk(2, dim=1)
             flows = optical_flow(moving, fixed, len(self.encoder))
-            more = self.blocks(self.flow_heads, flows[::-1], shapes)
+            own = next(self.flow_heads.parameters()).dtype  # of a module in half precision
+            more = self.blocks(self.flow_heads, [flow.to(own) for flow in flows[::-1]], shapes)
             blocks = [one + other for one, other in zip(blocks, more, strict=True)]
         return torch.cat(blocks, dim=1)
 

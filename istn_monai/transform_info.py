@@ -174,8 +174,8 @@ def transform_information(
     return "\n".join(f"{key:15} {value}".rstrip() for key, value in lines)
 
 
-def member_text(part: WorldComponent, dims: int, alone: bool) -> list[str]:
-    """A member in words; with ``alone``, also how it moves points of its own domain, where it has one."""
+def member_text(part: WorldComponent, dims: int, of_several: bool) -> list[str]:
+    """A member in words; one ``of_several`` also with how it moves points of its own domain, where it has one."""
     if isinstance(part, WorldAffine):
         return linear_text(flipped(part.matrix))
     if not isinstance(part, WorldDisplacement):
@@ -191,7 +191,7 @@ def member_text(part: WorldComponent, dims: int, alone: bool) -> list[str]:
     lines.append(
         f"domain from {' to '.join(corners)}; outside it moves nothing: at its border an inverse may lack points"
     )
-    own = figures_on(WorldTransform([part], dims), domain_grid(part)).text() if alone else []
+    own = figures_on(WorldTransform([part], dims), domain_grid(part)).text() if of_several else []
     return [*lines, *(f"there: {line.removesuffix(' there')}" for line in own)]
 
 

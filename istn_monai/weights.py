@@ -25,12 +25,12 @@ from istn_monai.geometry.names import GLOBAL
 from istn_monai.io.paths import replacing
 from istn_monai.levels import Parts, levels_of_parts
 from istn_monai.network_settings import FREE_OF_NETWORK, NetworkSettings
+from istn_monai.networks import KEY
 from istn_monai.options import typed
 from istn_monai.refine_weights import in_voxels
 from istn_monai.representations import Representation
 
 logger = logging.getLogger(__name__)
-KEY = "istn_monai"
 #: how maps are registered without a network: their channels are sharp, so the last steps see every voxel
 OF_MAPS = {"refine_weights": "maps", "refine_levels": [[8, 60, 0], [4, 40, 0], [4, 60, 1], [2, 30, 2], [1, 30, 2]]}
 #: how an ITN alone is used, whose pairs start at the identity: an affine part, three lattices, and the learning rate

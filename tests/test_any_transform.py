@@ -318,3 +318,20 @@ def test_the_inverse_of_linear_ends_is_exact_and_of_the_rest_a_field(tmp_path, d
         read_any_transform(f"[{file},1]")
     with pytest.raises(ValueError, match=f"has {dims} dimensions, the grid {5 - dims}"):
         read_any_transform(f"[{file},1]", fixed=Grid((4,) * (5 - dims), torch.eye(6 - dims)))
+
+
+def test_an_inverse_of_flirt_led_the_other_way(tmp_path):
+    """A matrix of ``-in fixed -ref moving`` that is inverted is that of ``-in moving -ref fixed``."""
+    grids = {
+        name: Grid(size, torch.as_tensor(oblique_affine(size, spacing, seed, center=[9.0, -4.0, 6.0], signs=signs)))
+        for name, size, spacing, seed, signs in (
+            ("moving", (9, 7, 6), (1.5, 0.7, 2.1), 1, [1, 1, 1]), ("fixed", (8, 11, 5), (1.2, 1.9, 0.8), 2, [-1, 1, 1]),
+        )
+    }  # fmt: skip
+    flirt = oblique_affine((1, 1, 1), (1.1, 0.9, 1.2), 3, center=[3.0, -2.0, 1.0])
+    there = written(tmp_path, "there.mat", matrix_text(flirt))
+    back = written(tmp_path, "back.mat", matrix_text(np.linalg.inv(flirt)))
+    points = torch.as_tensor(rng(0).uniform(-20, 20, (3, 50)))
+    expected = read_any_transform(f"fsl:{there}", 3, **grids).transform_points(points)
+    found = read_any_transform(f"[fsl:{back},1]", 3, **grids).transform_points(points)
+    assert max_abs(found, expected) < 1e-4

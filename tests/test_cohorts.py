@@ -403,3 +403,35 @@ def test_landmarks_are_moved_with_the_pair_and_belong_to_its_result(registration
     points["fixed_points"].write_text("label,x,y,frame\nAC,12,9,RAS\n", encoding="utf-8")
     with pytest.raises(FileExistsError, match="fixed_points: other content"):
         register_files(registration, tmp_path / "out", **files)
+
+
+def test_a_copy_of_a_result_is_none_of_an_earlier_cohort_and_old_failures_go(
+    registration, weights, datalist, images, tmp_path
+):
+    folder = tmp_path / "all"
+    register_datalist(Counting(registration, {"2.nii.gz": OSError("gone")}), datalist, "testing", folder)
+    assert "pair_0002" in (folder / "failures.json").read_text(encoding="utf-8")
+    shutil.copytree(folder / "pair_0001", folder / "pair_0001_good")
+    before = contents(folder / "pair_0001_good")
+    shorter = write_json(tmp_path / "short.json", {"testing": [pair(images, 0, 1)]})
+    with pytest.raises(FileExistsError, match="pair_0001 is a result of an earlier datalist"):
+        register_datalist(registration, shorter, "testing", folder)
+    assert register_datalist(again(registration, weights), shorter, "testing", folder) == []
+    assert contents(folder / "pair_0001_good") == before and not (folder / "pair_0001").exists()
+    assert not (folder / "failures.json").exists()
+
+
+def test_another_file_behind_the_same_name_is_another_pair(registration, images, tmp_path):
+    """Of the same size and time: what a link points to counts."""
+    for number in (0, 2):
+        nib.save(nib.load(images / f"{number}.nii.gz"), tmp_path / f"{number}.nii")
+        os.utime(tmp_path / f"{number}.nii", (1, 1))
+    link = tmp_path / "link.nii"
+    link.symlink_to("0.nii")
+    files = {"moving_image": str(link), "fixed_image": str(images / "1.nii.gz")}
+    assert register_files(registration, tmp_path / "out", **files)
+    assert not register_files(registration, tmp_path / "out", **files)
+    link.unlink()
+    link.symlink_to("2.nii")
+    with pytest.raises(FileExistsError, match="moving_image: other content"):
+        register_files(registration, tmp_path / "out", **files)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from helpers import meta, rand
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, Spacingd
 
-from istn_monai import RandContrastMapd, RandImageFromLabelsd
+from istn_monai import NormalizeIntensityRanged, RandContrastMapd, RandImageFromLabelsd
 from istn_monai.transforms.contrast import class_centers, nearest, piecewise_linear, structures
 
 AFFINE = torch.tensor([[0.0, -1.5, 0.0, 7.0], [1.2, 0.0, 0.3, -3.0], [0.0, 0.2, 2.0, 5.0], [0.0, 0.0, 0.0, 1.0]])
@@ -190,3 +190,24 @@ def test_maps_of_landmarks_are_not_drawn():
 def test_wrong_arguments_are_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("kind", ["meta", "tensor", "array"])
+def test_images_of_any_kind_and_dtype(kind, dtype):
+    if kind == "array" and dtype == torch.bfloat16:
+        pytest.skip("NumPy has none")
+    values, label = (200 * rand(1, 16, 20)).to(dtype), (rand(1, 16, 20, seed=1) > 0.7).to(torch.uint8)
+    of = {"meta": MetaTensor, "tensor": torch.as_tensor, "array": lambda x: x.numpy()}[kind]
+    for transform in (RandContrastMapd("image", prob=1.0), RandImageFromLabelsd("image", "label", prob=1.0)):
+        drawn = transform.set_random_state(0)({"image": of(values), "label": of(label)})["image"]
+        assert isinstance(drawn, torch.Tensor) and isinstance(drawn, MetaTensor) == (kind == "meta")
+        assert drawn.shape == values.shape and 0 <= drawn.min() < drawn.max() <= 1
+
+
+def test_what_was_done_to_an_image_before_can_be_inverted():
+    """Intensities alone change here, and MONAI's record of a resampling stays."""
+    image = MetaTensor(rand(1, 8, 9, 7), affine=torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0])))
+    chain = Compose([Spacingd("image", 1.0), RandContrastMapd("image", prob=1.0), NormalizeIntensityRanged("image")])
+    done = chain({"image": image})
+    assert done["image"].shape != image.shape and chain.transforms[0].inverse(done)["image"].shape == image.shape

@@ -12,7 +12,6 @@ from scipy.spatial.transform import Rotation
 from istn_monai import ISTN, STN, AffineTransformation, InitialAlignmentd
 from istn_monai.alignment import INITIAL_ALIGNMENTS, check_start, initial_alignment, principal_axes
 from istn_monai.geometry.grids import Grid, map_points
-from istn_monai.kinds import STARTS
 from istn_monai.linear_registration import SIMILARITIES, Side, axes_of, coarse, linear_registration, rotation, turned
 from istn_monai.structure_alignment import structure_alignment
 
@@ -196,7 +195,6 @@ def pair_of():
 
 
 def test_choices_are_the_same_everywhere():
-    assert STARTS == INITIAL_ALIGNMENTS
     for name in (*INITIAL_ALIGNMENTS, "start.tfm", "greedy:affine.mat", "[a.h5,1]"):
         check_start(name)
     for name in ("middle", "", None, 3):

@@ -219,6 +219,13 @@ def test_other_requests_are_not_served(method, url, options, status):
         (b"ObjectType = Image\nElementDataFile = LOCAL\n" + bytes(9), True),
         (b"ObjectType = Image\nElementDataFile = /etc/passwd\n", False),
         (b"ObjectType = Image\n ElementDataFile=LIST\n/etc/passwd\n", False),
+        (b"ObjectType = Image\nElementDataFile : /etc/passwd\n", False),  # what MetaIO takes as well
+        (b"ObjectType = Image\n\x0bElementDataFile = /etc/passwd\n", False),
+        (b"ObjectType = Image\nElementDataFile = LOCAL\x00/etc/passwd\n", False),
+        (b"ObjectType = Image\nElementDataFile\n = /etc/passwd\n", False),
+        (b"ObjectType = Image\nComment = " + b"a" * 1000, False),  # what comes later is not known
+        (b"NRRD0004\ntype: short\ncontent: x\rdata file: /etc/passwd\n\n", False),  # what teem takes as well
+        (b"ObjectType = Image\r\nElementDataFile = local\r\n" + bytes(9), True),
         (bytes(400), True),
     ],
 )

@@ -248,3 +248,26 @@ def test_without_a_network_and_without_steps_nothing_moves_and_that_is_said():
     with pytest.warns(UserWarning, match="this is the initial alignment alone; give refine_steps above 0"):
         result = registration(pair_of(1.0))
     assert not result["displacement"].any()
+
+
+def test_labels_whose_structures_are_not_known_are_refused_and_known_ones_count_alike():
+    """They counted as a real-valued map, by the size of their numbers: one stray voxel moved all."""
+    pair = pair_of(2.0)
+    for side in ("moving", "fixed"):
+        image = pair[f"{side}_image"]
+        values = torch.where(image.as_tensor() > 2, 1, 0) + torch.where(image.as_tensor() > 3, 1, 0)
+        pair[f"{side}_label"] = MetaTensor(values.to(torch.uint8), affine=image.affine)
+    renamed = dict(pair) | {
+        f"{side}_label": MetaTensor(pair[f"{side}_label"].as_tensor() * 50, affine=pair["fixed_image"].affine)
+        for side in ("moving", "fixed")
+    }
+    options = {"refine_levels": LEVELS, "device": "cpu", "qa": False, "spacing": 2.0, "initial_alignment": "center"}
+    for how in ({"use_labels": True}, {"representation": "labels"}):
+        with pytest.raises(RuntimeError) as error:
+            Registration("intensities", **options, **how)(pair)
+        assert "holds the labels [1, 2]" in str(error.value.__cause__)
+        one, other = (
+            Registration("intensities", soi_labels=labels, **options, **how)(files)["pred"]
+            for labels, files in (([[1], [2]], pair), ([[50], [100]], renamed))
+        )
+        assert torch.equal(one, other) and one.abs().max() > 0.3

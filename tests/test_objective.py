@@ -311,3 +311,23 @@ def test_half_precision_of_others_changes_no_term():
     with torch.autocast("cpu", torch.bfloat16):
         found = PairObjective(weights, moving, fixed, (1.0, 1.0)).terms(ddf)
     assert all(torch.equal(found[name], own) for name, own in expected.items())
+
+
+@pytest.mark.parametrize("term", ["bending energy", "local correlation"])
+def test_second_derivatives(term):
+    """By finite differences of the gradient."""
+    image, fixed = (rand(1, 1, 9, 10, seed=seed).double() for seed in (1, 2))
+    spline = BSplineTransformation((9, 10), control_spacing=4.0).double()
+    start = rand(1, spline.num_parameters).double() - 0.5 if term == "bending energy" else image
+    value = spline.bending_energy if term == "bending energy" else LocalCorrelation(fixed)
+
+    def gradient(at):
+        return torch.autograd.grad(value(at).sum(), at, create_graph=True)[0]
+
+    at = start.clone().requires_grad_()
+    direction = torch.ones_like(at) + rand(*at.shape, seed=3)
+    (found,) = torch.autograd.grad(gradient(at), at, direction)
+    sides = [gradient((start + step * direction).requires_grad_()).detach() for step in (1e-5, -1e-5)]
+    expected = (sides[0] - sides[1]) / 2e-5
+    assert expected.abs().max() > 1e-3
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

@@ -361,3 +361,19 @@ def test_theta_of_another_batch_is_named():
         Refiner(steps=0).register(affine, *images, torch.zeros(1, 6))
     with pytest.raises(ValueError, match="one batch, got 2 and 1"):
         sample(images[0], torch.zeros(1, 2, 24, 20))
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_field_lies_where_the_images_lie(network, image, steps):
+    """As what SimpleInferer gives: MONAI's SaveImaged then names and places it by the image."""
+    affine = torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0], dtype=torch.float64))[None].expand(len(image), 4, 4)
+    batch = MetaTensor(image, affine=affine, meta={"filename_or_obj": [f"{n}.nii.gz" for n in range(len(image))]})
+    batch.is_batch = True
+    ddf = RefineInferer(steps=steps)(batch, DisplacementNetwork(network))
+    assert torch.equal(ddf.affine, affine)
+    assert [one.meta["filename_or_obj"] for one in decollate_batch(ddf)] == batch.meta["filename_or_obj"]
+
+
+def test_a_wrapped_network_is_refined_like_the_network(network, image):
+    expected = RefineInferer(steps=2)(image, network)
+    assert torch.equal(RefineInferer(steps=2)(image, torch.nn.DataParallel(network)), expected)

@@ -289,3 +289,26 @@ def test_threads_share_one_image_without_changing_it(dims, threads):
     assert torch.equal(results[0][0], results[1][0])
     for one, shared in zip(results[0][1:], results[1][1:], strict=True):
         assert max_abs(one, shared) < 1e-12
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_second_derivatives(dims):
+    """As MONAI's Warp: a part that autograd does not know would be left out without a word."""
+    size = (4, 3, 5)[:dims]
+    image = normal(1, 1, *size, dtype=torch.float64)
+    ddf = torch.as_tensor(np.random.default_rng(1).uniform(-0.8, 0.8, (1, dims, *size))).requires_grad_()
+    direction = normal(1, dims, *size, dtype=torch.float64)
+
+    def second(warped):
+        (gradient,) = torch.autograd.grad(warped.square().sum() + ddf.square().sum(), ddf, create_graph=True)
+        return torch.autograd.grad(gradient, ddf, direction)[0]
+
+    expected = second(MonaiWarp()(image, ddf))
+    assert max_abs(second(warp(image, ddf)), expected) < 1e-12
+    assert max_abs(expected, 2 * direction) > 0.01  # what would be left
+
+
+def test_a_trace_is_right_for_images_of_other_sizes():
+    traced = torch.jit.trace(Warp(), (rand(1, 1, 4, 5), torch.zeros(1, 2, 4, 5)))
+    image, ddf = rand(1, 1, 6, 9), normal(1, 2, 6, 9)
+    assert max_abs(traced(image, ddf), warp(image, ddf)) < 1e-6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,3 +257,24 @@ def test_the_identity_is_one_whatever_a_checkpoint_says(tmp_path):
     )
     image = torch.rand(1, 2, *weights.settings.spatial_size)
     assert not network.istn.stn(image).any() and not network(image).any()
+
+
+def test_weights_of_other_settings_are_not_loaded_even_where_they_fit(file):
+    """As MONAI's ckpt_export does with --ckpt_file alone: the field would be another without a word."""
+    content = torch.load(file, weights_only=True)
+    for setting in ({"max_displacement": 0.2}, {"spacing": 2.0, "control_spacing": 16}):
+        other = replace(SETTINGS, **setting).network()
+        with pytest.raises(ValueError, match=f"checkpoint_file.*trained with other settings.*{next(iter(setting))}"):
+            other.load_state_dict(content)
+    replace(SETTINGS, max_displacement=0.2).network().load_state_dict(dict(content))  # which says nothing of itself
+    replace(SETTINGS, spatial_size=(18, 24)).network().load_state_dict(content)
+
+
+def test_weights_are_used_as_they_say_however_they_are_named():
+    """Those without a network have steps of their own."""
+    models = SHIPPED.parent
+    expected = repr(Registration("intensities", device="cpu").content("inferer"))
+    assert "steps=170" in expected
+    assert (
+        repr(Registration(checkpoint_file=str(models / "intensities.pt"), device="cpu").content("inferer")) == expected
+    )

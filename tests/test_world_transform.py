@@ -273,3 +273,10 @@ def test_a_transform_that_is_not_supported_is_named():
 def test_itk_composite_has_the_parts_in_order():
     transform = world_transform(*registration("affine+levels", 3))
     assert to_itk(transform).GetNumberOfTransforms() == 4
+
+
+def test_a_grid_of_other_voxels_than_the_transformations_is_refused():
+    """Millimeters would be counted as voxels."""
+    transformation, grid = AffineTransformation((8, 9)), Grid((8, 9), torch.diag(torch.tensor([2.0, 2.0, 1.0])))
+    with pytest.raises(ValueError, match=r"voxels of \(1.0, 1.0\) mm, the grid has \(2.0, 2.0\)"):
+        world_transform(transformation, torch.zeros(1, 6), grid)

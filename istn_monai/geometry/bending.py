@@ -81,14 +81,16 @@ class LatticeBending(torch.autograd.Function):
         """``(B,)`` and ``(B, D, *control_shape)``."""
         product = bent(lattice, rules)
         ctx.mark_non_differentiable(product)  # here, since setup_context would cost 50 us a call
-        ctx.save_for_backward(product)
+        ctx.save_for_backward(lattice, product)
+        ctx.rules = rules
         return (lattice * product).flatten(1).sum(1), product
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None]:  # type: ignore[override]
         """Of the lattice; K is symmetric."""
-        (product,) = ctx.saved_tensors
+        lattice, product = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted, for which it must be recorded
+            product = bent(lattice, ctx.rules)
         return product * (2 * gradient).view(-1, *[1] * (product.ndim - 1)), None
 
 

@@ -124,7 +124,8 @@ class BSplineTransformation(Transformation):
         )
         for axis in range(self.spatial_dims):
             self.constant(f"weights_{axis}", self.axis_weights(axis))
-            self.constant(f"bending_{axis}", self.bending_rule(axis))
+            # as a matrix: Module.to(memory_format=...) would take four axes for an image
+            self.constant(f"bending_{axis}", self.bending_rule(axis).flatten(2).flatten(0, 1))
         self.constant("voxels_per_cell", [c / h for c, h in zip(self.control_spacing, self.spacing, strict=True)])
 
     def on_size(self, spatial_size: Sequence[int]) -> BSplineTransformation:
@@ -150,7 +151,10 @@ class BSplineTransformation(Transformation):
 
     def bending_energy(self, theta: Tensor, stride: int = 1) -> Tensor:
         """See :meth:`Transformation.bending_energy`; of the exact derivatives at all voxels, whatever the stride."""
-        rules = [getattr(self, f"bending_{axis}").to(theta.dtype) for axis in range(self.spatial_dims)]
+        rules = [
+            getattr(self, f"bending_{axis}").to(theta.dtype).view(3, n, 3, n)
+            for axis, n in enumerate(self.control_shape)
+        ]
         return lattice_bending_energy(self.control_displacements(theta), rules)
 
     def control_displacements(self, theta: Tensor) -> Tensor:

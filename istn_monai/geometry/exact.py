@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 EXACT = 2**24  # up to here float32 holds all whole numbers
-INTERPOLATED = 2**16  # up to here what float32 interpolates between whole numbers is right to a hundredth
 EXACT_DOUBLE = 2**53  # and float64
+INTERPOLATED = 2**16  # up to here what float32 interpolates between whole numbers is right to a hundredth
 
 
 def largest(values: Tensor) -> float:

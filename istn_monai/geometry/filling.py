@@ -27,6 +27,8 @@ def filled(image: Tensor, known: Tensor) -> Tensor:
     """
     if known.all():
         return image
+    if not known.any():
+        raise ValueError("an image of which nothing is known cannot be filled: the mask is empty")
     values = torch.where(known, image, 0.0).to(torch.promote_types(image.dtype, torch.float32))
     return torch.where(known, image, pulled(values[None], known[None].to(values.dtype))[0].to(image.dtype))
 

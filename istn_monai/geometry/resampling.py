@@ -131,8 +131,8 @@ def warp_label_map(label: Tensor, points: Tensor) -> Tensor:
 
 def whole_labels(label: Tensor) -> Sampler:
     """A label map as :func:`warp_label_map` samples it, prepared once for points that come slab by slab."""
-    whole = label[None]
-    if label.dtype not in SMALL_WHOLE:
+    whole = label[None].to(torch.uint8) if label.dtype == torch.bool else label[None]
+    if whole.dtype not in SMALL_WHOLE:
         whole = whole.round().long()
         whole = whole.int() if whole.abs().amax() < 2**31 else whole
     mixed = mixed_cells(whole[0, 0])

@@ -59,10 +59,17 @@ def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: 
     """
     points = at_least_float32(points)
     with torch.autocast(image.device.type, enabled=False):
-        last_voxel = points.new_tensor([max(size - 1, 1) for size in image.shape[2:]])
+        last_voxel = last_voxels(image).to(points)
         # in this order of operations the result is MONAI's to the last bit
         grid = (points * 2 / column(last_voxel, points.ndim - 1) - 1).flip(1).movedim(1, -1)
     return sample_normalized(image, grid, mode, padding_mode)
+
+
+def last_voxels(image: Tensor) -> Tensor:
+    """``(D,)``: the last voxel along each axis of an image; 1 where there is a single one. A trace keeps no size."""
+    if torch.jit.is_tracing():
+        return (torch._shape_as_tensor(image)[2:] - 1).clamp(min=1)
+    return torch.tensor([max(size - 1, 1) for size in image.shape[2:]])
 
 
 def sample_normalized(image: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
@@ -101,10 +108,12 @@ class MovedGrid(torch.autograd.Function):
         return moved.movedim(1, -1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         """Of the ddf."""
         dims = len(ctx.spatial_size)
+        if torch.is_grad_enabled():  # a second derivative is wanted, for which it must be recorded
+            parts = [gradient[..., dims - 1 - axis] / half_extent(size) for axis, size in enumerate(ctx.spatial_size)]
+            return torch.stack(parts, 1), None, None, None
         result = gradient.new_empty(len(gradient), dims, *gradient.shape[1:-1])
         for axis, size in enumerate(ctx.spatial_size):
             torch.div(gradient[..., dims - 1 - axis], half_extent(size), out=result[:, axis])

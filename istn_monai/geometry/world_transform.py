@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,7 +155,7 @@ def world_transform(
 
     Raises:
         ValueError: theta is not that of one pair, or has another number of parameters than the transformation on this
-            grid.
+            grid; or the grid has other voxels than the transformation was made for.
 
     Examples:
         >>> affine = AffineTransformation((24, 20), spacing=2.0)
@@ -165,6 +166,11 @@ def world_transform(
     """
     if theta.ndim != 2 or len(theta) != 1:
         raise ValueError(f"theta must be (1, P), one pair, got {tuple(theta.shape)}")
+    if not np.allclose(transformation.spacing, grid.spacing, rtol=1e-3):
+        raise ValueError(
+            f"the transformation is of voxels of {tuple(transformation.spacing)} mm, the grid has "
+            f"{tuple(round(step, 6) for step in grid.spacing)} mm: make it with spacing=grid.spacing"
+        )
     transformation = transformation.resized(grid.spatial_size)
     start = [] if initial_alignment is None else [WorldAffine(initial_alignment)]
     own = world_components(transformation, theta.detach().double(), grid)

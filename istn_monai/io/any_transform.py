@@ -57,9 +57,9 @@ def read_any_transform(
     Args:
         name: of the file, with what is to be said of it.
         dims: that the transform must have; None for any.
-        moving: grid of the image that was registered; of ``fsl:`` alone.
-        fixed: grid of the image that it was registered to, for ``fsl:``; and where the inverse of what is not linear
-            is needed: so far its displacement field reaches.
+        moving: grid of the image that is moved, for ``fsl:`` alone.
+        fixed: grid of the image that it is moved to, for ``fsl:``; and where the inverse of what is not linear
+            is needed: so far its displacement field reaches. An inverse moves what its file took as fixed.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -67,7 +67,8 @@ def read_any_transform(
     """
     prefix, file, inverse = parts_of(name)
     if prefix:
-        transform = read_matrix(file, CONVENTION_OF[prefix], moving, fixed)
+        own = (fixed, moving) if inverse else (moving, fixed)  # a matrix whose inverse is meant led the other way
+        transform = read_matrix(file, CONVENTION_OF[prefix], *own)
         check_dimensions(transform, file_of(name), dims)
     else:
         transform = read_transform(file, dims)

@@ -45,6 +45,19 @@ def elastix_transforms(file: Path) -> list[sitk.Transform]:
     Raises:
         ValueError: naming the file in which something is missing, truncated or of a kind that is not read.
     """
+    return [transform for _, transform in elastix_chain(file)]
+
+
+def elastix_files(file: Path) -> list[Path]:
+    """A parameter file and its initial ones, absolute; the file alone where they cannot be read, or it is none."""
+    try:
+        return [each for each, _ in elastix_chain(file)] if is_elastix(file) else [file]
+    except (ValueError, OSError):
+        return [file]
+
+
+def elastix_chain(file: Path) -> list[tuple[Path, sitk.Transform]]:
+    """See :func:`elastix_transforms`; each with its file."""
     chain: list[Path] = []
     result = []
     following: Path | None = file
@@ -55,7 +68,7 @@ def elastix_transforms(file: Path) -> list[sitk.Transform]:
         try:
             entries = entries_of(following)
             check_world(entries)
-            result.append(transform_of(entries))
+            result.append((chain[-1], transform_of(entries)))
             following = initial_of(entries, following)
         except (ValueError, OverflowError, RuntimeError) as error:
             said = last_line(error)

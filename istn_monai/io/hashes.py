@@ -44,12 +44,12 @@ def file_state(path: str | Path) -> list[int]:
 def file_hash(file: str | Path) -> str | None:
     """SHA-256 of an image's files one after another, see :func:`files_of`; None for nothing."""
     path = absolute(file)
-    return hash_in_state(path, tuple(file_state(path))) if path.exists() else None
+    return hash_in_state(path, path.resolve(), tuple(file_state(path))) if path.exists() else None
 
 
 @lru_cache(maxsize=4096)
-def hash_in_state(path: Path, state: Sequence[int]) -> str:
-    """The hash of what is at a path in a state: a file of several pairs is read once."""
+def hash_in_state(path: Path, place: Path, state: Sequence[int]) -> str:
+    """The hash of what is at a path, which leads to a place, in a state: a file of several pairs is read once."""
     digest = hashlib.sha256()
     for file in files_of(path):
         with open(file, "rb") as content:

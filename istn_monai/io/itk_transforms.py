@@ -2,9 +2,9 @@
 
 Convention:
     What is written maps fixed to moving world points (pull-back), the direction in which ITK, SimpleITK, ANTs and 3D
-    Slicer resample. Inside the package world points are RAS; ITK's are LPS, and how the two differ stands here
-    alone. SimpleITK's transforms are ITK's; this is the only file that imports itk, for the few files that SimpleITK
-    cannot read.
+    Slicer resample. Inside the package world points are RAS; ITK's are LPS, see :mod:`istn_monai.geometry.frames`.
+    SimpleITK's transforms are ITK's; this is the only file that imports itk, for the few files that SimpleITK cannot
+    read.
 """
 
 from __future__ import annotations

@@ -279,7 +279,6 @@ def write_points(points: Points, file: str | Path, frame: str = "LPS") -> Path:
         content = text.encode("utf-8")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         part.write_bytes(content)
     return path

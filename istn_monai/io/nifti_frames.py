@@ -43,8 +43,7 @@ def nifti_affine(file: Path, place: str, nifti_frame: str | None = None) -> np.n
         file: with a header that nibabel reads.
         place: how errors call it.
         nifti_frame: what counts where readers differ: "itk", as ITK reads it; "sform" or "qform", which must then be
-            set. None: they may not differ by more than ``AGREE`` voxels, and
-            ITK's counts.
+            set. None: they may not differ by more than ``AGREE`` voxels, and ITK's counts.
 
     Raises:
         ValueError: if they differ and nothing is chosen, or what is chosen is not there.
@@ -61,7 +60,7 @@ def nifti_affine(file: Path, place: str, nifti_frame: str | None = None) -> np.n
     try:
         by_itk = affine_by_itk(file, usual)
     except RuntimeError as error:
-        raise ValueError(f"{place}: {file}: {refusal(header, str(error))}") from error
+        raise ValueError(f"{place}: {file}: {refusal(str(error))}") from error
     apart = corners_apart(by_itk, usual, (*header.get_data_shape()[:3], 1, 1)[:3])
     if nifti_frame is None and not apart <= AGREE * np.linalg.norm(by_itk[:3, :3], axis=0).min():
         why = reason(header, written_header(image))
@@ -155,8 +154,8 @@ def choices(header: Header) -> list[str]:
     return ["itk", *(name for name in ("sform", "qform") if form_of(header, name)[0] is not None)]
 
 
-def refusal(header: Header, error: str) -> str:
-    """Why ITK cannot read a header, in one line."""
+def refusal(error: str) -> str:
+    """Why ITK cannot read a header, in one line, from its own words."""
     if "orthonormal" not in error:
         return f"ITK, and with it 3D Slicer and ANTs, cannot read its header ({last_line(error)}); repair it"
     return (

@@ -137,7 +137,7 @@ def replacing(file: Path, durable: bool = True) -> Iterator[Path]:
     """A path beside a file to write to, which takes its place once it is written whole; a failure leaves the old file.
 
     Args:
-        file: to write.
+        file: to write; its folder is made.
         durable: waits until it is on the disk; False for many files that are made again where one is missing.
 
     Raises:
@@ -145,6 +145,7 @@ def replacing(file: Path, durable: bool = True) -> Iterator[Path]:
     """
     part = part_of(file)
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         remove_parts(file)
         yield part
         check_whole(part)

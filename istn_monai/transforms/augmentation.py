@@ -12,7 +12,7 @@ from torch import Tensor
 from istn_monai.geometry.affine import AffineTransformation
 from istn_monai.geometry.bspline import BSplineTransformation
 from istn_monai.geometry.composite import CompositeTransformation
-from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.geometry.meta import in_place_of, values_of
 from istn_monai.geometry.sampling import warp
 from istn_monai.geometry.transformation import per_axis
 from istn_monai.transforms.inverses import NotInvertible
@@ -89,6 +89,6 @@ class RandDeformd(RandomizableTransform, MapTransform, NotInvertible):
             return result
         ddf = self.transformation(theta)
         for key in self.key_iterator(data):
-            warped = warp(data[key].as_tensor()[None], ddf, padding_mode="zeros")[0]
-            result[key] = with_affine(warped, affine_of(data[key]), data[key])
+            warped = warp(values_of(data[key])[None], ddf, padding_mode="zeros")[0]
+            result[key] = in_place_of(warped, data[key])
         return result

@@ -13,8 +13,9 @@ import torch
 from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor, nn
 
-from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.geometry.meta import in_place_of, values_of
 from istn_monai.geometry.resampling import unit_range
+from istn_monai.geometry.sampling import at_least_float32
 from istn_monai.transforms.keys import Pair
 
 LLOYD_STEPS = 10
@@ -73,9 +74,9 @@ class RandContrastMapd(RandomizableTransform, MapTransform):
         curves = self.randomize(max((len(data[key]) for key in keys), default=0))
         if self._do_transform:
             for key in keys:
-                image = data[key].as_tensor()
+                image = at_least_float32(values_of(data[key]))
                 mapped = torch.stack([self.mapped(*one) for one in zip(image, curves, strict=False)])
-                result[key] = with_affine(mapped, affine_of(data[key]), data[key])
+                result[key] = in_place_of(mapped, data[key])
         return result
 
     def mapped(self, channel: Tensor, heights: Tensor) -> Tensor:
@@ -146,9 +147,10 @@ class RandImageFromLabelsd(RandomizableTransform, MapTransform):
         if self._do_transform:
             for key, label_key in self.key_iterator(data, self.label_keys):
                 if label_key in data or not self.allow_missing_keys:
-                    image, label = data[key].as_tensor(), structures(data[label_key].as_tensor()[: self.channels])
+                    image = at_least_float32(values_of(data[key]))
+                    label = structures(values_of(data[label_key])[: self.channels]).to(image)
                     drawn = torch.stack([self.drawn(channel, label) for channel in image])
-                    result[key] = with_affine(drawn, affine_of(data[key]), data[key])
+                    result[key] = in_place_of(drawn, data[key])
         return result
 
     def drawn(self, channel: Tensor, label: Tensor) -> Tensor:
@@ -210,7 +212,8 @@ def structures(label: Tensor) -> Tensor:
 
 def class_centers(values: Tensor, number: int) -> Tensor:
     """The centers of the classes of intensities, rising (k-means: Lloyd's steps from evenly filled classes)."""
-    centers = torch.quantile(values[:: max(1, len(values) // 10_000)], (torch.arange(number) + 0.5) / number)
+    ranks = (torch.arange(number).to(values) + 0.5) / number
+    centers = torch.quantile(values[:: max(1, len(values) // 10_000)], ranks)
     for _ in range(LLOYD_STEPS):
         classes = nearest(values, centers)
         counts = torch.bincount(classes, minlength=number)

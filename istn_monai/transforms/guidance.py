@@ -20,6 +20,8 @@ from istn_monai.transforms.keys import GUIDANCE, LABEL_KEYS, MAP_KEYS, MAPS, MAS
 from istn_monai.transforms.preprocessing import SoIGroupsd
 from istn_monai.transforms.registration_grid import check_kept, kept, on_grid
 
+MOST_LABELS = 32  # a real-valued map in whole numbers, as of a PNG, has more
+
 
 def structures_on_grid(label: MetaTensor, key: str, groups: SoIGroupsd, grid: Grid, what: str) -> MetaTensor:
     """The structures ``(K, *S)`` of a label map on the registration grid.
@@ -35,12 +37,26 @@ def structures_on_grid(label: MetaTensor, key: str, groups: SoIGroupsd, grid: Gr
         ValueError: naming the file, if it has none of the labels, or if they are not on the grid.
     """
     name = source(label, key)
+    if groups.soi_labels is None:
+        check_one_structure(label, name)
     soi = with_affine(groups.channels(label.as_tensor()), affine_of(label), label)
     if not soi.any():
         raise ValueError(f"{name} has none of the labels {groups.soi_labels}, {what}")
     found = on_grid(soi, grid)
     check_kept(kept(soi, found), name, grid)
     return found
+
+
+def check_one_structure(label: Tensor, name: str) -> None:
+    """ValueError for a map of a few whole numbers, labels, where none are known: it would count as a real-valued map,
+    by the size of its numbers."""
+    values = label.unique()
+    labels = [int(value) for value in values if value != 0]
+    if bool((values == values.round()).all()) and 1 < len(labels) <= MOST_LABELS:
+        raise ValueError(
+            f"{name} holds the labels {labels}, and which of them are the structures is not known: give soi_labels, "
+            f"such as {[[value] for value in labels]} (with --model intensities), or a map of one structure"
+        )
 
 
 class Guidanced(Transform):

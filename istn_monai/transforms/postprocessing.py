@@ -93,7 +93,7 @@ class WarpPaird(Transform):
         to_world = Grid.of(data[ORIGINAL_KEYS[0]]).affine
         if "initial_alignment" in data:
             to_world = torch.as_tensor(data["initial_alignment"], dtype=torch.float64) @ to_world
-        return lambda points: map_points(to_world.to(points), points[0]).float().float()
+        return lambda points: map_points(to_world.to(points), points[0]).float()
 
 
 def check_prediction(data: Mapping[Hashable, Any]) -> None:

@@ -22,9 +22,10 @@ from istn_monai.alignment import INITIAL_ALIGNMENTS, check_start
 from istn_monai.geometry.exact import working
 from istn_monai.geometry.filling import filled
 from istn_monai.geometry.grids import Grid, overlap_in_world
-from istn_monai.geometry.meta import affine_of, with_affine
+from istn_monai.geometry.meta import affine_of, in_place_of, values_of, with_affine
 from istn_monai.geometry.resampling import unit_range
 from istn_monai.io.any_transform import file_of
+from istn_monai.io.elastix import elastix_files
 from istn_monai.io.images import Dtype, read_exactly, read_or_explain
 from istn_monai.io.nifti_frames import check_nifti_frame
 from istn_monai.linear_registration import SIMILARITIES
@@ -95,6 +96,8 @@ class LoadPaird(MapTransform):
             raise ValueError(f"{key} must be a path or a channel-first MetaTensor with an affine, got {type(image)}")
         values = image.as_tensor()
         values = values.to(torch.uint8) if values.dtype == torch.bool else values
+        if values.dtype in (torch.float16, torch.bfloat16):  # which files cannot hold
+            values = values.float()
         result = MetaTensor(values, meta={"original_affine": image.affine.clone()} | dict(image.meta))
         result.affine = image.affine
         return result
@@ -183,8 +186,8 @@ class NormalizeIntensityRanged(MapTransform):
         """Each key ``(C, *S)`` to the same in [0, 1], float32."""
         result = dict(data)
         for key in self.key_iterator(data):
-            scaled = self.scaled(working(data[key].as_tensor()), mask_of(data, key))
-            result[key] = with_affine(scaled, affine_of(data[key]), data[key])
+            scaled = self.scaled(working(values_of(data[key])), mask_of(data, key))
+            result[key] = in_place_of(scaled, data[key])
         return result
 
     def scaled(self, channels: Tensor, known: Tensor | None) -> Tensor:
@@ -226,7 +229,7 @@ class SoIGroupsd(MapTransform):
         """Each key ``(1, *S)`` to ``(K, *S)`` float32 in [0, 1]."""
         result = dict(data)
         for key in self.key_iterator(data):
-            result[key] = with_affine(self.channels(data[key].as_tensor()), affine_of(data[key]), data[key])
+            result[key] = in_place_of(self.channels(values_of(data[key])), data[key])
         return result
 
     def channels(self, label: Tensor) -> Tensor:
@@ -274,8 +277,9 @@ class InitialAlignmentd(NotInvertible):
 
     @property
     def files(self) -> list[str]:
-        """What it reads besides a pair: a transform's file, if that is where it begins."""
-        return [] if self.name in INITIAL_ALIGNMENTS else [str(file_of(self.name))]
+        """What it reads besides a pair: a transform's file, if that is where it begins, and those that it names."""
+        file = None if self.name in INITIAL_ALIGNMENTS else file_of(self.name)
+        return [] if file is None else list(map(str, elastix_files(file) if file.is_file() else [file]))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)

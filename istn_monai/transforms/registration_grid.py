@@ -97,7 +97,8 @@ def covering_grid(fixed: MetaTensor, spacing: Sequence[float], at_least: Sequenc
         fixed: ``(C, *S)``.
         spacing: voxel size of the grid in mm.
         at_least: smallest size of the grid.
-        whole: covers the image, not its content alone, and a voxel around it: beyond the grid a B-spline moves nothing.
+        whole: covers the image, not its content alone. Along axes that need more than ``at_least``, also a voxel around
+            it, as beyond the grid a B-spline moves nothing.
 
     Raises:
         ValueError: if the grid would have more than ``MOST_VOXELS``.

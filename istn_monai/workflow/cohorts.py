@@ -7,6 +7,7 @@ and those that are locked come last.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from istn_monai.workflow.result_folders import pair_folder
 from istn_monai.workflow.results import SavePairHandler
 
 PAIR = "pair_"
+IS_PAIR = re.compile(rf"{PAIR}\d{{4,}}")  # and no copy that somebody made of one
 
 
 class Cohort:
@@ -71,8 +73,17 @@ class Cohort:
             more = f" ({len(others)} pairs of {len(self.pairs)} are so)" if len(others) > 1 else ""
             raise FileExistsError(others[0] + more)
         check_output_dir(self.folder)
-        for folder in self.others() if rank() == 0 else []:
+        if rank() == 0:
+            self.remove_others()
+
+    def remove_others(self) -> None:
+        """Removes results and failures of an earlier datalist with more pairs."""
+        for folder in self.others():
             pair_folder(folder).remove()
+        known = read_failures(self.folder / FAILURES)
+        own = {self.name(number) for number in range(len(self.pairs))}
+        if not own.issuperset(known):
+            write_failures({name: why for name, why in known.items() if name in own}, self.folder / FAILURES)
 
     def conflicts(self, saver_of: Callable[[Path], SavePairHandler]) -> Iterator[FileExistsError]:
         """The pairs in whose folders there is another result, and earlier pairs that this cohort does not have."""
@@ -95,7 +106,7 @@ class Cohort:
     def others(self) -> list[Path]:
         """Folders of earlier pairs beyond those of this cohort."""
         own = {self.name(number) for number in range(len(self.pairs))}
-        found = sorted(self.folder.glob(f"{PAIR}[0-9][0-9][0-9][0-9]*"))
+        found = [folder for folder in sorted(self.folder.glob(f"{PAIR}*")) if IS_PAIR.fullmatch(folder.name)]
         return [folder for folder in found if folder.name not in own and pair_folder(folder).mark.exists()]
 
     def run(self, register: Callable[[int, bool], bool]) -> list[str]:

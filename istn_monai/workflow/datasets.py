@@ -17,6 +17,7 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, Randomizable, Transform
 from torch.utils.data import DistributedSampler
 
+from istn_monai import __version__
 from istn_monai.io.datalist import Item, existing, read_datalist
 from istn_monai.io.hashes import file_state
 from istn_monai.network_settings import none_or
@@ -106,9 +107,9 @@ def hash_with_files(item: Mapping[str, Any]) -> bytes:
 
 
 def hash_with_named_files(transforms: Sequence[Transform]) -> bytes:
-    """Hash of transforms that changes with the files that they read besides a pair's."""
+    """Hash of transforms that changes with the files that they read besides a pair's, and with their code."""
     named = [str(file) for transform in transforms for file in getattr(transform, "files", ())]
-    return pickle_hashing([*transforms, [(file, file_state(file)) for file in named]])
+    return pickle_hashing([*transforms, [(file, file_state(file)) for file in named], __version__])
 
 
 def cached_dataset(

@@ -31,6 +31,7 @@ from istn_monai.io.staging import FILES, ResultFolder
 from istn_monai.metrics import inverse_consistency, without_nan
 from istn_monai.qa.cohort import QA_COHORT, Entry, jpeg, write_cohort
 from istn_monai.qa.inspector import PairInspector
+from istn_monai.qa.measures import file_name
 from istn_monai.transforms.checks import reads_labels
 from istn_monai.transforms.guidance import batched
 from istn_monai.transforms.keys import LABEL_KEYS, POINT_KEYS
@@ -312,9 +313,7 @@ class Evaluation:
         """The QA page of one pair, see :meth:`represented`."""
         assert self.inspect is not None
         verdict, page, view = self.inspect(result)
-        files = " → ".join(
-            Path(str(result[f"{side}_image"].meta["filename_or_obj"])).name for side in ("moving", "fixed")
-        )
+        files = " → ".join(file_name(result[f"{side}_image"], "memory") for side in ("moving", "fixed"))
         return Entry(name, files, verdict.report(), jpeg(page), view=view)
 
     def write(self, result: dict[str, Any], entries: Mapping[int, Entry]) -> None:

@@ -265,13 +265,25 @@ def export(registered: str | Path, output: str | Path, overwrite: bool = False) 
     if not reports:
         raise FileNotFoundError(f"registered: no {REPORT} in {root} or its pair_0000 ...: register the pairs first")
     folder = check_output_dir(output, "output")
-    records = [read_json(report, "report", "a JSON object")["inputs"] for report in reports]
+    records = [images_of(report) for report in reports]
     files = [new_file(folder / checked_name(record), overwrite=overwrite) for record in records]
     for report, record, file in zip(reports, records, files, strict=True):
         written = [report.parent / name for name in (TRANSFORM, DISPLACEMENT) if (report.parent / name).is_file()]
         moving, fixed = (grid_in(record[key]) for key in IMAGE_KEYS)
         write_displacement(read_transform(written[0]).pull_back_points(fixed, moving)[0], fixed, file)
     return files
+
+
+def images_of(report: Path) -> Mapping[str, Any]:
+    """What the report of a registered pair says of its files; ValueError for that of anything else."""
+    records = read_json(report, "report", "a JSON object").get("inputs")
+    written = any((report.parent / name).is_file() for name in (TRANSFORM, DISPLACEMENT))
+    if not written or not isinstance(records, Mapping) or not set(IMAGE_KEYS) <= set(records):
+        raise ValueError(
+            f"registered: {report.parent} holds no registered pair ({TRANSFORM} or {DISPLACEMENT}, and what "
+            f"{REPORT} says of it); give a folder that register wrote with an engine other than none"
+        )
+    return records
 
 
 def checked_name(record: Mapping[str, Any]) -> str:

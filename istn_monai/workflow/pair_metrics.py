@@ -82,7 +82,8 @@ def label_metrics(
     moving_map, fixed_map = label_map(moving, soi_labels), label_map(fixed, soi_labels)[0, 0]
     warped_soi = sample(merged_soi(moving_map, soi_labels), points, padding_mode="zeros")[0, 0] > 0.5
     fixed_soi = merged_soi(fixed_map, soi_labels) > 0.5
-    box = box_of(warped_soi | fixed_soi)  # nothing is to be seen elsewhere, and a brain is large
+    seen = warped_soi | fixed_soi
+    box = box_of(seen if seen.any() else ~seen)  # nothing is to be seen elsewhere, and a brain is large
     spacing = Grid.of(fixed).spacing
     metrics = {f"{k}_merged": v for k, v in overlap(warped_soi[box], fixed_soi[box], spacing).items()}
     if soi_labels is None:

@@ -212,7 +212,7 @@ def network_from(settings: NetworkSettings, file: str | None = None) -> Displace
     if file is not None:
         weights = read_weights(file)
         try:
-            network.load_state_dict(weights.state)
+            network.load_state_dict(dict(weights.state))  # without what it says: settings may be others
         except RuntimeError as error:
             what = " ".join(str(error).split())[:300]
             raise ValueError(f"initial_weights {file} do not fit the network of these settings: {what}") from error

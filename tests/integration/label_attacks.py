@@ -181,7 +181,9 @@ def datastores(target: Target) -> Iterator[Attack]:
         ("%a", f"a{SUFFIX}", NIFTI), ("@a", f"a{SUFFIX}", NIFTI), ("a\nb", f"a{SUFFIX}", NIFTI),
         (".lock", f"a{SUFFIX}", NIFTI), ("new", "a.mhd", NIFTI), ("new", "a.svs", NIFTI), ("new", "a.xml", config),
         ("", f"../../{moving}{SUFFIX}", NIFTI), ("", f"{moving}{SUFFIX}", NIFTI),
-        ("new", "a.nrrd", nrrd("/etc/passwd")), ("new", "a.$b.mha", NIFTI), ("new", "a.b#c.mha", NIFTI),
+        ("new", "a.nrrd", nrrd("/etc/passwd")), ("new", "a.nrrd", nrrd("/etc/passwd").replace(b"raw\n", b"raw\r")),
+        ("new", "a.mha", metaimage("/etc/passwd")), ("new", "a.$b.mha", NIFTI), ("new", "a.b#c.mha", NIFTI),
+        ("new", "a.mha", metaimage("/etc/passwd").replace(b"File =", b"File :")),
     ]  # fmt: skip
     for image, name, content in uploads:
         body, kind = form({}, [("file", name, content)])
