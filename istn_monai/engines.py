@@ -38,6 +38,8 @@ class Representing(Registration):
         settings: likewise.
     """
 
+    sought = False
+
     def __init__(
         self,
         model: str | Path | None = None,

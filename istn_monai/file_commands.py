@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from istn_monai.options import command
 from istn_monai.processors import load_libraries
@@ -91,7 +92,8 @@ def info(
 
     Args:
         model: checkpoint, or folder of a training run or of a bundle; the shipped weights by default. Or a transform,
-            by its suffix (.h5, .tfm, .txt, .mat, .nii.gz ...), in any form that compose takes.
+            by its suffix (.h5, .tfm, .txt, .mat, .nii.gz ...), in any form that compose takes, or the folder of a
+            registered pair, for its transform.h5.
         reference: of a transform: image on whose grid displacements and folding are measured (fixed).
         moving: image that flirt moved, for fsl:FILE; of "[fsl:FILE,1]" the one that it was moved to.
         nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
@@ -100,7 +102,10 @@ def info(
     from istn_monai.folders import bundle_folder, find_weights
     from istn_monai.transform_info import is_transform, transform_information
     from istn_monai.weights import information, read_weights
+    from istn_monai.workflow.result_folders import TRANSFORM
 
+    if model is not None and (result := Path(model).expanduser() / TRANSFORM).is_file():
+        model = str(result)
     if model is not None and is_transform(model):
         return transform_information(model, reference, moving, nifti_frame)
     if reference is not None or moving is not None:

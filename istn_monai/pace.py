@@ -59,6 +59,10 @@ class Pace:
         self, what: str, total: int, unit: str = "step", every: float = EVERY, say: Callable[[str], None] = tell
     ) -> None:
         self.what, self.total, self.unit, self.every, self.say = what, total, unit, every, say
+        self.start()
+
+    def start(self) -> None:
+        """Counts from now on: what came before was something else."""
         self.begin = self.last = time.monotonic()
 
     def __call__(self, done: int, more: str = "") -> None:

@@ -120,6 +120,8 @@ class Registration:
         warn_if_untrained(weights)
         keep_memory()
 
+    sought = True  #: whether a transformation is looked for
+
     def __reduce__(self) -> tuple[Callable[..., Registration], tuple[()]]:
         """Copies and other processes load the weights again: a parsed configuration holds modules and functions."""
         model, steps, config, bundle_root, settings = self.arguments
@@ -160,7 +162,7 @@ class Registration:
             guided = guided_arguments(inferer, batched(data))
             pred = inferer(image.clone() if image.is_inference() else image, self.network, **guided)
             result = data | {"pred": decollate_batch(pred)[0]}
-            if self.settings.starts_at_identity and kept_start(result["pred"]):
+            if self.sought and self.settings.starts_at_identity and kept_start(result["pred"]):
                 warnings.warn(NOTHING_FOUND if self.parser.get("refine_steps") else NOTHING_SOUGHT, stacklevel=2)
             return result
 

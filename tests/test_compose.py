@@ -153,6 +153,23 @@ def test_plain_matrices_are_members_too(tmp_path):
     assert max_abs(nib.load(written).get_fdata(), nib.load(again).get_fdata()) < 1e-5
 
 
+def test_the_inverse_of_flirt_and_a_spline_leads_back(tmp_path):
+    """Each inverse is laid where the one before it leads; reference is the image whose points the whole maps."""
+    _, spline, _ = files(tmp_path, 3)
+    moving, _ = image_file(tmp_path, "moving", 3, 1)
+    fixed, place = image_file(tmp_path, "fixed", 3, 2)
+    np.savetxt(tmp_path / "flirt.mat", matrix(3, 7))
+    flirt = f"fsl:{tmp_path}/flirt.mat"
+    there = read_transform(compose_files([flirt], str(tmp_path / "a.h5"), reference=str(fixed), moving=str(moving)))
+    names = [f"[{spline},1]", f"[{flirt},1]"]
+    back = compose_files(names, str(tmp_path / "back.h5"), reference=str(moving), moving=str(fixed))
+    index = rng(4).uniform(2, np.array(SIZE[3])[:, None] - 3, (3, 200))
+    points = torch.as_tensor(place[:-1, :-1] @ index + place[:-1, -1:])
+    bent = read_transform(spline).transform_points(points)
+    assert max_abs(bent, points) > 0.3
+    assert max_abs(read_transform(back).transform_points(there.transform_points(bent)), points) < 0.05
+
+
 @pytest.mark.parametrize(
     "names, options, said",
     [
@@ -324,6 +341,17 @@ def test_a_matrix_is_a_rotation_scales_and_shears(dims):
     assert abs(abs(rotation_angle(turned)) - angle) < 1e-9
     kinds = [linear_kind(m) for m in (np.eye(dims), turned, 1.1 * turned, found[0] @ upper)]
     assert kinds == ["translation", "rigid", "similarity", "affine"]
+
+
+def test_info_of_a_result_is_that_of_its_transform(tmp_path, monkeypatch, capsys):
+    affine, *_ = files(tmp_path, 3)
+    compose_files([affine], str(tmp_path / "registration" / "transform.h5"))
+    shown = []
+    for name in ("registration", "registration/transform.h5"):
+        monkeypatch.setattr(sys, "argv", ["istn-monai", "info", str(tmp_path / name)])
+        main()
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and "member 1" in shown[0]
 
 
 def test_info_tells_transforms_from_models_by_the_file(tmp_path, monkeypatch):

@@ -95,6 +95,16 @@ def test_a_pace_is_a_line_after_a_while_with_the_time_that_is_left(capsys, clock
     assert capsys.readouterr().out == ""
 
 
+def test_what_comes_before_the_first_step_of_a_refinement_is_none_of_its_time(capsys, clock):
+    """The network of a large pair takes a minute, a step two seconds."""
+    inferer = SimpleNamespace(refiner=SimpleNamespace(steps=40, on_step=None))
+    with console.refining(inferer):
+        for step in range(20):
+            clock[0] = 60 + 2 * step
+            inferer.refiner.on_step()
+    assert capsys.readouterr().out == "refining: step 15 of 40, about 50 s left\n"
+
+
 def test_reading_says_how_many_there_are_and_then_each_twenty_seconds(capsys, clock):
     for _ in paced(range(8), "reading data", "subject"):
         clock[0] += 7

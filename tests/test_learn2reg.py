@@ -546,3 +546,11 @@ def test_registered_pairs_are_written_where_simpleitk_takes_their_voxels(tmp_pat
 def test_a_folder_without_registered_pairs_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no report.json in"):
         export(tmp_path, tmp_path / "submission")
+
+
+@pytest.mark.parametrize("report", [{"inputs": {"moving_image": {}, "fixed_image": {}}}, {"mine": 1}])
+def test_a_folder_without_a_registration_is_named(tmp_path, report):
+    """As ``register --engine none`` leaves it, or a report of somebody else."""
+    write_json(tmp_path / "pair_0000" / "report.json", report)
+    with pytest.raises(ValueError, match="pair_0000 holds no registered pair"):
+        export(tmp_path, tmp_path / "out")

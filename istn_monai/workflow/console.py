@@ -101,8 +101,9 @@ def refining(inferer: Any) -> Iterator[None]:
         yield
         return
     with tqdm(total=refiner.steps, desc="refining", unit="step", leave=False, disable=not bars()) as bar:
-        done, pace = count(1), Pace("refining", refiner.steps, every=EVERY_STEPS, say=say)
-        refiner.on_step = bar.update if bars() else lambda: pace(next(done))
+        done, pace = count(0), Pace("refining", refiner.steps, every=EVERY_STEPS, say=say)
+        # before the first step the network has run
+        refiner.on_step = bar.update if bars() else lambda: pace(number) if (number := next(done)) else pace.start()
         try:
             yield
         finally:

@@ -190,6 +190,7 @@ def check_evaluation() -> None:
         for line in announcement(f"evaluating {split}", data, f"{len(data)} pairs", settings, value("device")):
             say(line)
         say(f"istn-monai: {' and '.join(map(way_of, value('evaluate#inferers').values()))}")
+        say(f"istn-monai: weights {value('checkpoint_file')}")
         check_datalist(
             {split: data}, settings.spatial_dims, labels, in_channels=settings.in_channels,
             read_labels=reads_labels(labels), nifti_frame=given("nifti_frame"),
