@@ -99,10 +99,9 @@ def info(
         nifti_frame: what counts where readers understand a NIfTI header in two ways: itk, sform or qform.
     """
     load_libraries()
-    from istn_monai.folders import bundle_folder, find_weights
+    from istn_monai.folders import TRANSFORM, bundle_folder, find_weights
     from istn_monai.transform_info import is_transform, transform_information
     from istn_monai.weights import information, read_weights
-    from istn_monai.workflow.result_folders import TRANSFORM
 
     if model is not None and (result := Path(model).expanduser() / TRANSFORM).is_file():
         model = str(result)

@@ -10,6 +10,7 @@ from pathlib import Path
 from istn_monai.io.paths import replacing
 
 BEST, LAST, RUN = "model.pt", "last.pt", "run.json"
+TRANSFORM = "transform.h5"  #: of a registered pair, in the folder of its results
 INTENSITIES = "intensities"  #: the word for no network, and the name of the file that says so
 #: weights that ship with the bundle beside its ``model.pt``, by the names of their files
 SHIPPED = (INTENSITIES, "intensities_2d", "any_contrast")

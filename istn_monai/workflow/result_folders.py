@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from istn_monai.folders import TRANSFORM
 from istn_monai.io.staging import ResultFolder
 from istn_monai.qa.viewer import VIEW_PAGE
 from istn_monai.transforms.keys import SIDES
 
 IMAGES = ("warped", "warped_label", "moving_representation", "fixed_representation")
 JACOBIAN = "jacobian.nii.gz"
-DISPLACEMENT, TRANSFORM, INVERSE = "displacement.nii.gz", "transform.h5", "inverse_transform.h5"
+DISPLACEMENT, INVERSE = "displacement.nii.gz", "inverse_transform.h5"
 MOVED = "moved_points.csv"
 QA_PAGE = "qa.png"
 REPORT = "report.json"
