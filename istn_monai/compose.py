@@ -19,7 +19,7 @@ from istn_monai.io.any_transform import file_of, parts_of, read_any_transform
 from istn_monai.io.file_checks import most_voxels
 from istn_monai.io.images import load_image
 from istn_monai.io.itk_transforms import SUFFIXES, write_transform
-from istn_monai.io.paths import check_apart, new_file, not_written, replacing
+from istn_monai.io.paths import check_apart, new_file, replacing
 
 MARGIN = 4  # voxels around what is mapped, within which the field of an inverse is known, too
 
@@ -55,10 +55,6 @@ def compose_files(
     check_apart([path], [*read, *images], "choose another output")
     grids = {name: Grid.of(load_image(file, name, None, nifti_frame)) for name, file in images}
     composed = composed_transforms(transforms, grids.get("reference"), grids.get("moving"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise not_written(path, error) from error
     with replacing(path) as part:
         write_transform(composed, part)
     return path

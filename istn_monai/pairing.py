@@ -12,7 +12,7 @@ import numpy as np
 
 from istn_monai.io.data_folders import data_set_subjects, is_data_set, named_subjects
 from istn_monai.io.datalist import SPLITS, read_json
-from istn_monai.io.paths import absolute, check_apart, new_file, not_written, replacing
+from istn_monai.io.paths import absolute, check_apart, new_file, replacing
 from istn_monai.io.subject_files import EVERYTHING, Selection, Subjects
 from istn_monai.pace import tell
 
@@ -156,10 +156,6 @@ def write_datalist(
     if overwrite and path.is_file() and not set(SPLITS) & set(read_json(path, "output", "a datalist")):
         raise FileExistsError(f"output {path} is no datalist and is left alone: choose another name")
     new_file(path, overwrite=overwrite)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise not_written(path, error) from error
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
     return path

@@ -230,7 +230,6 @@ def described(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> Ma
 
 def save_atomically(content: Mapping[str, Any], file: Path) -> None:
     """Writes a checkpoint beside its place, then moves it there: an interruption leaves the old one whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
         torch.save(content, part)
 

@@ -15,6 +15,7 @@ import torch
 from istn_monai.geometry.components import WorldAffine, WorldComponent
 from istn_monai.geometry.grids import Grid
 from istn_monai.geometry.world_transform import WorldTransform
+from istn_monai.io.elastix import elastix_files
 from istn_monai.io.itk_transforms import check_dimensions, read_transform
 from istn_monai.io.matrix_files import read_matrix
 
@@ -41,6 +42,12 @@ def parts_of(name: str) -> tuple[str, str, bool]:
 def file_of(name: str) -> Path:
     """The file that a transform's name means, absolute."""
     return Path(parts_of(name)[1]).expanduser().absolute()
+
+
+def files_of(name: str) -> list[Path]:
+    """The files that a transform's name means, absolute: one, or elastix's parameter file and its initial ones."""
+    file = file_of(name)
+    return elastix_files(file) if file.is_file() else [file]
 
 
 def needs_grids(name: str) -> bool:

@@ -21,7 +21,7 @@ from istn_monai.io.dicom import is_dicom, read_series
 from istn_monai.io.file_checks import check_file
 from istn_monai.io.nifti_frames import check_right_angles
 from istn_monai.io.nifti_headers import units_of
-from istn_monai.io.paths import not_written, replacing
+from istn_monai.io.paths import replacing
 from istn_monai.io.readers import TooManyAxes, check_axes, is_nifti, reader_of
 from istn_monai.io.simple_itk import last_line
 
@@ -156,10 +156,6 @@ def save_image(image: MetaTensor, file: Path) -> None:
 
 def write_image(image: MetaTensor, file: Path) -> None:
     """As :func:`save_image`, whole or not at all, in a folder that is made for it."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise not_written(file, error) from error
     with replacing(file) as part:
         save_image(image, part)
 

@@ -24,8 +24,7 @@ from istn_monai.geometry.filling import filled
 from istn_monai.geometry.grids import Grid, overlap_in_world
 from istn_monai.geometry.meta import affine_of, in_place_of, values_of, with_affine
 from istn_monai.geometry.resampling import unit_range
-from istn_monai.io.any_transform import file_of
-from istn_monai.io.elastix import elastix_files
+from istn_monai.io.any_transform import files_of
 from istn_monai.io.images import Dtype, read_exactly, read_or_explain
 from istn_monai.io.nifti_frames import check_nifti_frame
 from istn_monai.linear_registration import SIMILARITIES
@@ -278,8 +277,7 @@ class InitialAlignmentd(NotInvertible):
     @property
     def files(self) -> list[str]:
         """What it reads besides a pair: a transform's file, if that is where it begins, and those that it names."""
-        file = None if self.name in INITIAL_ALIGNMENTS else file_of(self.name)
-        return [] if file is None else list(map(str, elastix_files(file) if file.is_file() else [file]))
+        return [] if self.name in INITIAL_ALIGNMENTS else list(map(str, files_of(self.name)))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Pair:
         result = dict(data)

@@ -165,7 +165,6 @@ def read_rows(file: Path) -> list[Row]:
 
 def write_rows(rows: list[Row], file: Path) -> None:
     """Writes them, whole numbers as such."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part, part.open("w", newline="") as lines:
         writer = csv.DictWriter(lines, [*COLUMNS, *terms_in(rows)])
         writer.writeheader()

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from istn_monai.alignment import INITIAL_ALIGNMENTS
 from istn_monai.foreign_networks import described_representation  # noqa: F401 (what the configs call)
-from istn_monai.io.any_transform import file_of
-from istn_monai.io.elastix import elastix_files
+from istn_monai.io.any_transform import files_of
 from istn_monai.io.hashes import file_hash, file_state
 from istn_monai.workflow.settings import running
 
@@ -33,10 +32,8 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
 
 def described_start(name: str) -> str:
     """The name of an initial alignment; of a file with the hash of what is in it."""
-    file = None if name in INITIAL_ALIGNMENTS else file_of(name)
-    if file is None or not file.is_file():
-        return name
-    return " ".join([name, *(str(file_hash(each))[:16] for each in elastix_files(file))])
+    files = [] if name in INITIAL_ALIGNMENTS else files_of(name)
+    return " ".join([name, *(str(file_hash(file))[:16] for file in files if file.is_file())])
 
 
 def config_hash(*ids: str) -> str:
@@ -55,13 +52,17 @@ def described(value: Any) -> str:
 
 def input_record(file: str) -> dict[str, Any]:
     """What is kept of an input: where it was, its hash, and the state of its files in which it has that hash."""
-    place = str(Path(file).expanduser().resolve())
-    return {"file": str(file), "place": place, "sha256": file_hash(file), "state": file_state(file)}
+    return {"file": str(file), "place": place_of(file), "sha256": file_hash(file), "state": file_state(file)}
+
+
+def place_of(file: str) -> str:
+    """Where a file is, whatever link or relative name led there."""
+    return str(Path(file).expanduser().resolve())
 
 
 def is_same_input(record: Mapping[str, Any], file: str) -> bool:
     """Whether a file is the input of a record; one that was not touched is not read again."""
-    if record.get("place") == str(Path(file).expanduser().resolve()) and record.get("state") == file_state(file):
+    if record.get("place") == place_of(file) and record.get("state") == file_state(file):
         return True
     return record.get("sha256") is not None and record["sha256"] == file_hash(file)
 
